@@ -1,0 +1,72 @@
+// `oltr_ext._C`: what needs no tensor. Free of torch, so it imports even where torch is broken.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "common/plan.h"
+#include "cpu/cpu_features.h"
+#include "oltr_build_info.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// What setup.py decided, key by key, and the C++ standard this file was compiled under.
+py::dict build_info() {
+  const struct {
+    const char* key;
+    const char* value;
+  } rows[] = {OLTR_BUILD_INFO};
+  py::dict info;
+  for (const auto& row : rows) info[row.key] = row.value;
+  info["cxx_standard"] = std::to_string(__cplusplus);
+  return info;
+}
+
+py::dict cpu_features() {
+  const oltr::CpuFeatures& found = oltr::cpu_features();
+  py::dict out;
+  out["avx2"] = found.avx2;
+  out["fma"] = found.fma;
+  out["avx512f"] = found.avx512f;
+  out["avx512bf16"] = found.avx512bf16;
+  out["isa"] = oltr::selected_isa();
+  return out;
+}
+
+int64_t accumulator_bytes(const std::string& dtype) {
+  if (dtype == "float64") return 8;
+  if (dtype == "float32" || dtype == "bfloat16" || dtype == "float16") return 4;
+  throw py::value_error("plan: expected dtype float32, float64, bfloat16 or float16, got " + dtype);
+}
+
+py::dict plan(int64_t B, int64_t C, int64_t D, const std::string& dtype,
+              const std::string& device) {
+  if (B < 0 || C < 1 || D < 1) {
+    throw py::value_error("plan: expected B >= 0, C >= 1 and D >= 1, got B = " + std::to_string(B) +
+                          ", C = " + std::to_string(C) + ", D = " + std::to_string(D));
+  }
+  if (device != "cpu") throw py::value_error("plan: expected device cpu, got " + device);
+  const oltr::Plan p = oltr::make_plan(B, C, D, accumulator_bytes(dtype));
+  py::dict out;
+  out["row_block"] = p.row_block;
+  out["class_tile"] = p.class_tile;
+  out["splits_forward"] = p.splits_forward;
+  out["splits_backward"] = p.splits_backward;
+  out["scratch_bytes"] = p.scratch_bytes;
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build info, CPU features and launch plans of oltr_ext.";
+  m.def("build_info", &build_info, "What was built, by what and for what: a dict of strings.");
+  m.def("cpu_features", &cpu_features,
+        "Instruction sets found at run time, and under \"isa\" the one that the kernels use.");
+  m.def("plan", &plan, py::arg("B"), py::arg("C"), py::arg("D"), py::arg("dtype") = "float32",
+        py::arg("device") = "cpu",
+        "How an op over B rows, C classes and width D is cut; raises ValueError on bad input.");
+}

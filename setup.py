@@ -1,0 +1,311 @@
+"""Builds three binaries into `oltr_ext/` and prints every decision on the way.
+
+    _oltr_cpu   the CPU ops, on LibTorch's stable ABI; loaded by torch.ops.load_library
+    _oltr_cuda  the CUDA ops, likewise; only where a usable CUDA toolkit is found
+    _C          a pybind11 module for what needs no tensor: build info, CPU features, launch plans
+
+Environment: OLTR_EXT_WITH_CUDA=auto|1|0, CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+MIN_TORCH = (2, 11)
+# Instruction sets are chosen inside the sources and dispatched at run time, hence no -march;
+# BuildExtension adds the C++ standard that the torch at hand wants, hence no -std.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+CXX_FLAGS = ["-O3", STABLE_ABI, f"-I{CSRC}", "-fvisibility=hidden", "-Wno-psabi"]
+NVCC_FLAGS = ["-O3", STABLE_ABI, f"-I{CSRC}", "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
+WANTED_ARCHS = ("8.0", "9.0", "10.0", "12.0")  # A100, H100, B200, RTX 50; PTX of the last
+
+
+def say(message: str) -> None:
+    print(f"oltr_ext build: {message}", flush=True)
+
+
+def stop(message: str) -> NoReturn:
+    sys.exit(f"oltr_ext build: {message}")
+
+
+def sources(*patterns: str) -> list[str]:
+    """Source files relative to the root, as setuptools wants them."""
+    return sorted(str(p.relative_to(ROOT)) for g in patterns for p in CSRC.glob(g))
+
+
+# --- what must be there -------------------------------------------------------------------------
+
+
+def need_torch() -> str:
+    if importlib.util.find_spec("torch") is None:
+        stop(
+            'torch is missing from the build environment: run `pip install "torch>=2.11" '
+            "setuptools ninja pybind11` and build again, or drop --no-build-isolation."
+        )
+    import torch
+
+    version = torch.__version__
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < MIN_TORCH:
+        stop(f'torch {version} is too old: run `pip install "torch>=2.11"` and build again.')
+    return version
+
+
+def need_module(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        stop(f"{name} is missing from the build environment: run `pip install {name}`.")
+
+
+def need_ninja() -> None:
+    if importlib.util.find_spec("ninja") is not None:
+        import ninja
+
+        # An environment that is used without being activated has its ninja off PATH.
+        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
+    if shutil.which("ninja") is None:
+        stop("ninja is missing from the build environment: run `pip install ninja`.")
+
+
+def need_compiler() -> str:
+    """The C++ compiler's first line of --version; exports CXX for torch and setuptools alike."""
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++", "clang++"]:
+        if shutil.which(name.split()[0]):
+            os.environ["CXX"] = name
+            out = subprocess.run([*name.split(), "--version"], capture_output=True, text=True)
+            return out.stdout.splitlines()[0] if out.stdout else name
+    looked = f"CXX={named} is not on PATH" if named else "none of c++, g++, clang++ is on PATH"
+    stop(
+        f"no C++ compiler ({looked}): install one (Debian and Ubuntu: `apt-get install g++`, "
+        "Fedora: `dnf install gcc-c++`) or set CXX to yours."
+    )
+
+
+def need_python_headers() -> None:
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").is_file():
+        stop(
+            f"Python.h is missing from {include}: install the headers of this Python "
+            "(Debian and Ubuntu: `apt-get install python3-dev`)."
+        )
+
+
+# --- CUDA ---------------------------------------------------------------------------------------
+
+
+def toolkit_gaps(home: Path) -> list[str]:
+    """What a CUDA toolkit at `home` lacks; empty if usable."""
+    gaps = []
+    if not os.access(home / "bin" / "nvcc", os.X_OK):
+        gaps.append("bin/nvcc")
+    if not (home / "include" / "cuda_runtime.h").is_file():
+        gaps.append("include/cuda_runtime.h")
+    libs = ["lib64", "lib", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu"]
+    if not any((home / d / "libcudart.so").exists() for d in libs):
+        gaps.append("libcudart.so")
+    return gaps
+
+
+def nvcc_home() -> Path | None:
+    """The toolkit that the nvcc on PATH belongs to; nvcc itself says so, for it may be a wrapper."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True)
+    here = re.search(r"_HERE_=(.+)", dry.stderr.decode(errors="replace"))
+    return (Path(here[1].strip()) if here else Path(nvcc).resolve().parent).parent
+
+
+def find_toolkit() -> tuple[Path | None, str]:
+    """(folder of a usable CUDA toolkit or None, what was found, as a clause)."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    # A toolkit that was named is the one meant: no other is taken in its place.
+    places = [Path(named)] if named else [Path("/usr/local/cuda"), nvcc_home()]
+    partial = []
+    for home in places:
+        if home is None or not home.is_dir():
+            continue
+        gaps = toolkit_gaps(home)
+        if not gaps:
+            return home, f"toolkit at {home}"
+        if len(gaps) < 3 or named:
+            partial.append(f"the CUDA toolkit at {home} lacks {', '.join(gaps)}")
+    if partial:
+        return None, "; ".join(dict.fromkeys(partial))
+    return None, f"CUDA_HOME={named} is not a folder" if named else "no CUDA toolkit was found"
+
+
+def nvcc_report(home: Path) -> tuple[str, list[str]]:
+    """(release such as "13.0", architectures such as ["8.0", ...]) of the toolkit's nvcc."""
+    nvcc = str(home / "bin" / "nvcc")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+\.\d+)", version)
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = [f"{n[:-1]}.{n[-1]}" for n in re.findall(r"compute_(\d+)\b", listed)]
+    return (release[1] if release else "unknown"), known
+
+
+def decide_cuda() -> tuple[Path | None, str, str]:
+    """(toolkit or None, CUDA release, the decision in words); sets CUDA_HOME and the arch list.
+
+    A GPU in this machine has no say: machines without one must build for those with one.
+    """
+    wish = os.environ.get("OLTR_EXT_WITH_CUDA", "auto").strip().lower()
+    if wish not in ("auto", "1", "0"):
+        stop(f"OLTR_EXT_WITH_CUDA={wish!r} is not understood: use auto, 1 or 0.")
+    if wish == "0":
+        return None, "", "not built: OLTR_EXT_WITH_CUDA=0"
+    import torch
+
+    repair = ""
+    home, found = find_toolkit()
+    release = ""
+    if home is None:
+        repair = "install the whole toolkit or set CUDA_HOME to its folder"
+    elif torch.version.cuda is None:
+        home, found = None, f"torch {torch.__version__} was built without CUDA"
+        repair = "install a torch with CUDA"
+    else:
+        release, known = nvcc_report(home)
+        theirs = torch.version.cuda
+        if release.split(".")[0] != theirs.split(".")[0]:
+            found = f"nvcc is CUDA {release} and torch is CUDA {theirs}"
+            repair = f"set CUDA_HOME to a toolkit of CUDA {theirs.split('.')[0]}"
+            home = None
+    if home is None:
+        if wish == "1":
+            stop(
+                f"OLTR_EXT_WITH_CUDA=1, but {found}: {repair}, "
+                "or build without CUDA by OLTR_EXT_WITH_CUDA=0."
+            )
+        return None, "", f"not built: {found} (to have it, {repair})"
+    os.environ["CUDA_HOME"] = str(home)
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        archs = [a for a in WANTED_ARCHS if a in known] or known[-1:]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
+    return home, release, f"built: CUDA {release}, {found}"
+
+
+# --- build info ---------------------------------------------------------------------------------
+
+
+def version() -> str:
+    text = (ROOT / "oltr_ext" / "_version.py").read_text()
+    return re.search(r'__version__ = "([^"]+)"', text)[1]  # type: ignore[index]
+
+
+def git_hash() -> str:
+    if not (ROOT / ".git").exists():
+        return ""
+    try:
+        run = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""
+
+
+def write_build_info(info: dict[str, str]) -> Path:
+    """A header for bindings.cpp, touched only when its text changes; returns its folder."""
+    rows = []
+    for key, value in info.items():
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        rows.append(f'    {{"{key}", "{quoted}"}},')
+    text = "// Written by setup.py.\n#define OLTR_BUILD_INFO \\\n" + " \\\n".join(rows) + "\n"
+    folder = ROOT / "build" / "include"
+    folder.mkdir(parents=True, exist_ok=True)
+    header = folder / "oltr_build_info.h"
+    if not header.is_file() or header.read_text() != text:
+        header.write_text(text)
+    return folder
+
+
+# --- the extensions -----------------------------------------------------------------------------
+
+
+def extensions() -> tuple[list[Extension], dict[str, type]]:
+    torch_version = need_torch()
+    need_module("pybind11")
+    need_ninja()
+    compiler = need_compiler()
+    need_python_headers()
+    toolkit, cuda_release, decision = decide_cuda()
+    say(f"version {version()}, Python {sys.version.split()[0]}, torch {torch_version}")
+    say(f"C++ compiler: {os.environ['CXX']} ({compiler}), flags {' '.join(CXX_FLAGS)}")
+    say(f"CUDA library {decision}")
+
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    stable = {"py_limited_api": True}  # no libtorch_python: these are op libraries, not modules
+    ops = CppExtension(
+        "oltr_ext._oltr_cpu",
+        sources("schema.cpp", "torch/*_cpu.cpp", "cpu/*.cpp"),
+        extra_compile_args=CXX_FLAGS,
+        **stable,
+    )
+    built = [ops]
+    archs = ""
+    if toolkit is not None:
+        archs = os.environ["TORCH_CUDA_ARCH_LIST"]
+        say(f"CUDA architectures: {archs}, flags {' '.join(NVCC_FLAGS)}")
+        built.append(
+            CUDAExtension(
+                "oltr_ext._oltr_cuda",
+                sources("torch/*_cuda.cpp", "cuda/*.cu"),
+                extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS},
+                **stable,
+            )
+        )
+    info = {
+        "version": version(),
+        "git": git_hash(),
+        "python": sys.version.split()[0],
+        "torch": torch_version,
+        "torch_cuda": torch.version.cuda or "",
+        "compiler": compiler,
+        "cxx_flags": " ".join(f for f in CXX_FLAGS if not f.startswith("-I")),
+        "cuda": cuda_release,
+        "cuda_archs": archs,
+        "cuda_library": decision,
+    }
+    built.append(
+        Extension(
+            "oltr_ext._C",
+            sources("bindings.cpp"),
+            include_dirs=[str(CSRC), str(write_build_info(info)), pybind11.get_include()],
+            extra_compile_args=["-O2", "-fvisibility=hidden"],
+            language="c++",
+        )
+    )
+
+    class Build(BuildExtension):
+        """Leaves staleness to ninja and keeps the objects of an editable install."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.force = True
+            if self.editable_mode:
+                self.build_temp = str(ROOT / "build" / "editable")
+
+    return built, {"build_ext": Build}
+
+
+# Metadata and sdist need neither torch nor a compiler.
+BUILDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
+ext_modules, cmdclass = extensions() if BUILDS & set(sys.argv[1:]) else ([], {})
+setup(ext_modules=ext_modules, cmdclass=cmdclass)
