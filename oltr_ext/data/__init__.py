@@ -1,0 +1,19 @@
+"""Data sets, sample streams and image transforms."""
+
+from oltr_ext.data.lists import ImageList
+from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
+from oltr_ext.data.tensors import TensorImages
+from oltr_ext.data.transforms import Augment, icon_image, imagenet_test, imagenet_train
+
+__all__ = [
+    "Augment",
+    "BalancedSampler",
+    "ClassAwareSampler",
+    "ImageList",
+    "Sampler",
+    "ShuffleSampler",
+    "TensorImages",
+    "icon_image",
+    "imagenet_test",
+    "imagenet_train",
+]

@@ -1,0 +1,59 @@
+"""Images that fit in memory, served in whole batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from oltr_ext.data.samplers import mix
+from oltr_ext.data.transforms import Augment, icon_tensor
+
+__all__ = ["TensorImages"]
+
+
+class TensorImages(Dataset[tuple[Tensor, int]]):
+    """uint8 images (N, C, H, W) with labels (N,), augmented as a batch.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: (N,) int, -1 for open images.
+        augment: applied to keys that carry a position (training), never to plain indices.
+        seed: the augmentation of an image is a pure function of (seed, position, image).
+
+    Raises:
+        TypeError: images are not uint8. ValueError: shapes do not fit, or there are no images.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: ArrayLike, augment: Augment | None = None, *, seed: int = 0
+    ) -> None:
+        self.labels: NDArray[np.int64] = np.asarray(labels).astype(np.int64)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"TensorImages: expected uint8 images, got {images.dtype}")
+        if images.dim() != 4 or self.labels.shape != images.shape[:1]:
+            raise ValueError(
+                "TensorImages: expected images (N, C, H, W) and labels (N,), "
+                f"got {tuple(images.shape)} and {self.labels.shape}"
+            )
+        if len(images) == 0:
+            raise ValueError("TensorImages: the data set is empty")
+        self.images = images
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return icon_tensor(self.images[int(index)]), int(self.labels[index])
+
+    def __getitems__(self, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Batch: images (B, C, H, W) and labels (B,) for rows of (position, index), or indices."""
+        index = keys if keys.ndim == 1 else keys[:, 1]
+        images = icon_tensor(self.images[torch.from_numpy(index)])
+        if self.augment is not None and keys.ndim == 2:
+            images = self.augment(images, mix(self.seed, 6, keys[:, 0], index))
+        return images, torch.from_numpy(self.labels[index])

@@ -1,0 +1,158 @@
+"""List files and their errors, batches as pure functions of their keys, transforms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oltr_ext.data import (
+    Augment,
+    ImageList,
+    TensorImages,
+    icon_image,
+    imagenet_test,
+    imagenet_train,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "a b").mkdir()
+    for n in range(4):
+        pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a b" / f"{n}.png")
+    lines = [f"a b/{n}.png {n % 3 - (n == 3)}" for n in range(4)]
+    (tmp_path / "train.txt").write_text("\n".join([lines[0], "", *lines[1:]]) + "\n")
+    return tmp_path
+
+
+def test_image_list_reads_the_published_format(folder):
+    images = ImageList(folder / "train.txt", None, imagenet_test(32))
+    assert len(images) == 4
+    assert images.labels.tolist() == [0, 1, 2, -1]
+    image, label = images[1]
+    assert image.shape == (3, 32, 32) and image.dtype == torch.float32 and label == 1
+
+
+def test_random_transforms_depend_on_seed_and_position_only(folder):
+    images = ImageList(folder / "train.txt", folder, imagenet_train(32), seed=3)
+    keys = np.array([[10, 2], [11, 2], [12, 0]])
+    state = torch.get_rng_state()
+    a, labels = images.__getitems__(keys)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    b, _ = images.__getitems__(keys[1:])
+    assert torch.equal(a[1:], b)
+    assert not torch.equal(a[0], a[1])
+    assert labels.tolist() == [2, 2, 0]
+    other = ImageList(folder / "train.txt", folder, imagenet_train(32), seed=4)
+    assert not torch.equal(a, other.__getitems__(keys)[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a b/1.png x", r"train.txt:2: expected `path label` .* got 'a b/1.png x'"),
+        ("a b/1.png -2", "train.txt:2: expected `path label`"),
+        ("17", "train.txt:2: expected `path label`"),
+    ],
+)
+def test_bad_lines_are_named(folder, line, message):
+    (folder / "train.txt").write_text("a b/0.png 0\n" + line)
+    with pytest.raises(ValueError, match=message):
+        ImageList(folder / "train.txt", folder, imagenet_test())
+
+
+def test_missing_things_are_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"no list file .*none.txt"):
+        ImageList(folder / "none.txt", folder, imagenet_test())
+    (folder / "train.txt").write_text("a b/0.png 0\na b/9.png 0")
+    with pytest.raises(FileNotFoundError, match=r"train.txt:2: no image .*9.png"):
+        ImageList(folder / "train.txt", folder, imagenet_test())
+    (folder / "train.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"train.txt lists no images"):
+        ImageList(folder / "train.txt", folder, imagenet_test())
+
+
+def test_truncated_image_is_named(folder):
+    path = folder / "a b" / "1.png"
+    path.write_bytes(path.read_bytes()[:900])
+    images = ImageList(folder / "train.txt", folder, imagenet_test())
+    with pytest.raises(ValueError, match=r"train.txt:3: cannot read image .*1.png"):
+        images[1]
+    path.write_text("no image at all")
+    with pytest.raises(ValueError, match=r"cannot read image .*1.png"):
+        images[1]
+
+
+@pytest.fixture
+def icons():
+    rng = np.random.default_rng(1)
+    return torch.from_numpy(rng.integers(0, 255, (10, 1, 32, 32), dtype=np.uint8))
+
+
+def test_augmentation_is_a_pure_function_of_its_key(icons):
+    augment = Augment(shift=3, scale=0.2, stretch=0.1, rotate=10, flip=0.5, erase=0.5, ink=0.2)
+    data = TensorImages(icons, np.arange(10), augment, seed=5)
+    keys = np.stack([np.arange(100, 110), np.arange(10)], axis=1)
+    whole, labels = data.__getitems__(keys)
+    part, _ = data.__getitems__(keys[[7, 2]])
+    torch.testing.assert_close(part, whole[[7, 2]], rtol=0, atol=1e-6)
+    assert torch.equal(labels, torch.arange(10))
+    moved, _ = data.__getitems__(keys + np.array([1, 0]))
+    assert (moved != whole).flatten(1).any(dim=1).all()
+
+
+def test_plain_indices_are_never_augmented(icons):
+    data = TensorImages(icons, np.zeros(10, np.int64), Augment(shift=3, erase=1.0))
+    images, _ = data.__getitems__(np.array([4, 4]))
+    assert torch.equal(images[0], icons[4].float() / 255) and torch.equal(images[0], images[1])
+
+
+def test_each_augmentation_does_what_it_says():
+    dot = torch.zeros(400, 1, 32, 32)
+    dot[:, :, 16, 20] = 1.0
+    keys = np.arange(400).astype(np.uint64)
+    x, y = torch.arange(32.0), torch.arange(32.0)
+
+    def centre(images):
+        mass = images.sum(dim=(1, 2, 3))
+        return (images.sum(dim=(1, 2)) @ x) / mass, (images.sum(dim=(1, 3)) @ y) / mass
+
+    cx, cy = centre(Augment(shift=4)(dot, keys))
+    assert 3.5 < (cx - 20).abs().max() < 4.1 and 3.5 < (cy - 16).abs().max() < 4.1
+    cx, _ = centre(Augment(flip=0.25)(dot, keys))
+    assert set(cx.round().tolist()) == {11.0, 20.0}
+    assert 0.18 < (cx < 15).float().mean() < 0.32
+    ones = torch.ones(400, 1, 32, 32)
+    erased = 1 - Augment(erase=0.5)(ones, keys).mean(dim=(1, 2, 3))
+    assert 0.4 < (erased > 0).float().mean() < 0.6
+    assert erased[erased > 0].min() > 0.04 and erased.max() < 0.27
+    ink = Augment(ink=0.5)(ones, keys)[:, 0, 0, 0]
+    assert 0.66 < ink.min() < 0.75 and 1.4 < ink.max() < 1.51
+    assert torch.equal(Augment()(dot, keys), dot)
+
+
+def test_bad_tensors_are_named(icons):
+    with pytest.raises(TypeError, match="expected uint8"):
+        TensorImages(icons.float(), np.zeros(10))
+    with pytest.raises(ValueError, match=r"got \(10, 1, 32, 32\) and \(9,\)"):
+        TensorImages(icons, np.zeros(9))
+    with pytest.raises(ValueError, match="empty"):
+        TensorImages(icons[:0], np.zeros(0))
+
+
+def test_any_image_becomes_an_icon():
+    page = Image.new("L", (64, 48), 255)
+    page.paste(0, (20, 12, 44, 36))
+    icon = icon_image(page)
+    assert icon.shape == (32, 32) and icon.dtype == np.uint8
+    assert icon[16, 16] == 255 and icon[0, 0] == 0
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    clear.paste((0, 0, 0, 255), (8, 8, 24, 24))
+    np.testing.assert_array_equal(icon_image(clear) > 0, np.pad(np.ones((16, 16), bool), 8))
+    own = icon_image(Image.fromarray(icon))
+    np.testing.assert_array_equal(own, icon)
