@@ -27,8 +27,10 @@ MIN_TORCH = (2, 11)
 # Instruction sets are chosen inside the sources and dispatched at run time, hence no -march;
 # BuildExtension adds the C++ standard that the torch at hand wants, hence no -std.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-CXX_FLAGS = ["-O3", STABLE_ABI, f"-I{CSRC}", "-fvisibility=hidden", "-Wno-psabi"]
-NVCC_FLAGS = ["-O3", STABLE_ABI, f"-I{CSRC}", "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden"]
+CXX_FLAGS = ["-O3", STABLE_ABI, "-fvisibility=hidden", "-Wno-psabi"]
+# Python's own flags may ask for debug info; sources are named from the root, wherever that is.
+PLAIN_FLAGS = ["-g0", f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
+NVCC_FLAGS = ["-O3", STABLE_ABI, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden", f"-I{CSRC}"]
 WANTED_ARCHS = ("8.0", "9.0", "10.0", "12.0")  # A100, H100, B200, RTX 50; PTX of the last
 
 
@@ -119,7 +121,7 @@ def toolkit_gaps(home: Path) -> list[str]:
 
 
 def nvcc_home() -> Path | None:
-    """The toolkit that the nvcc on PATH belongs to; nvcc itself says so, for it may be a wrapper."""
+    """The toolkit of the nvcc on PATH. nvcc itself is asked, for it may be a wrapper script."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
@@ -255,7 +257,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     ops = CppExtension(
         "oltr_ext._oltr_cpu",
         sources("schema.cpp", "torch/*_cpu.cpp", "cpu/*.cpp"),
-        extra_compile_args=CXX_FLAGS,
+        extra_compile_args=[*CXX_FLAGS, *PLAIN_FLAGS],
         **stable,
     )
     built = [ops]
@@ -267,7 +269,10 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             CUDAExtension(
                 "oltr_ext._oltr_cuda",
                 sources("torch/*_cuda.cpp", "cuda/*.cu"),
-                extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS},
+                extra_compile_args={
+                    "cxx": [*CXX_FLAGS, "-DUSE_CUDA", *PLAIN_FLAGS],
+                    "nvcc": NVCC_FLAGS,
+                },
                 **stable,
             )
         )
@@ -278,7 +283,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         "torch": torch_version,
         "torch_cuda": torch.version.cuda or "",
         "compiler": compiler,
-        "cxx_flags": " ".join(f for f in CXX_FLAGS if not f.startswith("-I")),
+        "cxx_flags": " ".join(CXX_FLAGS),
         "cuda": cuda_release,
         "cuda_archs": archs,
         "cuda_library": decision,
@@ -286,9 +291,9 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     built.append(
         Extension(
             "oltr_ext._C",
-            sources("bindings.cpp"),
-            include_dirs=[str(CSRC), str(write_build_info(info)), pybind11.get_include()],
-            extra_compile_args=["-O2", "-fvisibility=hidden"],
+            sources("bindings.cpp", "cpu/cpu_features.cpp"),
+            include_dirs=[str(write_build_info(info)), pybind11.get_include()],
+            extra_compile_args=["-O2", "-fvisibility=hidden", *PLAIN_FLAGS],
             language="c++",
         )
     )
@@ -301,6 +306,11 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             self.force = True
             if self.editable_mode:
                 self.build_temp = str(ROOT / "build" / "editable")
+
+        def build_extension(self, ext: Extension) -> None:
+            whole, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
+            super().build_extension(ext)  # own objects: two extensions may share a source
+            self.build_temp = whole
 
     return built, {"build_ext": Build}
 

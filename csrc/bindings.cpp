@@ -26,12 +26,13 @@ py::dict build_info() {
 }
 
 py::dict cpu_features() {
-  const oltr::CpuFeatures& found = oltr::cpu_features();
+  const oltr::CpuFeatures found = oltr::cpu_features();
   py::dict out;
   out["avx2"] = found.avx2;
   out["fma"] = found.fma;
   out["avx512f"] = found.avx512f;
-  out["avx512bf16"] = found.avx512bf16;
+  out["avx512_bf16"] = found.avx512_bf16;
+  out["amx_bf16"] = found.amx_bf16;
   out["isa"] = oltr::selected_isa();
   return out;
 }
