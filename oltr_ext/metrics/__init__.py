@@ -1,0 +1,33 @@
+"""How good a model is, closed and open. Arrays in (numpy or torch), floats out.
+
+Open images carry label -1, rejected images prediction -1; scores are higher for known images.
+"""
+
+from __future__ import annotations
+
+from .fmeasure import F_RULES, f_curve, f_measure
+from .openset import Oscr, open_set_metrics, oscr, roc_points
+from .scores import SCORE_NAMES, open_scores
+from .shots import SHOT_NAMES, class_accuracy, shot_accuracy, shot_groups
+from .summary import RELEASED_THRESHOLD, evaluate
+from .threshold import CALIBRATION_RULES, calibrate_threshold
+
+__all__ = [
+    "CALIBRATION_RULES",
+    "F_RULES",
+    "RELEASED_THRESHOLD",
+    "SCORE_NAMES",
+    "SHOT_NAMES",
+    "Oscr",
+    "calibrate_threshold",
+    "class_accuracy",
+    "evaluate",
+    "f_curve",
+    "f_measure",
+    "open_scores",
+    "open_set_metrics",
+    "oscr",
+    "roc_points",
+    "shot_accuracy",
+    "shot_groups",
+]

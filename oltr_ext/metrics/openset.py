@@ -1,0 +1,99 @@
+"""Threshold-free open-set metrics. Higher scores mean known, and open images carry label -1."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.metrics import auc, average_precision_score, roc_auc_score, roc_curve
+
+from .arrays import BoolArray, FloatArray, as_labels, as_scores
+from .threshold import keep_fraction
+
+NAN = float("nan")
+
+
+class Oscr(NamedTuple):
+    """Open-set classification rate: the area, and the curve it lies under."""
+
+    area: float
+    fpr: FloatArray
+    """(T,) fraction of open images accepted, rising from 0 to 1."""
+    ccr: FloatArray
+    """(T,) fraction of known images accepted and classified right, from 0 to the accuracy."""
+
+
+def _ranks(score: FloatArray) -> FloatArray:
+    """Dense ranks: what every metric here depends on, and finite where scores may be infinite."""
+    return np.unique(score, return_inverse=True)[1].astype(np.float64)
+
+
+def _split(score: Any, target: Any, where: str) -> tuple[FloatArray, BoolArray]:
+    s = as_scores(score, f"{where}: score")
+    return s, as_labels(target, f"{where}: target", size=len(s)) >= 0
+
+
+def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
+    """How well a score separates known from open images.
+
+    Args:
+        score: (N,) higher means known. target: (N,) class, -1 = open.
+
+    Returns:
+        "auroc": area under the ROC curve, known positive (the same with open positive).
+        "fpr95": fraction of open images accepted at the highest threshold that accepts at
+        least 95 % of the known ones (known positive); lower is better.
+        "aupr_in": average precision with known as the positive class.
+        "aupr_out": average precision with open as the positive class.
+        All nan when either known or open images are missing.
+
+    Raises:
+        ValueError: NaN scores or lengths that differ.
+    """
+    s, known = _split(score, target, "open_set_metrics")
+    if known.all() or not known.any():
+        return {"auroc": NAN, "fpr95": NAN, "aupr_in": NAN, "aupr_out": NAN}
+    ranks = _ranks(s)
+    return {
+        "auroc": float(roc_auc_score(known, ranks)),
+        "fpr95": float((s[~known] >= keep_fraction(s[known], 0.95)).mean()),
+        "aupr_in": float(average_precision_score(known, ranks)),
+        "aupr_out": float(average_precision_score(~known, -ranks)),
+    }
+
+
+def roc_points(score: Any, target: Any) -> tuple[FloatArray, FloatArray]:
+    """(fpr, tpr) of the ROC curve, known positive; empty without known or without open images."""
+    s, known = _split(score, target, "roc_points")
+    if known.all() or not known.any():
+        return np.empty(0), np.empty(0)
+    fpr, tpr, _ = roc_curve(known, _ranks(s))
+    return fpr, tpr
+
+
+def oscr(score: Any, pred_closed: Any, target: Any) -> Oscr:
+    """Open-set classification rate (Dhamija et al. 2018): correct classification against fpr.
+
+    At each threshold, ccr = knowns accepted and classified right / all knowns, and fpr = open
+    images accepted / all open images. As ccr is the accuracy times the true positive rate of
+    the rightly classified knowns, the area is that accuracy times their AUROC. Hence it never
+    exceeds the closed-set accuracy nor the AUROC.
+
+    Args:
+        score: (N,) higher means known. pred_closed: (N,) class before rejection.
+        target: (N,) class, -1 = open.
+
+    Returns:
+        Oscr(area, fpr, ccr); area nan and an empty curve without known or without open images.
+    """
+    s, known = _split(score, target, "oscr")
+    pred = as_labels(pred_closed, "oscr: pred_closed", size=len(s), low=0)
+    if known.all() or not known.any():
+        return Oscr(NAN, np.empty(0), np.empty(0))
+    right = known & (pred == as_labels(target, "oscr: target"))
+    if not right.any():
+        return Oscr(0.0, np.array([0.0, 1.0]), np.zeros(2))
+    used = right | ~known
+    fpr, tpr, _ = roc_curve(right[used], _ranks(s[used]))
+    ccr = tpr * (right.sum() / known.sum())
+    return Oscr(float(auc(fpr, ccr)), fpr, ccr)

@@ -1,0 +1,73 @@
+"""Scores that tell known images from open ones. All are oriented so that higher means known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .arrays import FloatArray, as_scores, to_numpy
+
+SCORE_NAMES = ("max_softmax", "max_logit", "energy", "nearest_distance", "reachability")
+CHUNK = 1 << 22
+"""Logits converted to float64 at a time, so that N x C of them never are."""
+
+
+def open_scores(
+    logits: Any,
+    distance: Any | None = None,
+    *,
+    scale: float = 10.0,
+    temperature: float = 1.0,
+    eps: float = 1e-6,
+) -> dict[str, FloatArray]:
+    """Every score of a batch; higher means known.
+
+    Args:
+        logits: (B, C) logits over the known classes.
+        distance: (B,) Euclidean distance to the nearest centroid, if the head has a memory.
+        scale: s of the reachability r = s / d (OLTR, Eq. 3; 10 in the paper's code).
+        temperature: T of the energy score T * logsumexp(logits / T) (Liu et al. 2020, Eq. 4,
+            with its sign turned). The other scores do not use it.
+        eps: smallest distance, so that an image equal to a centroid has a finite reachability.
+
+    Returns:
+        float64 (B,) arrays under "max_softmax", "max_logit", "energy" and, given distance,
+        "nearest_distance" (= -distance) and "reachability" (= scale / distance). The last two
+        order images alike; they differ in their thresholds.
+
+    Raises:
+        ValueError: NaN or infinite scores, wrong shapes, no class, a negative distance, scale
+            or temperature <= 0.
+    """
+    z = to_numpy(logits)
+    if z.ndim != 2 or z.shape[1] == 0 or z.dtype.kind != "f":
+        raise ValueError(
+            f"open_scores: expected (B, C >= 1) floating-point logits, "
+            f"got shape {z.shape} of {z.dtype}"
+        )
+    for name, value in (("scale", scale), ("temperature", temperature), ("eps", eps)):
+        if not value > 0:
+            raise ValueError(f"open_scores: expected {name} > 0, got {value}")
+    top = z.max(axis=1).astype(np.float64)
+    if not np.isfinite(top).all():
+        bad = int((~np.isfinite(top)).sum())
+        raise ValueError(f"open_scores: {bad} of {len(z)} rows of logits hold NaN or infinity")
+    log_sum, energy = np.empty_like(top), np.empty_like(top)
+    step = max(1, CHUNK // z.shape[1])
+    for start in range(0, len(z), step):
+        rows = slice(start, start + step)
+        part = z[rows].astype(np.float64)
+        log_sum[rows] = np.logaddexp.reduce(part, axis=1)
+        energy[rows] = temperature * np.logaddexp.reduce(part / temperature, axis=1)
+    scores = {"max_softmax": np.exp(top - log_sum), "max_logit": top, "energy": energy}
+    if distance is not None:
+        d = as_scores(distance, "open_scores: distance")
+        if d.shape != top.shape or (d < 0).any():
+            raise ValueError(
+                f"open_scores: expected {len(top)} distances >= 0, "
+                f"got shape {d.shape} with minimum {d.min(initial=np.inf)}"
+            )
+        scores["nearest_distance"] = -d
+        scores["reachability"] = scale / np.maximum(d, eps)
+    return scores

@@ -1,0 +1,93 @@
+"""Accuracy by how many training images a class had: many-, medium- and few-shot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .arrays import BoolArray, FloatArray, IntArray, as_labels, ratio
+
+SHOT_NAMES = ("many", "medium", "few")
+Convention = str | tuple[int, int]
+
+
+def shot_groups(train_counts: Any, convention: Convention = "oltr") -> dict[str, BoolArray]:
+    """Which classes are many-, medium- and few-shot. Every class is in exactly one group.
+
+    Args:
+        train_counts: (C,) training images of each class. A class with none is few-shot.
+        convention: "oltr" (many >= 100, few <= 20: the released OLTR code), "decoupling"
+            (many > 100, few < 20: Kang et al. 2020), or bounds (m, f) read like the
+            second: many > m, few < f.
+
+    Returns:
+        bool (C,) masks under "many", "medium" and "few".
+
+    Raises:
+        ValueError: unknown convention, bounds that overlap, or negative counts.
+    """
+    counts = as_labels(train_counts, "shot_groups: train_counts", low=0)
+    if convention == "oltr":
+        many, few = counts >= 100, counts <= 20
+    elif convention == "decoupling":
+        many, few = counts > 100, counts < 20
+    elif not isinstance(convention, str) and len(convention) == 2:
+        many_over, few_under = convention
+        if few_under > many_over + 1:
+            raise ValueError(
+                f"shot_groups: expected few <= many + 1, got (many, few) = {tuple(convention)}"
+            )
+        many, few = counts > many_over, counts < few_under
+    else:
+        raise ValueError(
+            f"shot_groups: expected 'oltr', 'decoupling' or (many, few), got {convention!r}"
+        )
+    return {"many": many, "medium": ~(many | few), "few": few}
+
+
+def class_accuracy(pred: IntArray, target: IntArray, num_classes: int) -> FloatArray:
+    """(C,) share of each class's images predicted right; nan for a class without images."""
+    images = np.bincount(target, minlength=num_classes)
+    right = np.bincount(target[pred == target], minlength=num_classes)
+    with np.errstate(invalid="ignore"):
+        accuracy: FloatArray = right / images
+    return accuracy
+
+
+def shot_accuracy(
+    pred: Any, target: Any, train_counts: Any, convention: Convention = "oltr"
+) -> dict[str, Any]:
+    """Closed-set accuracy overall and by shot group.
+
+    Args:
+        pred: (N,) predicted class, or -1 for a rejected image, which counts as wrong.
+        target: (N,) true class; rows of open images (-1) are left out.
+        train_counts: (C,) training images of each class.
+        convention: see `shot_groups`.
+
+    Returns:
+        "many", "medium", "few": mean of the per-class accuracies in the group (nan if it holds
+        no class with test images); "overall": mean over images; "per_class": (C,) array.
+
+    Raises:
+        ValueError: lengths differ, or a label lies outside -1..C-1.
+    """
+    counts = as_labels(train_counts, "shot_accuracy: train_counts", low=0)
+    t = as_labels(target, "shot_accuracy: target")
+    p = as_labels(pred, "shot_accuracy: pred", size=len(t))
+    for name, labels in (("target", t), ("pred", p)):
+        if len(labels) and labels.max() >= len(counts):
+            raise ValueError(
+                f"shot_accuracy: expected {name} below {len(counts)} classes, got {labels.max()}"
+            )
+    known = t >= 0
+    p, t = p[known], t[known]
+    per_class = class_accuracy(p, t, len(counts))
+    result: dict[str, Any] = {}
+    for name, members in shot_groups(counts, convention).items():
+        tested = per_class[members & ~np.isnan(per_class)]
+        result[name] = ratio(tested.sum(), len(tested))
+    result["overall"] = ratio((p == t).sum(), len(t))
+    result["per_class"] = per_class
+    return result
