@@ -1,0 +1,133 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header, written atomically.
+
+Nothing in the file can run on load. A checksum over header and tensors tells a damaged file
+from a whole one, and `last` keeps its predecessor, so a run always has a good state to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as make_safetensors
+from torch import Tensor
+
+__all__ = ["CheckpointError", "load", "load_latest", "save", "save_last"]
+
+FORMAT = 1
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or not ours; the message names the file."""
+
+
+def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write `path` so that at any moment it is either the old file or the whole new one.
+
+    Args:
+        tensors: any dtype and device; shared storage is written once a name.
+        header: JSON-able; floats keep their bits.
+    """
+    # clone: safetensors refuses tensors that share memory, and views carry strides
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    text = json.dumps({"format": FORMAT, **header})
+    blob = make_safetensors(
+        whole, metadata={"oltr_ext": text, "crc32": str(_checksum(text, whole))}
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so a kill leaves one at most
+    with temporary.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and header of a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, truncated, damaged, or not an oltr_ext checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}")
+    blob = path.read_bytes()
+    try:
+        tensors = parse_safetensors(blob)
+        size = int.from_bytes(blob[:8], "little")
+        meta = json.loads(blob[8 : 8 + size])["__metadata__"]
+        text, crc = meta["oltr_ext"], int(meta["crc32"])
+    except KeyError:
+        raise CheckpointError(f"{path} is not a checkpoint of oltr_ext") from None
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
+    if _checksum(text, tensors) != crc:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match")
+    header = json.loads(text)
+    if header.pop("format") != FORMAT:
+        raise CheckpointError(f"{path} was written by another version of oltr_ext")
+    return tensors, header
+
+
+def save_last(folder: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write the folder's `last` checkpoint, keeping the one before it as `previous`."""
+    folder = Path(folder)
+    if (folder / LAST).exists():
+        # between this line and the next, `previous` alone holds the state; load_latest looks there
+        os.replace(folder / LAST, folder / PREVIOUS)
+    save(folder / LAST, tensors, header)
+
+
+def load_latest(
+    folder: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """The newest good state in a folder, or None where there is none.
+
+    A damaged file is set aside as `<name>.damaged`, so that it can never displace a good one.
+
+    Returns:
+        tensors, header, and a line for each newer file that had to be passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    found = [Path(folder) / name for name in (LAST, PREVIOUS) if (Path(folder) / name).exists()]
+    problems: list[str] = []
+    for path in found:
+        try:
+            return (*load(path), problems)
+        except CheckpointError as error:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            problems.append(f"{error}; set aside as {path.name}.damaged")
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return None
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), crc)
+        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), crc)
+    return crc
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and rename is durable enough
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,241 @@
+"""Typed configuration of a run: YAML in, checked values out, errors in one readable line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+__all__ = ["Config", "ConfigError", "config_names", "load_config", "make_config"]
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be read or does not hold; the message is one line."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentConfig(Strict):
+    """See `oltr_ext.data.Augment`."""
+
+    shift: NotNegative = 0.0
+    scale: NotNegative = 0.0
+    stretch: NotNegative = 0.0
+    rotate: NotNegative = 0.0
+    flip: Fraction = 0.0
+    erase: Fraction = 0.0
+    ink: NotNegative = 0.0
+
+
+class IconsData(Strict):
+    """The embedded icons: 50 known classes, 32x32 grey."""
+
+    kind: Literal["icons"]
+    augment: AugmentConfig = AugmentConfig()
+    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = (30, 10)
+
+
+class ListData(Strict):
+    """Your own images through `path label` list files; see `oltr_ext.data.ImageList`."""
+
+    kind: Literal["lists"]
+    root: Path | None = None  # what the lists' paths are relative to; default: the list's folder
+    train: Path
+    val: Path
+    test: Path
+    open_val: Path | None = None
+    open_test: Path | None = None
+    class_names: Path | None = None  # one name a line, in order of the labels
+    image_size: Annotated[int, Field(ge=8)] = 224
+    workers: Annotated[int, Field(ge=0)] = 4
+    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+
+
+class ModelConfig(Strict):
+    backbone: str = "small_cnn"
+    weights: str | None = None  # torchvision weights name, such as DEFAULT
+
+
+class LearningRates(Strict):
+    """By part: feature = backbone, attention and fc; classifier = head; centroid = memory."""
+
+    feature: NotNegative
+    classifier: NotNegative
+    centroid: NotNegative = 0.0
+
+
+class Schedule(Strict):
+    """Factor on every learning rate: linear warm-up, then steps (by epoch) or a cosine to zero."""
+
+    kind: Literal["step", "cosine", "constant"] = "step"
+    every: Count = 10  # epochs between steps
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: NotNegative = 0.0  # epochs
+
+
+class Stage(Strict):
+    """What both stages share."""
+
+    epochs: Count
+    batch_size: Count = 128
+    sampler: Literal["shuffle", "class_aware", "balanced"] = "shuffle"
+    samples_per_class: Count = 4  # of the class-aware sampler
+    lr: LearningRates
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 5e-4
+    schedule: Schedule = Schedule()
+    clip: Positive | None = None  # largest gradient norm
+    fc: Count | None = None  # width of the relu(Linear) before the head
+    fc_start: Literal["default", "identity"] = "default"
+    class_prior: NotNegative = 0.0  # t: train on logits + t * log(class frequency)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Stage2(Stage):
+    """The meta-embedding head on the visual memory, started from stage 1."""
+
+    sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
+    attention: bool = True
+    feature_loss_weight: NotNegative = 0.01
+    classifier_init: Literal["random", "means"] = "random"
+    selector_init: Literal["random", "zero"] = "random"
+    freeze: tuple[str, ...] = ()
+
+
+class OpenSet(Strict):
+    """How the threshold for "unknown" is found, on validation data."""
+
+    score: Literal[
+        "auto", "max_softmax", "max_logit", "energy", "nearest_distance", "reachability"
+    ] = "auto"  # auto: the best AUROC on open_val; max_softmax where there is no open_val
+    rule: Literal["known_recall", "f_measure", "balanced"] = "known_recall"
+    value: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of known_recall
+
+
+class Config(Strict):
+    seed: int = 0
+    device: str = "auto"
+    threads: Count | None = None
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    data: IconsData | ListData = Field(discriminator="kind")
+    model: ModelConfig = ModelConfig()
+    stage1: Stage
+    stage2: Stage2 | None = None
+    open_set: OpenSet = OpenSet()
+    select: Literal["last", "best"] = "last"  # which epoch of the last stage becomes the model
+    checkpoint_every: Count | None = None  # steps; each epoch's end in any case
+    log_every: Count = 20  # steps
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return "off" if value is False else value  # a bare `off` is a boolean to YAML
+
+
+def make_config(values: Mapping[str, Any], *, source: str = "config") -> Config:
+    """Check a mapping as YAML gives it.
+
+    Raises:
+        ConfigError: one line with `source`, the key's path, what was expected and what came.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, or a packaged configuration by name (see `config_names`).
+
+    Args:
+        path: a file, or a packaged name such as ``icons_oltr``.
+        overrides: ``key.path=value`` strings; values are YAML.
+
+    Raises:
+        ConfigError: no such file or name, not YAML, or values that do not hold.
+    """
+    name = str(path)
+    if name in config_names():
+        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    elif Path(path).is_file():
+        text = Path(path).read_text(encoding="utf-8")
+    else:
+        near = difflib.get_close_matches(name, config_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"packaged: {', '.join(config_names())}"
+        raise ConfigError(f"no configuration file {name}; {hint}")
+    values = _parse(text, name)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
+    for item in overrides:
+        key, sign, raw = item.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {item}: expected key.path=value")
+        _assign(values, key.strip(), _parse(raw, f"--set {item}"))
+    return make_config(values, source=name)
+
+
+def config_names() -> list[str]:
+    """Names of the packaged configurations."""
+    return sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files("oltr_ext.engine") / "configs"
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        what = " ".join(str(error).split())
+        raise ConfigError(f"{source}: not YAML: {what}") from None
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if inner is None:
+            inner = values[parent] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
+        values = inner
+    values[leaf] = value
+
+
+def _first_line(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    # the chosen branch of a union shows up as a part of the path that the file does not have
+    parts = [
+        str(part)
+        for n, part in enumerate(first["loc"])
+        if not (n == 1 and part in ("icons", "lists")) and "[" not in str(part)
+    ]
+    where = ".".join(parts) or "top level"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(parts[-1], _all_keys(), n=1)
+        what = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    elif first["type"] == "missing":
+        what = "this key is required"
+    else:
+        what = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{where}: {what}{more}"
+
+
+def _all_keys() -> set[str]:
+    groups = (Config, Stage2, Schedule, LearningRates, OpenSet, ModelConfig, IconsData, ListData)
+    return {key for group in (*groups, AugmentConfig) for key in group.model_fields}

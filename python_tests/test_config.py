@@ -1,0 +1,71 @@
+"""Configurations: packaged ones load, overrides apply, and every error is one readable line."""
+
+from __future__ import annotations
+
+import pytest
+
+from oltr_ext.engine.config import ConfigError, config_names, load_config, make_config
+
+SMALL = {
+    "data": {"kind": "icons"},
+    "stage1": {"epochs": 1, "lr": {"feature": 0.1, "classifier": 0.1}},
+}
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_packaged_configurations_load(name):
+    config = load_config(name)
+    assert make_config(config.model_dump(mode="json")) == config
+
+
+def test_overrides_are_yaml_at_a_dotted_path():
+    config = load_config(
+        "icons_plain",
+        ["seed=7", "stage1.lr.feature=1e-2", "data.augment={shift: 1}", "amp=off", "device=cpu"],
+    )
+    assert (config.seed, config.stage1.lr.feature, config.amp) == (7, 0.01, "off")
+    assert config.data.augment.shift == 1 and config.data.augment.scale == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage1.epoch=3"], "icons_plain: stage1.epoch: unknown key; did you mean epochs?"),
+        (["stage1.epochs=0"], "icons_plain: stage1.epochs: .*greater than or equal to 1, got 0"),
+        (["stage1.lr.feature=-1"], "icons_plain: stage1.lr.feature: .*got -1"),
+        (["stage1.lr.feature=.nan"], "icons_plain: stage1.lr.feature: .*got nan"),
+        (["amp=fp8"], "icons_plain: amp: .*'off', 'bf16' or 'fp16', got 'fp8'"),
+        (["data.augment.flip=2"], "icons_plain: data.augment.flip: .*less than or equal to 1"),
+        (["data.kind=photos"], "icons_plain: data: .*'icons', 'lists'"),
+        (["data={kind: lists}"], r"data.train: this key is required \(and 2 more\)"),
+        (["stage1=null"], "icons_plain: stage1: "),
+        (["seed"], "--set seed: expected key.path=value"),
+        (["seed.x=1"], "icons_plain: seed: "),
+        (["data.kind.x=1"], "--set data.kind.x: kind is a value"),
+        (["seed=[1"], r"--set seed=\[1: not YAML"),
+    ],
+)
+def test_errors_are_one_line_with_the_path(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config("icons_plain", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file icons_plan; did you mean icons_"):
+        load_config("icons_plan")
+    file = tmp_path / "x.yaml"
+    for text, message in [("a: [", "x.yaml: not YAML"), ("3", "expected a mapping of keys, got")]:
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(file)
+
+
+def test_a_file_is_as_good_as_a_name(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "data: {kind: icons}\nstage1: {epochs: 2, lr: {feature: .1, classifier: .1}}\namp: off\n"
+    )
+    config = load_config(file)
+    assert config.stage1.epochs == 2 and config.stage2 is None and config.amp == "off"
+    assert make_config(SMALL).stage1.epochs == 1
