@@ -9,7 +9,7 @@ a hash of a name, never by a random generator. What the script does, in order:
 
 1. Keep monochrome sets under a permissive licence; no logos, emoji, colour or animated sets.
 2. Class = icon name without its style words (``home-2-outline`` -> ``home``). Only one-word names
-   that are no brand (no name in the package's logo sets) and not in ``names.json``.
+   that are no brand (no name in the package's logo sets) and not in ``names.yaml``.
 3. Render at 32x32 grey, ink bright on black; drop blanks, near duplicates within a class, and
    images that nearly equal an image of another class (they have no right answer).
 4. Deal designers, not icons, to the sides: about 30 % of the sets for test, 15 % for validation.
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 VERSION = "2.2.535"
 SIZE = 32
@@ -69,7 +70,7 @@ SAME_HAND = {
 }
 
 # Style words after and before a name; and, by reason, names that would leave the truth in doubt.
-_NAMES = json.loads(Path(__file__).with_name("names.json").read_text("utf-8"))
+_NAMES = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text("utf-8"))
 STYLE = set(_NAMES["style"].split())
 PREFIX = set(_NAMES["prefix"].split())
 EXCLUDED = {name for names in _NAMES["excluded"].values() for name in names.split()}
