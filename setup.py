@@ -291,7 +291,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     built.append(
         Extension(
             "oltr_ext._C",
-            sources("bindings.cpp", "cpu/cpu_features.cpp"),
+            sources("bindings.cpp", "cpu/dispatch.cpp"),
             include_dirs=[str(write_build_info(info)), pybind11.get_include()],
             extra_compile_args=["-O2", "-fvisibility=hidden", *PLAIN_FLAGS],
             language="c++",

@@ -7,9 +7,18 @@
 
 #include "common/plan.h"
 #include "cpu/cpu_features.h"
+#include "cpu/kernels.h"
+#include "cuda/launch.h"
 #include "oltr_build_info.h"
 
 namespace py = pybind11;
+
+// Tables that carry their name alone: cpu/dispatch.cpp makes its choice here as it does in the op
+// library, and no kernel has to be linked in for it.
+namespace oltr {
+extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512;
+const KernelTable kernels_generic{"generic"}, kernels_avx2{"avx2"}, kernels_avx512{"avx512"};
+}  // namespace oltr
 
 namespace {
 
@@ -32,7 +41,6 @@ py::dict cpu_features() {
   out["fma"] = found.fma;
   out["avx512f"] = found.avx512f;
   out["avx512_bf16"] = found.avx512_bf16;
-  out["amx_bf16"] = found.amx_bf16;
   out["isa"] = oltr::selected_isa();
   return out;
 }
@@ -49,9 +57,16 @@ py::dict plan(int64_t B, int64_t C, int64_t D, const std::string& dtype,
     throw py::value_error("plan: expected B >= 0, C >= 1 and D >= 1, got B = " + std::to_string(B) +
                           ", C = " + std::to_string(C) + ", D = " + std::to_string(D));
   }
-  if (device != "cpu") throw py::value_error("plan: expected device cpu, got " + device);
-  const oltr::Plan p = oltr::make_plan(B, C, D, accumulator_bytes(dtype));
   py::dict out;
+  if (device == "cuda") {
+    const oltr::cuda::Launch l = oltr::cuda::nearest_centroid_launch(B, accumulator_bytes(dtype));
+    out["blocks"] = l.blocks;
+    out["threads"] = l.threads;
+    out["shared_bytes"] = l.shared_bytes;
+    return out;
+  }
+  if (device != "cpu") throw py::value_error("plan: expected device cpu or cuda, got " + device);
+  const oltr::Plan p = oltr::make_plan(B, C, D, accumulator_bytes(dtype));
   out["row_block"] = p.row_block;
   out["class_tile"] = p.class_tile;
   out["splits_forward"] = p.splits_forward;
