@@ -1,0 +1,144 @@
+// What each op's kernel is given: plain sizes and pointers, nothing of torch.
+//
+// B batch, C classes, D width. Every matrix is contiguous and row-major. "acc" is the accumulator
+// type: double when the op's dtype is float64, float otherwise. Absent inputs and outputs are null.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace oltr {
+
+struct Sizes {
+  int64_t batch = 0, classes = 0, width = 0;
+};
+
+// out = softmax(x keys' + key_bias) memory; lse = log-sum-exp of the logits.
+struct MemoryAttentionForward {
+  Sizes size;
+  Dtype dtype;
+  Matrix x, keys, key_bias, memory;  // (B,D) (C,D) (C) (C,D)
+  MutableMatrix out, lse;            // (B,D) dtype, (B) acc
+};
+struct MemoryAttentionBackward {
+  Sizes size;
+  Dtype dtype;
+  Matrix grad_out, x, keys, key_bias, memory, out, lse;
+  MutableMatrix grad_x, grad_keys, grad_key_bias, grad_memory;  // grad_memory may be absent
+};
+
+// distance = min_c |x - memory_c|, index = its class.
+struct NearestCentroidForward {
+  Sizes size;
+  Dtype dtype;
+  Matrix x, memory;
+  MutableMatrix distance;  // (B) dtype
+  int64_t* index;          // (B)
+};
+struct NearestCentroidBackward {
+  Sizes size;
+  Dtype dtype;
+  Matrix grad_distance, x, memory;
+  const int64_t* index;
+  MutableMatrix grad_x, grad_memory;  // grad_memory may be absent; else it is zeroed here
+};
+
+// The dynamic meta-embedding: scale / max(d, eps) * (x + tanh(x Ws' + bs) * memory_feature).
+struct MetaEmbeddingForward {
+  Sizes size;
+  Dtype dtype;
+  double scale, eps;
+  Matrix x, memory, keys, key_bias, selector_weight, selector_bias;  // Ws (D,D), bs (D)
+  MutableMatrix embedding, memory_feature, selector;                 // (B,D) dtype
+  MutableMatrix distance, lse;                                       // (B) acc
+  int64_t* nearest;                                                  // (B)
+};
+struct MetaEmbeddingBackward {
+  Sizes size;
+  Dtype dtype;
+  double scale, eps;
+  Matrix grad_embedding, grad_memory_feature, grad_selector;  // (B,D) dtype; the last two optional
+  Matrix grad_distance;                                       // (B) acc; optional
+  Matrix x, memory, keys, key_bias, selector_weight;
+  Matrix memory_feature, selector, distance, lse;
+  const int64_t* nearest;
+  MutableMatrix grad_x, grad_memory, grad_keys, grad_key_bias, grad_selector_weight,
+      grad_selector_bias;  // grad_memory may be absent
+};
+
+// logits = scale * v / (1 + |v|) . weight_c / |weight_c|
+struct CosineLogitsForward {
+  Sizes size;
+  Dtype dtype;
+  double scale;
+  Matrix v, weight;
+  MutableMatrix logits;  // (B,C) dtype
+};
+struct CosineLogitsBackward {
+  Sizes size;
+  Dtype dtype;
+  double scale;
+  Matrix grad_logits, v, weight;
+  MutableMatrix grad_v, grad_weight;
+};
+
+// Cross-entropy of the cosine logits plus log_prior, label-smoothed, one loss a row.
+struct CosineCrossEntropyForward {
+  Sizes size;
+  Dtype dtype;
+  double scale, label_smoothing;
+  int64_t ignore_index;
+  Matrix v, weight, log_prior;  // log_prior (C) acc, may be absent; -inf removes a class
+  const int64_t* target;        // (B)
+  MutableMatrix loss, lse;      // (B) acc; an ignored row has loss 0
+};
+struct CosineCrossEntropyBackward {
+  Sizes size;
+  Dtype dtype;
+  double scale, label_smoothing;
+  int64_t ignore_index;
+  Matrix grad_loss, v, weight, log_prior, lse;  // grad_loss (B) acc
+  const int64_t* target;
+  MutableMatrix grad_v, grad_weight;
+};
+
+// attract + repel_weight * clamp(margin - R, 0, 1e6), see METHOD in csrc/README.md.
+struct DiscCentroidsForward {
+  Sizes size;
+  Dtype dtype;
+  double margin, repel_weight;
+  Matrix x, centroids;
+  const int64_t* target;
+  double* loss;    // scalar
+  double* active;  // 1 where the repel clamp lets the gradient through, else 0
+};
+struct DiscCentroidsBackward {
+  Sizes size;
+  Dtype dtype;
+  double grad_loss, repel_weight, active;
+  bool official;  // the released code's centroid gradient of the attract term
+  Matrix x, centroids;
+  const int64_t* target;
+  MutableMatrix grad_x, grad_centroids;
+};
+
+// means_c = mean of the rows with target c (zero for an empty class), counts_c = their number.
+struct ClassMeansForward {
+  Sizes size;
+  Dtype dtype;
+  Matrix x;
+  const int64_t* target;
+  MutableMatrix means;
+  int64_t* counts;
+};
+struct ClassMeansBackward {
+  Sizes size;
+  Dtype dtype;
+  Matrix grad_means;
+  const int64_t* target;
+  const int64_t* counts;
+  MutableMatrix grad_x;
+};
+
+}  // namespace oltr

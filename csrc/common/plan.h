@@ -1,0 +1,51 @@
+// The launch plan: how an op cuts its work. It depends on shapes alone, never on the number of
+// threads, so that the order of every sum, and with it every bit of a result, is the same on one
+// thread and on sixty-four.
+#pragma once
+
+#include <cstdint>
+
+namespace oltr {
+
+struct Plan {
+  int64_t row_block;        // rows of the batch that share one pass over a tile of the bank
+  int64_t class_tile;       // bank rows kept in cache while everything about them is computed
+  int64_t splits_forward;   // parts of the bank with a partial state each, merged in order
+  int64_t splits_backward;  // parts of the bank that own their rows; dx is their ordered sum
+  int64_t scratch_bytes;    // workspace of the larger of the two passes
+};
+
+inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
+inline int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a > hi ? hi : a; }
+
+// batch B, classes C, width D, and the bytes of the accumulator (4, or 8 for float64).
+inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes) {
+  constexpr int64_t kLanes = 16;     // rows are padded to the widest vector of any instruction set
+  constexpr int64_t kMinSplit = 256;  // a split shorter than this costs more to merge than it saves
+  constexpr int64_t kTasks = 64;      // enough for the cores of one socket, few enough to merge
+  Plan plan;
+  plan.row_block = clamp(round_up(B, kLanes), kLanes, 64);
+  plan.class_tile = 64;
+  const int64_t blocks = div_up(B > 0 ? B : 1, plan.row_block);
+  const int64_t longest = div_up(C > 0 ? C : 1, kMinSplit);
+  plan.splits_forward = clamp(div_up(kTasks, blocks), 1, longest);
+  plan.splits_backward = clamp(longest, 1, 16);
+  const int64_t forward = plan.splits_forward * B * (D + 4);
+  const int64_t backward = (plan.splits_backward + 4) * B * D;
+  plan.scratch_bytes = (forward > backward ? forward : backward) * accumulator_bytes;
+  return plan;
+}
+
+// Part `i` of `n` classes cut in `parts`, in whole tiles.
+struct Range {
+  int64_t begin, end;
+};
+inline Range part_of(int64_t i, int64_t parts, int64_t n, int64_t tile) {
+  const int64_t tiles = div_up(n, tile);
+  const int64_t begin = tiles * i / parts * tile;
+  const int64_t end = tiles * (i + 1) / parts * tile;
+  return {begin < n ? begin : n, end < n ? end : n};
+}
+
+}  // namespace oltr

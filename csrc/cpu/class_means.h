@@ -1,0 +1,56 @@
+// class_means: means_c = (1/n_c) sum_{r: t_r = c} x_r, zero where n_c = 0.
+// Backward: grad_x_r = grad_means_t / n_t.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+// Rows grouped by class, in row order within a class: start[c] .. start[c+1] of `order`.
+struct Grouping {
+  Buffer<int64_t> start, order;
+  OLTR_INLINE Grouping(const int64_t* target, int64_t B, int64_t C) : start(C + 1), order(B) {
+    fill(start.data(), C + 1, int64_t{0});
+    for (int64_t r = 0; r < B; ++r) ++start[target[r] + 1];
+    for (int64_t c = 0; c < C; ++c) start[c + 1] += start[c];
+    const Buffer<int64_t> next(C);
+    for (int64_t c = 0; c < C; ++c) next[c] = start[c];
+    for (int64_t r = 0; r < B; ++r) order[next[target[r]]++] = r;
+  }
+};
+
+template <class T>
+static void class_means_forward(const ClassMeansForward& p, const Parallel& parallel) {
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  const Grouping groups(p.target, B, C);
+  parallel_ranges(parallel, C, int64_t{64}, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D), mean(D);
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t count = groups.start[c + 1] - groups.start[c];
+      fill(mean.data(), D, T(0));
+      for (int64_t i = groups.start[c]; i < groups.start[c + 1]; ++i)
+        add_scaled(mean.data(), T(1), rows(p.x, groups.order[i], 1, D, scratch.data()), D);
+      for (int64_t d = 0; count > 0 && d < D; ++d) mean[d] /= static_cast<T>(count);
+      convert_out(mean.data(), D, p.means.data, p.means.dtype, c * D);
+      p.counts[c] = count;
+    }
+  });
+}
+
+template <class T>
+static void class_means_backward(const ClassMeansBackward& p, const Parallel& parallel) {
+  const int64_t D = p.size.width;
+  parallel_ranges(parallel, p.size.batch, int64_t{64}, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D), line(D);
+    for (int64_t r = begin; r < end; ++r) {
+      const T* g = rows(p.grad_means, p.target[r], 1, D, scratch.data());
+      const T count = static_cast<T>(p.counts[p.target[r]]);
+      for (int64_t d = 0; d < D; ++d) line[d] = g[d] / count;
+      convert_out(line.data(), D, p.grad_x.data, p.grad_x.dtype, r * D);
+    }
+  });
+}
+
+}  // namespace OLTR_ISA
+}  // namespace oltr

@@ -1,0 +1,122 @@
+// cosine_cross_entropy: with logits z_rc = scale u_r . w_c / |w_c| + log_prior_c and smoothing a,
+//   loss_r = lse_r - (1 - a) z_r,target - a mean_c z_rc
+// where the mean runs over classes of finite log prior. It needs no B x C: it is one product of u_r
+// with the mean of the scaled weights.
+#pragma once
+
+#include "cpu/cosine_logits.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+// Mean over the possible classes of scale w_c / |w_c| (into `mean`, width D) and of log_prior.
+template <class T>
+struct PossibleClasses {
+  int64_t count = 0;
+  T mean_prior = 0;
+};
+template <class T>
+static PossibleClasses<T> possible_mean(Matrix weight, const T* scales, const T* log_prior,
+                                        int64_t C, int64_t D, T* mean, const Parallel& parallel) {
+  PossibleClasses<T> possible;
+  double prior = 0;
+  for (int64_t c = 0; c < C; ++c) {
+    if (log_prior != nullptr && !std::isfinite(log_prior[c])) continue;
+    ++possible.count;
+    if (log_prior != nullptr) prior += log_prior[c];
+  }
+  const int64_t grain = 1024, parts = div_up(C, grain);
+  const Buffer<double> sums(parts * D);
+  parallel_tasks(parallel, parts, [&](int64_t part) {
+    const Buffer<T> scratch(D);
+    double* sum = sums.data() + part * D;
+    fill(sum, D, 0.0);
+    for (int64_t c = part * grain; c < C && c < (part + 1) * grain; ++c) {
+      if (log_prior != nullptr && !std::isfinite(log_prior[c])) continue;
+      const T* w = rows(weight, c, 1, D, scratch.data());
+      for (int64_t d = 0; d < D; ++d) sum[d] += static_cast<double>(w[d] * scales[c]);
+    }
+  });
+  for (int64_t d = 0; d < D; ++d) {
+    double sum = 0;
+    for (int64_t part = 0; part < parts; ++part) sum += sums[part * D + d];
+    mean[d] = static_cast<T>(sum / static_cast<double>(possible.count));
+  }
+  possible.mean_prior = static_cast<T>(prior / static_cast<double>(possible.count));
+  return possible;
+}
+
+template <class T>
+static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
+                                         const Parallel& parallel) {
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  const Converted<T> v(p.v, B * D);
+  const Buffer<T> u(B * D), scales(C), mean(D), scratch(D);
+  const T* prior = static_cast<const T*>(p.log_prior.data);
+  T* loss = static_cast<T*>(p.loss.data);
+  T* lse = static_cast<T*>(p.lse.data);
+  squash(v.data(), B, D, u.data(), parallel);
+  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
+  BankForward<T> bank;
+  bank.size = p.size;
+  bank.x = u.data();
+  bank.keys = p.weight;
+  bank.key_scale = scales.data();
+  bank.key_bias = prior;
+  bank.lse = lse;
+  bank_forward(bank, parallel);
+  const T a = static_cast<T>(p.label_smoothing);
+  T mean_prior = 0;
+  if (a > 0)
+    mean_prior =
+        possible_mean(p.weight, scales.data(), prior, C, D, mean.data(), parallel).mean_prior;
+  for (int64_t r = 0; r < B; ++r) {
+    const int64_t t = p.target[r];
+    if (t == p.ignore_index) {
+      loss[r] = 0;
+      continue;
+    }
+    const T* w = rows(p.weight, t, 1, D, scratch.data());
+    const T z = dot(u.data() + r * D, w, D) * scales[t] + (prior != nullptr ? prior[t] : T(0));
+    loss[r] = lse[r] - (1 - a) * z;
+    if (a > 0) loss[r] -= a * (dot(u.data() + r * D, mean.data(), D) + mean_prior);
+  }
+}
+
+template <class T>
+static void cosine_cross_entropy_backward(const CosineCrossEntropyBackward& p,
+                                          const Parallel& parallel) {
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  const Converted<T> v(p.v, B * D);
+  const Buffer<T> u(B * D), scales(C), grad_u(B * D), grad_v(B * D), grad_loss(B);
+  const T* prior = static_cast<const T*>(p.log_prior.data);
+  squash(v.data(), B, D, u.data(), parallel);
+  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
+  int64_t possible = 0;
+  for (int64_t c = 0; c < C; ++c) possible += prior == nullptr || std::isfinite(prior[c]);
+  for (int64_t r = 0; r < B; ++r) {
+    const bool ignored = p.target[r] == p.ignore_index;
+    grad_loss[r] = ignored ? T(0) : static_cast<const T*>(p.grad_loss.data)[r];
+  }
+  BankBackward<T> bank;
+  bank.size = p.size;
+  bank.kind = LogitGradient::kCrossEntropy;
+  bank.x = u.data();
+  bank.keys = p.weight;
+  bank.key_scale = scales.data();
+  bank.key_bias = prior;
+  bank.normalised = true;
+  bank.lse = static_cast<const T*>(p.lse.data);
+  bank.grad_loss = grad_loss.data();
+  bank.target = p.target;
+  bank.smoothing = static_cast<T>(p.label_smoothing);
+  bank.uniform = possible > 0 ? 1 / static_cast<T>(possible) : T(0);
+  bank.grad_x = grad_u.data();
+  bank.grad_keys = p.grad_weight;
+  bank_backward(bank, parallel);
+  squash_backward(v.data(), grad_u.data(), B, D, grad_v.data(), parallel);
+  convert_out(grad_v.data(), B * D, p.grad_v.data, p.grad_v.dtype, 0);
+}
+
+}  // namespace OLTR_ISA
+}  // namespace oltr

@@ -1,0 +1,85 @@
+// cosine_logits: z_rc = scale * u_r . weight_c / |weight_c|,  u = v / (1 + |v|).
+// The norm ratio of the paper's classifier, (|v| / (1 + |v|)) (v / |v|), is u: no division by zero.
+//
+// Backward of u, with h its gradient:  grad_v = (h - u (v . h) / |v|) / (1 + |v|)
+// where the second term is 0 at v = 0. That of weight: see `normalised` in bank_backward.h.
+#pragma once
+
+#include "cpu/bank_backward.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+template <class T>
+static void squash(const T* v, int64_t B, int64_t D, T* u, const Parallel& parallel) {
+  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const T shrink = 1 / (1 + std::sqrt(dot(v + r * D, v + r * D, D)));
+      for (int64_t i = r * D; i < (r + 1) * D; ++i) u[i] = v[i] * shrink;
+    }
+  });
+}
+
+template <class T>
+static void squash_backward(const T* v, const T* h, int64_t B, int64_t D, T* grad_v,
+                            const Parallel& parallel) {
+  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const T* vr = v + r * D;
+      const T norm = std::sqrt(dot(vr, vr, D)), shrink = 1 / (1 + norm);
+      const T along = norm == T(0) ? T(0) : dot(vr, h + r * D, D) * shrink / norm;
+      for (int64_t i = 0; i < D; ++i)
+        grad_v[r * D + i] = (h[r * D + i] - vr[i] * along) * shrink;
+    }
+  });
+}
+
+// scale / |weight_c|; a zero row has zero logits and zero gradient.
+template <class T>
+static void weight_scales(Matrix weight, int64_t C, int64_t D, T scale, T* out,
+                          const Parallel& parallel) {
+  parallel_ranges(parallel, C, int64_t{256}, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D);
+    for (int64_t c = begin; c < end; ++c) {
+      const T* w = rows(weight, c, 1, D, scratch.data());
+      const T norm = std::sqrt(dot(w, w, D));
+      out[c] = norm == T(0) ? T(0) : scale / norm;
+    }
+  });
+}
+
+template <class T>
+static void cosine_logits_forward(const CosineLogitsForward& p, const Parallel& parallel) {
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  const Converted<T> v(p.v, B * D);
+  const Buffer<T> u(B * D), scales(C);
+  squash(v.data(), B, D, u.data(), parallel);
+  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
+  bank_logits(p.size, u.data(), p.weight, scales.data(), static_cast<const T*>(nullptr), p.logits,
+              parallel, [](T z) { return z; });
+}
+
+template <class T>
+static void cosine_logits_backward(const CosineLogitsBackward& p, const Parallel& parallel) {
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  const Converted<T> v(p.v, B * D);
+  const Buffer<T> u(B * D), scales(C), grad_u(B * D), grad_v(B * D);
+  squash(v.data(), B, D, u.data(), parallel);
+  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
+  BankBackward<T> bank;
+  bank.size = p.size;
+  bank.kind = LogitGradient::kGiven;
+  bank.x = u.data();
+  bank.keys = p.weight;
+  bank.key_scale = scales.data();
+  bank.normalised = true;
+  bank.grad_logits = p.grad_logits;
+  bank.grad_x = grad_u.data();
+  bank.grad_keys = p.grad_weight;
+  bank_backward(bank, parallel);
+  squash_backward(v.data(), grad_u.data(), B, D, grad_v.data(), parallel);
+  convert_out(grad_v.data(), B * D, p.grad_v.data, p.grad_v.dtype, 0);
+}
+
+}  // namespace OLTR_ISA
+}  // namespace oltr

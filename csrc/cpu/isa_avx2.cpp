@@ -1,0 +1,31 @@
+// The kernels for "avx2": 32-byte vectors.
+//
+// The standard headers come before the pragma: what they define inline must stay runnable on any
+// processor, whichever translation unit the linker takes it from.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#define OLTR_ISA avx2
+#define OLTR_VECTOR_BYTES 32
+#include "cpu/isa_table.h"
+
+namespace oltr {
+extern const KernelTable kernels_avx2;
+constexpr KernelTable kernels_avx2 = avx2::make_table("avx2");
+}  // namespace oltr
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

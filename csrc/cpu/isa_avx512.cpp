@@ -1,0 +1,31 @@
+// The kernels for "avx512": 64-byte vectors.
+//
+// The standard headers come before the pragma: what they define inline must stay runnable on any
+// processor, whichever translation unit the linker takes it from.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+
+#define OLTR_ISA avx512
+#define OLTR_VECTOR_BYTES 64
+#include "cpu/isa_table.h"
+
+namespace oltr {
+extern const KernelTable kernels_avx512;
+constexpr KernelTable kernels_avx512 = avx512::make_table("avx512");
+}  // namespace oltr
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

@@ -1,0 +1,59 @@
+// The kernel table of one instruction set: every op, the accumulator type chosen by its dtype.
+#pragma once
+
+#include "cpu/class_means.h"
+#include "cpu/cosine_cross_entropy.h"
+#include "cpu/cosine_logits.h"
+#include "cpu/disc_centroids_loss.h"
+#include "cpu/kernels.h"
+#include "cpu/memory_attention.h"
+#include "cpu/meta_embedding.h"
+#include "cpu/nearest_centroid.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+#define OLTR_ENTRY(Params, name)                                    \
+  static void name##_entry(const Params& p, const Parallel& threads) { \
+    if (p.dtype == Dtype::kFloat64)                                 \
+      name<double>(p, threads);                                     \
+    else                                                            \
+      name<float>(p, threads);                                      \
+  }
+
+OLTR_ENTRY(MemoryAttentionForward, memory_attention_forward)
+OLTR_ENTRY(MemoryAttentionBackward, memory_attention_backward)
+OLTR_ENTRY(NearestCentroidForward, nearest_centroid_forward)
+OLTR_ENTRY(NearestCentroidBackward, nearest_centroid_backward)
+OLTR_ENTRY(MetaEmbeddingForward, meta_embedding_forward)
+OLTR_ENTRY(MetaEmbeddingBackward, meta_embedding_backward)
+OLTR_ENTRY(CosineLogitsForward, cosine_logits_forward)
+OLTR_ENTRY(CosineLogitsBackward, cosine_logits_backward)
+OLTR_ENTRY(CosineCrossEntropyForward, cosine_cross_entropy_forward)
+OLTR_ENTRY(CosineCrossEntropyBackward, cosine_cross_entropy_backward)
+OLTR_ENTRY(DiscCentroidsForward, disc_centroids_forward)
+OLTR_ENTRY(DiscCentroidsBackward, disc_centroids_backward)
+OLTR_ENTRY(ClassMeansForward, class_means_forward)
+OLTR_ENTRY(ClassMeansBackward, class_means_backward)
+#undef OLTR_ENTRY
+
+constexpr KernelTable make_table(const char* isa) {
+  return {isa,
+          memory_attention_forward_entry,
+          memory_attention_backward_entry,
+          nearest_centroid_forward_entry,
+          nearest_centroid_backward_entry,
+          meta_embedding_forward_entry,
+          meta_embedding_backward_entry,
+          cosine_logits_forward_entry,
+          cosine_logits_backward_entry,
+          cosine_cross_entropy_forward_entry,
+          cosine_cross_entropy_backward_entry,
+          disc_centroids_forward_entry,
+          disc_centroids_backward_entry,
+          class_means_forward_entry,
+          class_means_backward_entry};
+}
+
+}  // namespace OLTR_ISA
+}  // namespace oltr

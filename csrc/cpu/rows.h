@@ -1,0 +1,76 @@
+// Views of the inputs in the accumulator type: rows converted only when their type differs, and
+// the row-blocked transpose that puts the batch into the vector lanes.
+#pragma once
+
+#include "common/params.h"
+#include "common/plan.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+template <class T>
+struct NativeDtype;
+template <>
+struct NativeDtype<float> {
+  static constexpr Dtype value = Dtype::kFloat32;
+};
+template <>
+struct NativeDtype<double> {
+  static constexpr Dtype value = Dtype::kFloat64;
+};
+
+// Rows [first, first + n) of a matrix of the given width; `scratch` holds n * width elements and is
+// used only when a conversion is needed.
+template <class T>
+OLTR_INLINE const T* rows(Matrix m, int64_t first, int64_t n, int64_t width, T* scratch) {
+  if (m.dtype == NativeDtype<T>::value) return static_cast<const T*>(m.data) + first * width;
+  convert_in(m.data, m.dtype, first * width, n * width, scratch);
+  return scratch;
+}
+
+// A whole matrix in the accumulator type: the caller's memory when it has that type already.
+template <class T>
+class Converted {
+ public:
+  OLTR_INLINE Converted(Matrix m, int64_t n)
+      : scratch_(m.data != nullptr && m.dtype != NativeDtype<T>::value ? n : 0),
+        data_(m.data == nullptr ? nullptr : rows(m, 0, 1, n, scratch_.data())) {}
+  OLTR_INLINE const T* data() const { return data_; }
+  OLTR_INLINE const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  Buffer<T> scratch_;
+  const T* data_;
+};
+
+// out[d, r] = x[r, d] for the `count` rows of one block, zero in the padding lanes.
+template <class T>
+OLTR_INLINE void transpose_block(const T* x, int64_t count, int64_t width, int64_t block, T* out) {
+  for (int64_t d = 0; d < width; ++d) {
+    for (int64_t r = 0; r < count; ++r) out[d * block + r] = x[r * width + d];
+    for (int64_t r = count; r < block; ++r) out[d * block + r] = 0;
+  }
+}
+
+// Runs f(i) for every task, on whatever threads there are.
+template <class F>
+OLTR_INLINE void parallel_tasks(const Parallel& parallel, int64_t tasks, const F& f) {
+  if (tasks <= 0) return;
+  parallel.run(
+      tasks, [](void* context, int64_t i) { (*static_cast<const F*>(context))(i); },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// f(begin, end) over [0, n) in pieces of `grain`.
+template <class F>
+OLTR_INLINE void parallel_ranges(const Parallel& parallel, int64_t n, int64_t grain, const F& f) {
+  parallel_tasks(parallel, div_up(n, grain), [&](int64_t i) {
+    const int64_t begin = i * grain;
+    f(begin, begin + grain < n ? begin + grain : n);
+  });
+}
+
+}  // namespace OLTR_ISA
+}  // namespace oltr

@@ -1,0 +1,77 @@
+#include <cmath>
+
+#include "cpu/kernels.h"
+#include "torch/glue.h"
+
+namespace oltr {
+
+template <class T>
+static void check_prior(const char* op, const void* data, int64_t classes) {
+  const T* p = static_cast<const T*>(data);
+  for (int64_t c = 0; p != nullptr && c < classes; ++c)
+    if (std::isnan(p[c]) || p[c] == HUGE_VAL)
+      fail(op, "expected class_prior to be finite and not negative, it is not for class ", c);
+}
+
+static std::tuple<Tensor, Tensor> cosine_cross_entropy(const Tensor& v, const Tensor& weight,
+                                                       const Tensor& target,
+                                                       const OptionalTensor& log_prior,
+                                                       double scale, double label_smoothing,
+                                                       int64_t ignore_index) {
+  constexpr const char* op = "cosine_cross_entropy";
+  Call call(op, "v", v);
+  const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
+  call.at_least_one("class", C);
+  call.at_least_one("feature", D);
+  const Tensor loss = call.empty_acc({B}), lse = call.empty_acc({B});
+  CosineCrossEntropyForward p;
+  p.size = {B, C, D};
+  p.dtype = call.dtype();
+  p.scale = scale;
+  p.label_smoothing = label_smoothing;
+  p.ignore_index = ignore_index;
+  p.v = call.in("v", v, {B, D});
+  p.weight = call.in("weight", weight, {C, D});
+  p.log_prior = call.in_acc_optional("log_prior", log_prior, {C});
+  if (p.dtype == Dtype::kFloat64)
+    check_prior<double>(op, p.log_prior.data, C);
+  else
+    check_prior<float>(op, p.log_prior.data, C);
+  p.target = call.labels("target", target, B, C, ignore_index);
+  p.loss = call.out(loss);
+  p.lse = call.out(lse);
+  kernels().cosine_cross_entropy_forward(p, torch_threads());
+  return {loss, lse};
+}
+
+static std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(
+    const Tensor& grad_loss, const Tensor& v, const Tensor& weight, const Tensor& target,
+    const OptionalTensor& log_prior, const Tensor& lse, double scale, double label_smoothing,
+    int64_t ignore_index) {
+  Call call("cosine_cross_entropy_backward", "v", v);
+  const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
+  const Tensor grad_v = call.empty({B, D}), grad_weight = call.empty({C, D});
+  CosineCrossEntropyBackward p;
+  p.size = {B, C, D};
+  p.dtype = call.dtype();
+  p.scale = scale;
+  p.label_smoothing = label_smoothing;
+  p.ignore_index = ignore_index;
+  p.grad_loss = call.in_acc("grad_loss", grad_loss, {B});
+  p.v = call.in("v", v, {B, D});
+  p.weight = call.in("weight", weight, {C, D});
+  p.log_prior = call.in_acc_optional("log_prior", log_prior, {C});
+  p.lse = call.in_acc("lse", lse, {B});
+  p.target = call.labels("target", target, B, C, ignore_index);
+  p.grad_v = call.out(grad_v);
+  p.grad_weight = call.out(grad_weight);
+  kernels().cosine_cross_entropy_backward(p, torch_threads());
+  return {grad_v, grad_weight};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
+  m.impl("cosine_cross_entropy", TORCH_BOX(&cosine_cross_entropy));
+  m.impl("cosine_cross_entropy_backward", TORCH_BOX(&cosine_cross_entropy_backward));
+}
+
+}  // namespace oltr

@@ -1,0 +1,166 @@
+// What every glue file needs: checks that name the op first, then what was expected and what came;
+// the views kernels take; torch's thread pool as oltr::Parallel.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "common/params.h"
+#include "cpu/parallel.h"
+
+namespace oltr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Args>
+[[noreturn]] inline void fail(const char* op, const Args&... args) {
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another dtype";
+  }
+}
+
+inline Dtype kernel_dtype(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      fail(op, "expected ", name,
+           " to be float32, float64, bfloat16 or float16, got dtype number ",
+           static_cast<int>(t.scalar_type()));
+  }
+}
+
+inline ScalarType accumulator(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
+// One op call: checks arguments against the first one and turns them into kernel views. Keeps the
+// contiguous copies it makes alive until the kernel is done.
+class Call {
+ public:
+  Call(const char* op, const char* name, const Tensor& lead)
+      : op_(op), lead_(lead), dtype_(kernel_dtype(op, name, lead)) {
+    if (lead.dim() != 2)
+      fail(op, "expected ", name, " of shape (rows, width), got ", lead.dim(), " dimensions");
+  }
+
+  Dtype dtype() const { return dtype_; }
+
+  Matrix in(const char* name, const Tensor& t, std::vector<int64_t> shape) {
+    check(name, t, lead_.scalar_type(), shape);
+    return {keep(t), dtype_};
+  }
+  // Statistics, held in the accumulator type.
+  Matrix in_acc(const char* name, const Tensor& t, std::vector<int64_t> shape) {
+    check(name, t, accumulator(dtype_), shape);
+    return {keep(t), accumulator(dtype_) == ScalarType::Double ? Dtype::kFloat64 : Dtype::kFloat32};
+  }
+  Matrix in_optional(const char* name, const OptionalTensor& t, std::vector<int64_t> shape) {
+    return t.has_value() ? in(name, *t, std::move(shape)) : Matrix{};
+  }
+  Matrix in_acc_optional(const char* name, const OptionalTensor& t, std::vector<int64_t> shape) {
+    return t.has_value() ? in_acc(name, *t, std::move(shape)) : Matrix{};
+  }
+  const int64_t* in_index(const char* name, const Tensor& t, std::vector<int64_t> shape) {
+    check(name, t, ScalarType::Long, shape);
+    return static_cast<const int64_t*>(keep(t));
+  }
+  // Labels in [0, classes), or ignore_index where the op has one.
+  const int64_t* labels(const char* name, const Tensor& t, int64_t batch, int64_t classes,
+                        std::optional<int64_t> ignore_index = std::nullopt) {
+    const int64_t* p = in_index(name, t, {batch});
+    for (int64_t i = 0; i < batch; ++i) {
+      if (ignore_index.has_value() && p[i] == *ignore_index) continue;
+      if (p[i] < 0 || p[i] >= classes)
+        fail(op_, "expected every ", name, " in [0, ", classes, "), got ", p[i], " at row ", i);
+    }
+    return p;
+  }
+
+  Tensor empty(std::vector<int64_t> shape) const { return empty(shape, lead_.scalar_type()); }
+  Tensor empty_acc(std::vector<int64_t> shape) const { return empty(shape, accumulator(dtype_)); }
+  Tensor empty_index(std::vector<int64_t> shape) const { return empty(shape, ScalarType::Long); }
+  MutableMatrix out(const Tensor& t) const {
+    return {t.mutable_data_ptr(), kernel_dtype(op_, "output", t)};
+  }
+
+  void at_least_one(const char* what, int64_t n) const {
+    if (n < 1) fail(op_, "expected at least one ", what, ", got ", n);
+  }
+
+ private:
+  Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) const {
+    return torch::stable::new_empty(lead_, shape, dtype);
+  }
+  void check(const char* name, const Tensor& t, ScalarType dtype,
+             const std::vector<int64_t>& shape) const {
+    if (t.scalar_type() != dtype)
+      fail(op_, "expected ", name, " of dtype ", dtype_name(dtype), ", got ",
+           dtype_name(t.scalar_type()));
+    if (t.device() != lead_.device())
+      fail(op_, "expected ", name, " on the device of the first argument");
+    bool same = t.dim() == static_cast<int64_t>(shape.size());
+    for (size_t i = 0; same && i < shape.size(); ++i)
+      same = t.size(static_cast<int64_t>(i)) == shape[i];
+    if (same) return;
+    std::ostringstream want, got;
+    for (const int64_t n : shape) want << (want.tellp() > 0 ? ", " : "") << n;
+    for (int64_t i = 0; i < t.dim(); ++i) got << (i > 0 ? ", " : "") << t.size(i);
+    fail(op_, "expected ", name, " of shape (", want.str(), "), got (", got.str(), ")");
+  }
+  const void* keep(const Tensor& t) {
+    kept_.push_back(torch::stable::contiguous(t));
+    return kept_.back().const_data_ptr();
+  }
+
+  const char* op_;
+  Tensor lead_;
+  Dtype dtype_;
+  std::vector<Tensor> kept_;
+};
+
+// torch's intra-op pool. Tasks are large, so each is a grain of its own.
+inline Parallel torch_threads() {
+  return {[](int64_t tasks, void (*body)(void*, int64_t), void* context) {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(context, i);
+    });
+  }};
+}
+
+}  // namespace oltr

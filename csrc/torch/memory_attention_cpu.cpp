@@ -1,0 +1,58 @@
+#include "cpu/kernels.h"
+#include "torch/glue.h"
+
+namespace oltr {
+
+static std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor& keys,
+                                                   const Tensor& key_bias, const Tensor& memory,
+                                                   bool) {
+  Call call("memory_attention", "x", x);
+  const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
+  call.at_least_one("class", C);
+  call.at_least_one("feature", D);
+  const Tensor out = call.empty({B, D}), lse = call.empty_acc({B});
+  MemoryAttentionForward p;
+  p.size = {B, C, D};
+  p.dtype = call.dtype();
+  p.x = call.in("x", x, {B, D});
+  p.keys = call.in("keys", keys, {C, D});
+  p.key_bias = call.in("key_bias", key_bias, {C});
+  p.memory = call.in("memory", memory, {C, D});
+  p.out = call.out(out);
+  p.lse = call.out(lse);
+  kernels().memory_attention_forward(p, torch_threads());
+  return {out, lse};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& keys, const Tensor& key_bias,
+    const Tensor& memory, const Tensor& out, const Tensor& lse, bool memory_grad) {
+  Call call("memory_attention_backward", "x", x);
+  const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
+  const Tensor grad_x = call.empty({B, D}), grad_keys = call.empty({C, D}),
+               grad_key_bias = call.empty({C}),
+               grad_memory = call.empty({memory_grad ? C : 0, D});
+  MemoryAttentionBackward p;
+  p.size = {B, C, D};
+  p.dtype = call.dtype();
+  p.grad_out = call.in("grad_out", grad_out, {B, D});
+  p.x = call.in("x", x, {B, D});
+  p.keys = call.in("keys", keys, {C, D});
+  p.key_bias = call.in("key_bias", key_bias, {C});
+  p.memory = call.in("memory", memory, {C, D});
+  p.out = call.in("out", out, {B, D});
+  p.lse = call.in_acc("lse", lse, {B});
+  p.grad_x = call.out(grad_x);
+  p.grad_keys = call.out(grad_keys);
+  p.grad_key_bias = call.out(grad_key_bias);
+  if (memory_grad) p.grad_memory = call.out(grad_memory);
+  kernels().memory_attention_backward(p, torch_threads());
+  return {grad_x, grad_keys, grad_key_bias, grad_memory};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
+  m.impl("memory_attention", TORCH_BOX(&memory_attention));
+  m.impl("memory_attention_backward", TORCH_BOX(&memory_attention_backward));
+}
+
+}  // namespace oltr

@@ -1,0 +1,152 @@
+"""Loads the native libraries and decides, call by call, between them and the reference.
+
+`OLTR_EXT_BACKEND` sets the start value and `use_backend` changes it for a block:
+
+- ``auto``: native kernels where there are some for the tensors' device, else the reference, with
+  one warning that names the cause;
+- ``native``: native kernels or an error that says what is missing and how to repair it;
+- ``reference``: the pure-PyTorch formulas.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "native", "reference")
+OPS = (
+    "memory_attention",
+    "nearest_centroid",
+    "meta_embedding",
+    "cosine_logits",
+    "cosine_cross_entropy",
+    "disc_centroids_loss",
+    "class_means",
+)
+_PACKAGE = Path(__file__).resolve().parent.parent
+_REPAIR = "reinstall with `pip install --no-build-isolation --force-reinstall --no-deps oltr_ext`"
+
+
+@dataclass
+class Status:
+    """What was loaded: reasons why not, and for each op the devices it has kernels for."""
+
+    cpu_error: str | None = None
+    cuda_error: str | None = None
+    op_devices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Devices with forward and backward kernels."""
+    forward_devices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Devices with a forward kernel at least."""
+
+
+def _load(stem: str) -> str | None:
+    """Loads one library; the reason when that fails, in one line."""
+    found = sorted(_PACKAGE.glob(f"{stem}*.so")) + sorted(_PACKAGE.glob(f"{stem}*.pyd"))
+    if not found:
+        return f"{stem} was not built into {_PACKAGE}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except (OSError, RuntimeError) as error:
+        first = str(error).strip().splitlines()
+        reason = first[0] if first else type(error).__name__
+        return f"{found[0].name} did not load under torch {torch.__version__}: {reason}"
+    return None
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"oltr_ext::{name}", key))
+
+
+def _start() -> Status:
+    status = Status()
+    status.cpu_error = _load("_oltr_cpu")
+    if status.cpu_error is not None:
+        status.cuda_error = "the CPU library, which holds the schemas, is not loaded"
+    elif torch.version.cuda is None:
+        status.cuda_error = f"torch {torch.__version__} is built without CUDA"
+    else:
+        status.cuda_error = _load("_oltr_cuda")
+    for op in OPS:
+        loaded = [] if status.cpu_error else [("cpu", "CPU"), ("cuda", "CUDA")]
+        forward = [device for device, key in loaded if _has_kernel(op, key)]
+        both = [d for d in forward if _has_kernel(f"{op}_backward", d.upper())]
+        status.forward_devices[op], status.op_devices[op] = tuple(forward), tuple(both)
+    return status
+
+
+STATUS = _start()
+LOADED = STATUS.cpu_error is None
+_mode = os.environ.get("OLTR_EXT_BACKEND", "auto").strip().lower() or "auto"
+_warned: set[str] = set()
+
+
+def backend() -> str:
+    """The backend asked for: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _mode
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs a block under another backend.
+
+    Args:
+        name: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    global _mode
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    before, _mode = _mode, name
+    try:
+        yield
+    finally:
+        _mode = before
+
+
+def _reason(op: str, device: str, backward: bool) -> str:
+    error = STATUS.cuda_error if device == "cuda" else STATUS.cpu_error
+    if error is not None:
+        return error
+    if backward and device in STATUS.forward_devices[op]:
+        return f"{op} has no native backward for {device} yet"
+    return f"{op} has no native kernel for {device}"
+
+
+def use_native(op: str, *tensors: Tensor) -> bool:
+    """Whether this call goes to the native kernels; raises or warns as the backend asks."""
+    if _mode == "reference":
+        return False
+    if _mode not in BACKENDS:
+        raise ValueError(
+            f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {_mode!r}"
+        )
+    backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    device = tensors[0].device.type
+    if device in (STATUS.op_devices if backward else STATUS.forward_devices)[op]:
+        return True
+    if device == "meta" and LOADED:
+        return True
+    reason = _reason(op, device, backward)
+    if _mode == "native":
+        raise RuntimeError(
+            f"{op}: the native backend was asked for but cannot run: {reason}; "
+            f"{_REPAIR}, or choose OLTR_EXT_BACKEND=auto"
+        )
+    if reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warnings.warn(
+            f"oltr_ext runs {op} in pure PyTorch: {reason}; {_REPAIR}, or set "
+            "OLTR_EXT_BACKEND=reference to ask for this",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return False

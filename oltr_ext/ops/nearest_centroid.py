@@ -1,0 +1,86 @@
+"""Nearest centroid: the distance that tells the known from the unknown."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from oltr_ext import reference
+from oltr_ext.ops import _check
+from oltr_ext.ops._backend import use_native
+from oltr_ext.ops._register import call_reference, register
+
+_OP = "nearest_centroid"
+
+
+class Nearest(NamedTuple):
+    """Distance (B,) to the nearest centroid and its class (B,) int64."""
+
+    distance: Tensor
+    index: Tensor
+
+
+class NearestCentroid(torch.autograd.Function):
+    """(x, memory) -> (distance, index)."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.oltr_ext.nearest_centroid(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        need_memory = ctx.needs_input_grad[1]
+        grad_x, grad_memory = torch.ops.oltr_ext.nearest_centroid_backward(
+            grads[0].contiguous(), *ctx.saved_tensors, need_memory
+        )
+        return grad_x, grad_memory if need_memory else None
+
+
+def _fake(x: Tensor, memory: Tensor) -> Any:
+    return x.new_empty(x.shape[0]), x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+def _fake_backward(
+    grad_distance: Tensor, x: Tensor, memory: Tensor, index: Tensor, memory_grad: bool
+) -> Any:
+    classes, width = memory.shape
+    return x.new_empty(x.shape), x.new_empty(classes if memory_grad else 0, width)
+
+
+register(_OP, NearestCentroid, _fake, _fake_backward)
+
+
+def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
+    r"""Finds for each feature the nearest class centroid.
+
+    .. math:: d_i = \min_c \lVert x_i - M_c \rVert_2
+
+    Source: reachability of OLTR (Liu et al., CVPR 2019, Sec. 3.2). A product selects, and every
+    candidate within its rounding error is measured as :math:`\sum (x-c)^2`, so the distance has
+    full precision even where ``x`` is close to a centroid.
+
+    Args:
+        x: features (B, D); float32, float64, bfloat16 or float16. B may be 0.
+        memory: class centroids (C, D), same dtype and device.
+
+    Returns:
+        ``(distance (B,), index (B,) int64)``. Ties go to the lower class; a NaN row has distance
+        NaN and index 0; a NaN centroid is the nearest of all, as in :func:`torch.min`. The
+        gradient goes to ``x`` and to the nearest row of ``memory``, and is zero at distance 0.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
+        ValueError: a shape or device that does not fit.
+    """
+    _, width = _check.matrix(_OP, "x", x)
+    _check.bank(_OP, "memory", memory, width, x)
+    if not use_native(_OP, x, memory):
+        return Nearest(*call_reference(_OP, reference.nearest_centroid, x, memory))
+    return Nearest(*torch.ops.oltr_ext.nearest_centroid(x, memory))
