@@ -31,6 +31,7 @@ CXX_FLAGS = ["-O3", STABLE_ABI, "-fvisibility=hidden", "-Wno-psabi"]
 # Python's own flags may ask for debug info; sources are named from the root, wherever that is.
 PLAIN_FLAGS = ["-g0", f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
 NVCC_FLAGS = ["-O3", STABLE_ABI, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden", f"-I{CSRC}"]
+CUDA_FOLDER = Path("/usr/local/cuda")  # where NVIDIA's installers put it
 WANTED_ARCHS = ("8.0", "9.0", "10.0", "12.0")  # A100, H100, B200, RTX 50; PTX of the last
 
 
@@ -134,7 +135,7 @@ def find_toolkit() -> tuple[Path | None, str]:
     """(folder of a usable CUDA toolkit or None, what was found, as a clause)."""
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     # A toolkit that was named is the one meant: no other is taken in its place.
-    places = [Path(named)] if named else [Path("/usr/local/cuda"), nvcc_home()]
+    places = [Path(named)] if named else [CUDA_FOLDER, nvcc_home()]
     partial = []
     for home in places:
         if home is None or not home.is_dir():
@@ -195,7 +196,7 @@ def decide_cuda() -> tuple[Path | None, str, str]:
         return None, "", f"not built: {found} (to have it, {repair})"
     os.environ["CUDA_HOME"] = str(home)
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        archs = [a for a in WANTED_ARCHS if a in known] or known[-1:]
+        archs = [a for a in WANTED_ARCHS if a in known] or known[-1:] or ["8.0"]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
     return home, release, f"built: CUDA {release}, {found}"
 
@@ -306,6 +307,10 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             self.force = True
             if self.editable_mode:
                 self.build_temp = str(ROOT / "build" / "editable")
+            if toolkit is None and (self.editable_mode or self.inplace):
+                for stale in (ROOT / "oltr_ext").glob("_oltr_cuda*.so"):
+                    say(f"removing {stale.name} of an earlier build")
+                    stale.unlink()
 
         def build_extension(self, ext: Extension) -> None:
             whole, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
@@ -317,5 +322,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
 
 # Metadata and sdist need neither torch nor a compiler.
 BUILDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
-ext_modules, cmdclass = extensions() if BUILDS & set(sys.argv[1:]) else ([], {})
-setup(ext_modules=ext_modules, cmdclass=cmdclass)
+
+if __name__ == "__main__":
+    ext_modules, cmdclass = extensions() if BUILDS & set(sys.argv[1:]) else ([], {})
+    setup(ext_modules=ext_modules, cmdclass=cmdclass)
