@@ -1,0 +1,83 @@
+"""Choosing the backend, and living without the native library."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import oltr_ext
+from oltr_ext import ops
+from oltr_ext.ops._backend import STATUS
+
+
+def test_context_manager_restores():
+    before = oltr_ext.backend()
+    with pytest.raises(KeyError), oltr_ext.use_backend("reference"):
+        assert oltr_ext.backend() == "reference"
+        raise KeyError
+    assert oltr_ext.backend() == before == "native"
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="expected one of auto, native, reference, got 'gpu'"):
+        oltr_ext.use_backend("gpu").__enter__()
+
+
+def test_unknown_environment_value(run_python):
+    code = (
+        "import torch\nfrom oltr_ext import ops\n"
+        "try:\n    ops.nearest_centroid(torch.ones(1, 2), torch.ones(1, 2))\n"
+        "except ValueError as e:\n    print(e)\n"
+    )
+    assert "OLTR_EXT_BACKEND: expected one of" in run_python(code, OLTR_EXT_BACKEND="fast")
+
+
+def test_native_runs_the_native_op():
+    x, m = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.profiler.profile() as profile:
+        ops.nearest_centroid(x, m)
+        with oltr_ext.use_backend("reference"):
+            ops.nearest_centroid(x, m)
+    names = [e.name for e in profile.events()]
+    assert names.count("oltr_ext::nearest_centroid") == 1
+    assert STATUS.cpu_error is None
+
+
+@pytest.fixture
+def bare_package(tmp_path):
+    """The Python sources alone, as an installation whose build failed leaves them."""
+    source = Path(oltr_ext.__file__).parent
+    shutil.copytree(source, tmp_path / "oltr_ext", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    return str(tmp_path)
+
+
+def test_without_the_library(bare_package, run_python):
+    code = (
+        f"import sys; sys.path.insert(0, {bare_package!r})\n"
+        "import warnings, torch\nimport oltr_ext, oltr_ext.nn\nfrom oltr_ext import ops\n"
+        f"assert oltr_ext.__file__.startswith({bare_package!r})\n"
+        "x = torch.randn(3, 4, requires_grad=True); m = torch.randn(5, 4)\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    ops.nearest_centroid(x, m).distance.sum().backward()\n"
+        "    ops.nearest_centroid(x, m); ops.class_means(x, torch.tensor([0, 1, 1]), 2)\n"
+        "print(len(seen), seen[0].message)\n"
+        "try:\n"
+        "    with oltr_ext.use_backend('native'): ops.nearest_centroid(x, m)\n"
+        "except RuntimeError as e: print(e)\n"
+    )
+    out = run_python(code, OLTR_EXT_BACKEND="auto").splitlines()
+    assert out[0].startswith("1 oltr_ext runs nearest_centroid in pure PyTorch: _oltr_cpu was not")
+    assert "the native backend was asked for but cannot run" in out[1] and "reinstall" in out[1]
+
+
+def test_a_broken_library_does_not_break_import(bare_package, run_python):
+    (Path(bare_package) / "oltr_ext" / "_oltr_cpu.abi3.so").write_bytes(b"not a library")
+    code = (
+        f"import sys; sys.path.insert(0, {bare_package!r})\n"
+        "import oltr_ext\nfrom oltr_ext.ops._backend import STATUS\nprint(STATUS.cpu_error)"
+    )
+    assert "_oltr_cpu.abi3.so did not load under torch" in run_python(code)
