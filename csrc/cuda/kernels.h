@@ -1,4 +1,5 @@
-// The CUDA kernels: one launcher an op and direction. Free of torch; csrc/torch/*_cuda.cpp calls them.
+// The CUDA kernels: one launcher an op and direction. Free of torch; csrc/torch/*_cuda.cpp calls
+// them.
 //
 // Contract: pointers are device memory, valid for the sizes given; C >= 1 and D >= 1, B may be 0.
 // A launcher only enqueues on `stream`; it returns the launch's error and never synchronises.

@@ -93,9 +93,9 @@ template <Dtype kDtype>
 cudaError_t launch(const NearestCentroidForward& p, cudaStream_t stream) {
   const Launch l =
       nearest_centroid_launch(p.size.batch, sizeof(typename Element<kDtype>::Accumulator));
-  nearest_centroid_kernel<kDtype><<<static_cast<unsigned>(l.blocks),
-                                    static_cast<unsigned>(l.threads),
-                                    static_cast<size_t>(l.shared_bytes), stream>>>(p);
+  nearest_centroid_kernel<kDtype>
+      <<<static_cast<unsigned>(l.blocks), static_cast<unsigned>(l.threads),
+         static_cast<size_t>(l.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 
