@@ -1,4 +1,4 @@
-"""One workload per op, shared by the tests: inputs, the call, and which inputs are differentiable."""
+"""One workload per op, shared by the tests: inputs, the call, the differentiable inputs."""
 
 from __future__ import annotations
 
@@ -133,9 +133,7 @@ def run(case: Case, inputs: Inputs, backend: str = "native") -> dict[str, Tensor
             total = total + (o.double() * weight).sum()
     leaves = [inputs[n] for n in case.differentiable]
     grads = torch.autograd.grad(total, leaves)
-    result.update(
-        {f"grad_{n}": g for n, g in zip(case.differentiable, grads, strict=True)}
-    )
+    result.update({f"grad_{n}": g for n, g in zip(case.differentiable, grads, strict=True)})
     return result
 
 

@@ -27,7 +27,7 @@ def test_wrong_shape_of_each_argument(case, backend):
                 continue  # any number of rows fits there
             if name in ("weight", "x", "v", "centroids") and wrong.dim() == 2:
                 first = name in ("x", "v")
-                if first and "target" not in good or case.name == "cosine_logits":
+                if (first and "target" not in good) or case.name == "cosine_logits":
                     continue
                 if name == "centroids":
                     continue

@@ -234,9 +234,7 @@ def test_autocast_takes_mixed_dtypes(case: Case):
 def test_double_backward_is_refused(case: Case):
     inputs = cast(case.make(4, 5, 6), torch.float32, case)
     leaf = inputs[case.differentiable[0]]
-    (grad,) = torch.autograd.grad(
-        case.call(**inputs)[0].square().sum(), leaf, create_graph=True
-    )
+    (grad,) = torch.autograd.grad(case.call(**inputs)[0].square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         grad.sum().backward()
 

@@ -126,9 +126,7 @@ def use_native(op: str, *tensors: Tensor) -> bool:
     if _mode == "reference":
         return False
     if _mode not in BACKENDS:
-        raise ValueError(
-            f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {_mode!r}"
-        )
+        raise ValueError(f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {_mode!r}")
     backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     device = tensors[0].device.type
     if device in (STATUS.op_devices if backward else STATUS.forward_devices)[op]:

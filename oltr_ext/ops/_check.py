@@ -52,7 +52,7 @@ def on_device(op: str, name: str, t: Tensor, like: Tensor) -> None:
 
 
 def labels(op: str, target: Tensor, rows: int, like: Tensor) -> None:
-    """Checks dtype, shape and device of class labels; their range is checked where they are read."""
+    """Checks dtype, shape and device of labels; their range is checked where they are read."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{op}: expected target to be a Tensor, got {type(target).__name__}")
     if target.dtype != torch.int64:

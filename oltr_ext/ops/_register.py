@@ -89,12 +89,9 @@ def register(
     name = f"oltr_ext::{op}"
     torch.library.register_fake(name, fake)
     torch.library.register_fake(f"{name}_backward", fake_backward)
-    torch.library.register_autograd(
-        name, function.backward, setup_context=function.setup_context
-    )
+    torch.library.register_autograd(name, function.backward, setup_context=function.setup_context)
     torch.library.register_autograd(f"{name}_backward", _no_double_backward(f"{op}_backward"))
     _register_autocast(op)
-
 
 
 __all__ = ["accumulator", "call_reference", "register"]

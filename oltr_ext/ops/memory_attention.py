@@ -89,7 +89,7 @@ def memory_attention(
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
         ValueError: a shape or device that does not fit.
     """
-    rows, width = _check.matrix(_OP, "x", x)
+    _, width = _check.matrix(_OP, "x", x)
     classes = _check.bank(_OP, "keys", keys, width, x)
     _check.same(_OP, "key_bias", key_bias, (classes,), x)
     _check.same(_OP, "memory", memory, (classes, width), x)

@@ -19,7 +19,7 @@ class Nearest(NamedTuple):
     """Distance (B,) to the nearest centroid and its class (B,) int64."""
 
     distance: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, as torch.return_types.min
 
 
 class NearestCentroid(torch.autograd.Function):

@@ -1,0 +1,140 @@
+"""The dynamic meta-embedding and the cosine classifier, as layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oltr_ext import ops
+from oltr_ext.ops import MetaEmbeddingDetails
+
+
+class CosineClassifier(nn.Module):
+    """Logits by direction: see :func:`oltr_ext.ops.cosine_logits`.
+
+    Args:
+        feat_dim: D.
+        num_classes: C.
+        scale: of the logits.
+    """
+
+    def __init__(self, feat_dim: int, num_classes: int, *, scale: float = 16.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(num_classes, feat_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """w ~ U(-1/sqrt(D), 1/sqrt(D)), as in the paper's code."""
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    @torch.no_grad()
+    def start_at(self, directions: Tensor) -> None:
+        """Points each class at a row of ``directions`` (C, D), at the length of the random start.
+
+        Only the direction of a weight matters to the logits, but its length sets how far a step
+        turns it. A zero row (a class without data) keeps its random start.
+        """
+        norm = directions.norm(dim=1, keepdim=True)
+        length = 3**-0.5  # of a row of U(-1/sqrt(D), 1/sqrt(D)), whatever D
+        start = (directions / norm.clamp_min(1e-12) * length).to(self.weight)
+        self.weight.copy_(torch.where((norm > 0).to(self.weight.device), start, self.weight))
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Embeddings (B, D) to logits (B, C)."""
+        return ops.cosine_logits(v, self.weight, scale=self.scale)
+
+    def loss(self, v: Tensor, target: Tensor, **options: Any) -> Tensor:
+        """Fused cross-entropy; options of :func:`oltr_ext.ops.cosine_cross_entropy`."""
+        return ops.cosine_cross_entropy(v, self.weight, target, scale=self.scale, **options)
+
+    def extra_repr(self) -> str:
+        classes, width = self.weight.shape
+        return f"feat_dim={width}, num_classes={classes}, scale={self.scale}"
+
+
+class MetaEmbedding(nn.Module):
+    """v = r (x + e m) over a memory given at each call: see :func:`oltr_ext.ops.meta_embedding`.
+
+    Args:
+        feat_dim: D.
+        num_classes: C.
+        scale: s of the reachability r = s / d.
+        eps: floor of the distance.
+        memory_grad: whether the memory gets a gradient here (the released code detaches it).
+    """
+
+    def __init__(
+        self,
+        feat_dim: int,
+        num_classes: int,
+        *,
+        scale: float = 10.0,
+        eps: float = 1e-6,
+        memory_grad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale, self.eps, self.memory_grad = scale, eps, memory_grad
+        self.fc_hallucinator = nn.Linear(feat_dim, num_classes)
+        self.fc_selector = nn.Linear(feat_dim, feat_dim)
+
+    def embed(self, x: Tensor, memory: Tensor) -> MetaEmbeddingDetails:
+        """Features (B, D) and centroids (C, D) to the embedding and all it is made of."""
+        return ops.meta_embedding(
+            x,
+            memory,
+            self.fc_hallucinator.weight,
+            self.fc_hallucinator.bias,
+            self.fc_selector.weight,
+            self.fc_selector.bias,
+            scale=self.scale,
+            eps=self.eps,
+            memory_grad=self.memory_grad,
+            return_details=True,
+        )
+
+    def forward(self, x: Tensor, memory: Tensor) -> Any:
+        """Features (B, D) and centroids (C, D) to embeddings (B, D)."""
+        return self.embed(x, memory).embedding
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, eps={self.eps}, memory_grad={self.memory_grad}"
+
+
+class MetaEmbeddingClassifier(MetaEmbedding):
+    """Drop-in for the released code's classifier: same inputs, outputs and parameter names.
+
+    State dicts of the released code load as they are, also with the ``module.`` prefix that
+    DataParallel left on them.
+
+    Args:
+        feat_dim: D.
+        num_classes: C.
+        logit_scale: scale of the cosine classifier.
+        options: of :class:`MetaEmbedding`.
+    """
+
+    def __init__(
+        self, feat_dim: int, num_classes: int, *, logit_scale: float = 16.0, **options: Any
+    ) -> None:
+        super().__init__(feat_dim, num_classes, **options)
+        self.cosnorm_classifier = CosineClassifier(feat_dim, num_classes, scale=logit_scale)
+        self.register_load_state_dict_pre_hook(_strip_module_prefix)
+
+    def forward(self, x: Tensor, centroids: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
+        """Features (B, D) and centroids (C, D) to (logits (B, C), [direct, infused feature]).
+
+        The infused feature (B, D) is what the gate let through, e * m. Further arguments are
+        ignored, as in the released code.
+        """
+        parts = self.embed(x, centroids)
+        logits = self.cosnorm_classifier(parts.embedding)
+        return logits, [x, parts.selector * parts.memory_feature]
+
+
+def _strip_module_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    for name in [n for n in state if n.startswith(f"{prefix}module.")]:
+        state[prefix + name.removeprefix(f"{prefix}module.")] = state.pop(name)

@@ -1,0 +1,274 @@
+"""Heads: features in; logits, loss and an open-set answer out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
+from oltr_ext.nn.losses import DiscCentroidsLoss
+from oltr_ext.nn.memory import CentroidMemory
+from oltr_ext.nn.scores import SCORES, open_score
+
+
+class HeadOutput(NamedTuple):
+    """What a head makes of features (B, D); what it lacks is None."""
+
+    logits: Tensor
+    """(B, C)."""
+    distance: Tensor | None = None
+    """(B,) to the nearest centroid."""
+    nearest: Tensor | None = None
+    """Class (B,) int64 of the nearest centroid."""
+    embedding: Tensor | None = None
+    """(B, D)."""
+    memory_feature: Tensor | None = None
+    """(B, D), recalled by attention."""
+    selector: Tensor | None = None
+    """(B, D) in [-1, 1]."""
+
+
+class _Head(nn.Module, ABC):
+    """The open-set answer that all heads share: a score, and the threshold below which a feature
+    is unknown. Both live in buffers, so that a state dict holds the calibrated head."""
+
+    threshold: Tensor
+    score_index: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The released code's rule, until a threshold is calibrated.
+        self.register_buffer("threshold", torch.tensor(0.1, dtype=torch.float64))
+        self.register_buffer("score_index", torch.tensor(SCORES.index("max_softmax")))
+
+    @property
+    def score(self) -> str:
+        """Name of the score that is compared with the threshold."""
+        return SCORES[int(self.score_index)]
+
+    def set_threshold(self, value: float, score: str) -> None:
+        """Calls unknown what scores below ``value`` by ``score`` (see oltr_ext.nn.scores).
+
+        Raises:
+            ValueError: no such score, or the value is NaN.
+        """
+        if score not in SCORES:
+            raise ValueError(f"set_threshold: expected one of {', '.join(SCORES)}, got {score!r}")
+        if value != value:
+            raise ValueError("set_threshold: expected a number, got NaN")
+        self.threshold.fill_(value)
+        self.score_index.fill_(SCORES.index(score))
+
+    @abstractmethod
+    def outputs(self, features: Tensor) -> HeadOutput:
+        """All that the head makes of features (B, D)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, D) to logits (B, C)."""
+        return self.outputs(features).logits
+
+    def score_of(self, out: HeadOutput) -> Tensor:
+        """(B,) the chosen score of an output; higher means known."""
+        return open_score(self.score, out.logits, out.distance)
+
+    @torch.no_grad()
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer for features (B, D).
+
+        Returns:
+            (label (B,) int64 with -1 for unknown, confidence (B,)). The confidence is the value
+            of ``self.score``; a row without a number (NaN) is unknown.
+        """
+        out = self.outputs(features)
+        confidence = self.score_of(out)
+        label = out.logits.argmax(dim=1)
+        known = confidence.double() >= self.threshold.to(confidence.device)
+        return torch.where(known, label, torch.full_like(label, -1)), confidence
+
+
+class LinearHead(_Head):
+    """The plain classifier: logits = x W' + b, cross-entropy.
+
+    Args:
+        feat_dim: D.
+        num_classes: C.
+        class_prior: class frequencies (C,) whose logarithm is added to the logits in training
+            (balanced softmax).
+    """
+
+    class_prior: Tensor | None
+
+    def __init__(
+        self, feat_dim: int, num_classes: int, *, class_prior: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feat_dim, num_classes)
+        self.register_buffer("class_prior", _prior(class_prior, num_classes))
+
+    def outputs(self, features: Tensor) -> HeadOutput:
+        return HeadOutput(self.linear(features))
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of features (B, D) and labels (B,)."""
+        logits = self.linear(features).float()
+        if self.class_prior is not None:
+            logits = logits + self.class_prior.log()
+        return F.cross_entropy(logits, target)
+
+
+class OLTRHead(_Head):
+    """All of OLTR behind a feature: memory, meta-embedding, cosine classifier, both losses.
+
+    Args:
+        feat_dim: D.
+        num_classes: C.
+        feature_loss_weight: of the centroid loss against the cross-entropy.
+        class_prior: class frequencies (C,) whose logarithm is added to the logits in training.
+        label_smoothing: of the cross-entropy.
+        reachability_scale: s of r = s / d.
+        logit_scale: of the cosine classifier.
+        learnable_memory: whether the centroids are trained.
+        memory_grad: whether the classifier's loss reaches the centroids too.
+        margin, repel_weight, compat: of the centroid loss.
+    """
+
+    class_prior: Tensor | None
+
+    def __init__(
+        self,
+        feat_dim: int,
+        num_classes: int,
+        *,
+        feature_loss_weight: float = 0.01,
+        class_prior: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reachability_scale: float = 10.0,
+        logit_scale: float = 16.0,
+        learnable_memory: bool = True,
+        memory_grad: bool = False,
+        margin: float = 10.0,
+        repel_weight: float = 0.01,
+        compat: str = "fixed",
+    ) -> None:
+        super().__init__()
+        self.feature_loss_weight = feature_loss_weight
+        self.label_smoothing = label_smoothing
+        self.memory = CentroidMemory(num_classes, feat_dim, learnable=learnable_memory)
+        self.classifier = MetaEmbeddingClassifier(
+            feat_dim,
+            num_classes,
+            logit_scale=logit_scale,
+            scale=reachability_scale,
+            memory_grad=memory_grad,
+        )
+        self.centroid_loss = DiscCentroidsLoss(margin, repel_weight, compat)
+        self.register_buffer("class_prior", _prior(class_prior, num_classes))
+
+    def outputs(self, features: Tensor) -> HeadOutput:
+        parts = self.classifier.embed(features, self.memory.centroids)
+        logits = self.classifier.cosnorm_classifier(parts.embedding)
+        return HeadOutput(
+            logits,
+            parts.distance,
+            parts.nearest,
+            parts.embedding,
+            parts.memory_feature,
+            parts.selector,
+        )
+
+    def recall(self, features: Tensor) -> Tensor:
+        """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
+        return torch.softmax(self.classifier.fc_hallucinator(features), dim=1)
+
+    def score_of(self, out: HeadOutput) -> Tensor:
+        scale = self.classifier.scale
+        return open_score(self.score, out.logits, out.distance, scale=scale)
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.
+
+        Args:
+            features: (B, D).
+            target: (B,) int64 in [0, C).
+        """
+        parts = self.classifier.embed(features, self.memory.centroids)
+        loss = self.classifier.cosnorm_classifier.loss(
+            parts.embedding,
+            target,
+            class_prior=self.class_prior,
+            label_smoothing=self.label_smoothing,
+        )
+        if self.feature_loss_weight == 0:
+            return loss
+        pull = self.centroid_loss(features, target, self.memory.centroids)
+        return loss + self.feature_loss_weight * pull
+
+    @torch.no_grad()
+    def init_from(
+        self,
+        linear: nn.Linear | None,
+        features: Tensor,
+        target: Tensor,
+        *,
+        classifier: str = "random",
+        selector: str = "random",
+    ) -> None:
+        """The start of stage 2.
+
+        Args:
+            linear: stage 1's classifier, from which the attention starts. None: keys are the class
+                means themselves.
+            features: (N, D) of the whole training set, as stage 2 will see them.
+            target: (N,) their labels.
+            classifier: cosine classifier ``"random"`` (the paper's) or at the class ``"means"``.
+            selector: ``"random"`` (the paper's) or ``"zero"``: the embedding then starts as the
+                feature itself, and the gate opens as far as it helps.
+
+        Raises:
+            ValueError: an unknown choice, or a linear layer of another shape.
+        """
+        for name, value, choices in (
+            ("classifier", classifier, ("random", "means")),
+            ("selector", selector, ("random", "zero")),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"OLTRHead.init_from: expected {name} to be one of {', '.join(choices)}, "
+                    f"got {value!r}"
+                )
+        self.memory.initialise(features, target)
+        keys = self.classifier.fc_hallucinator
+        if linear is None:
+            keys.weight.copy_(self.memory.centroids)
+            keys.bias.zero_()
+        else:
+            if linear.weight.shape != keys.weight.shape:
+                raise ValueError(
+                    f"OLTRHead.init_from: expected a linear layer of shape "
+                    f"{tuple(keys.weight.shape)}, got {tuple(linear.weight.shape)}"
+                )
+            keys.weight.copy_(linear.weight)
+            keys.bias.copy_(linear.bias)
+        if classifier == "means":
+            self.classifier.cosnorm_classifier.start_at(self.memory.centroids)
+        if selector == "zero":
+            self.classifier.fc_selector.weight.zero_()
+            self.classifier.fc_selector.bias.zero_()
+
+    def extra_repr(self) -> str:
+        return f"feature_loss_weight={self.feature_loss_weight}, score={self.score!r}"
+
+
+def _prior(prior: Any, num_classes: int) -> Tensor | None:
+    if prior is None:
+        return None
+    prior = torch.as_tensor(prior, dtype=torch.float32)
+    if tuple(prior.shape) != (num_classes,):
+        raise ValueError(f"class_prior: expected shape ({num_classes},), got {tuple(prior.shape)}")
+    if not torch.isfinite(prior).all() or (prior < 0).any() or prior.sum() == 0:
+        raise ValueError("class_prior: expected finite frequencies, not negative, not all zero")
+    return prior

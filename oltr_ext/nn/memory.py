@@ -1,0 +1,152 @@
+"""The visual memory: one centroid a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from oltr_ext import ops
+from oltr_ext.ops.nearest_centroid import Nearest
+
+
+class CentroidMemory(nn.Module):
+    """Class centroids (C, D) that start as class means and learn, or follow, from there.
+
+    Args:
+        num_classes: C.
+        feat_dim: D.
+        learnable: whether the centroids are a parameter (trained by the centroid loss) or a buffer
+            (moved by :meth:`update`).
+
+    Attributes:
+        centroids: (C, D).
+        counts: (C,) int64, features seen of each class; 0 marks a class without a centroid yet.
+    """
+
+    centroids: Tensor
+    counts: Tensor
+
+    def __init__(self, num_classes: int, feat_dim: int, *, learnable: bool = True) -> None:
+        super().__init__()
+        if num_classes < 1 or feat_dim < 1:
+            raise ValueError(
+                f"CentroidMemory: expected at least one class and one feature, "
+                f"got {num_classes} and {feat_dim}"
+            )
+        centroids = torch.zeros(num_classes, feat_dim)
+        if learnable:
+            self.centroids = nn.Parameter(centroids)
+        else:
+            self.register_buffer("centroids", centroids)
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+
+    @property
+    def num_classes(self) -> int:
+        return self.centroids.shape[0]
+
+    @property
+    def feat_dim(self) -> int:
+        return self.centroids.shape[1]
+
+    def forward(self, x: Tensor) -> Nearest:
+        """Distance (B,) of features (B, D) to the nearest centroid, and its class (B,)."""
+        return ops.nearest_centroid(x, self.centroids)
+
+    @torch.no_grad()
+    def initialise(self, features: Tensor, target: Tensor) -> None:
+        """Sets every centroid to the mean of its class; a class without features gets zeros.
+
+        Args:
+            features: (N, D), any floating dtype.
+            target: (N,) int64 in [0, C).
+        """
+        self.initialise_from([(features, target)], lambda x: x)
+
+    @torch.no_grad()
+    def initialise_from(
+        self, loader: Iterable[tuple[Any, Tensor]], feature_fn: Callable[[Any], Tensor]
+    ) -> None:
+        """Sets the centroids to class means over a loader, in one pass and constant memory.
+
+        Args:
+            loader: gives (inputs, target) batches.
+            feature_fn: maps inputs to features (B, D). Put the model in eval mode first: the
+                memory should hold the features that training and testing will see.
+
+        Raises:
+            ValueError: the loader gave no features, or features of another width or not finite.
+        """
+        sums = torch.zeros(self.num_classes, self.feat_dim, dtype=torch.float64)
+        counts = torch.zeros(self.num_classes, dtype=torch.int64)
+        for inputs, target in loader:
+            features = feature_fn(inputs)
+            if features.dim() != 2 or features.shape[1] != self.feat_dim:
+                raise ValueError(
+                    f"CentroidMemory: expected features of shape (N, {self.feat_dim}), "
+                    f"got {tuple(features.shape)}"
+                )
+            if not torch.isfinite(features).all():
+                raise ValueError("CentroidMemory: expected finite features, got NaN or infinity")
+            # In float64, so that the result does not depend on how the data was batched.
+            means, count = ops.class_means(features.double().cpu(), target.cpu(), self.num_classes)
+            sums += means * count.unsqueeze(1)
+            counts += count
+        if counts.sum() == 0:
+            raise ValueError("CentroidMemory: expected at least one feature, got none")
+        self.centroids.copy_(sums / counts.clamp(min=1).unsqueeze(1))
+        self.counts.copy_(counts)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, target: Tensor, momentum: float = 0.9) -> None:
+        """Moves the centroids of the classes present towards their batch mean.
+
+        ``centroid <- momentum * centroid + (1 - momentum) * mean``; a class seen for the first
+        time takes the mean itself.
+
+        Raises:
+            ValueError: momentum outside [0, 1].
+        """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"CentroidMemory: expected momentum in [0, 1], got {momentum}")
+        means, count = ops.class_means(features.to(self.centroids.dtype), target, self.num_classes)
+        kept = torch.where(self.counts > 0, momentum, 0.0).to(means.dtype).unsqueeze(1)
+        moved = kept * self.centroids + (1 - kept) * means
+        self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, self.centroids))
+        self.counts += count
+
+    def save(self, path: str | Path) -> None:
+        """Writes centroids and counts as safetensors."""
+        tensors = {"centroids": self.centroids.detach().contiguous(), "counts": self.counts}
+        save_file(tensors, str(path))
+
+    def load(self, path: str | Path) -> None:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, or holds a memory of another shape.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"CentroidMemory: no file {path}")
+        try:
+            tensors = load_file(str(path))
+            centroids, counts = tensors["centroids"], tensors["counts"]
+        except Exception as error:  # safetensors raises its own type, a missing name KeyError
+            raise ValueError(f"CentroidMemory: {path} does not hold a memory: {error}") from None
+        if centroids.shape != self.centroids.shape:
+            raise ValueError(
+                f"CentroidMemory: expected centroids of shape {tuple(self.centroids.shape)}, "
+                f"{path} holds {tuple(centroids.shape)}"
+            )
+        with torch.no_grad():
+            self.centroids.copy_(centroids)
+            self.counts.copy_(counts)
+
+    def extra_repr(self) -> str:
+        learnable = isinstance(self.centroids, nn.Parameter)
+        return f"num_classes={self.num_classes}, feat_dim={self.feat_dim}, learnable={learnable}"

@@ -1,0 +1,303 @@
+"""Layers against the released code's arithmetic, and the head's promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oltr_ext import ops, use_backend
+from oltr_ext.nn import (
+    CentroidMemory,
+    CosineClassifier,
+    DiscCentroidsLoss,
+    LinearHead,
+    MetaEmbeddingClassifier,
+    ModulatedAttention,
+    OLTRHead,
+    open_score,
+)
+
+
+def released_forward(c: MetaEmbeddingClassifier, x, centroids):
+    """MetaEmbeddingClassifier as the released code computes it, with its B x C x D tensor."""
+    B, C, D = x.shape[0], *centroids.shape
+    distance = (x[:, None].expand(B, C, D) - centroids[None].expand(B, C, D)).norm(2, 2)
+    reachability = (10.0 / torch.sort(distance, 1)[0][:, 0]).unsqueeze(1)
+    attention = c.fc_hallucinator(x).softmax(dim=1)
+    infused = c.fc_selector(x).tanh() * (attention @ centroids)
+    meta = reachability * (x + infused)
+    norm = meta.norm(2, 1, keepdim=True)
+    weight = c.cosnorm_classifier.weight
+    logits = 16 * (norm / (1 + norm) * meta / norm) @ (weight / weight.norm(2, 1, keepdim=True)).T
+    return logits, infused
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_drop_in_for_the_released_classifier(backend):
+    classifier = MetaEmbeddingClassifier(12, 30).double()
+    x = torch.rand(7, 12, dtype=torch.float64, requires_grad=True)
+    centroids = torch.rand(30, 12, dtype=torch.float64)
+    with use_backend(backend):
+        logits, (direct, infused) = classifier(x, centroids)
+    want_logits, want_infused = released_forward(classifier, x, centroids)
+    torch.testing.assert_close(logits, want_logits)
+    torch.testing.assert_close(infused, want_infused)
+    assert direct is x
+    leaves = [x, *classifier.parameters()]
+    g = torch.randn_like(logits)
+    for a, b in zip(
+        torch.autograd.grad(logits, leaves, g),
+        torch.autograd.grad(want_logits, leaves, g),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_loads_released_parameter_names():
+    source = MetaEmbeddingClassifier(5, 3)
+    names = set(source.state_dict())
+    assert names == {
+        "fc_hallucinator.weight",
+        "fc_hallucinator.bias",
+        "fc_selector.weight",
+        "fc_selector.bias",
+        "cosnorm_classifier.weight",
+    }
+    target = MetaEmbeddingClassifier(5, 3)
+    target.load_state_dict({f"module.{k}": v for k, v in source.state_dict().items()})
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(a, b)
+    released = {"g", "theta", "phi", "conv_mask", "fc_spatial"}
+    assert {n.split(".")[0] for n in ModulatedAttention(4, 2, 2).state_dict()} == released
+
+
+def test_modulated_attention_is_the_paper_s():
+    layer = ModulatedAttention(6, 3, 4).double()
+    maps = torch.randn(2, 6, 3, 4, dtype=torch.float64)
+    assert torch.equal(layer(maps), maps)  # starts as the identity
+    nn.init.normal_(layer.conv_mask.weight)
+    theta, phi, g = (f(maps).flatten(2) for f in (layer.theta, layer.phi, layer.g))
+    attended = (theta.transpose(1, 2) @ phi).softmax(-1) @ g.transpose(1, 2)
+    SA = layer.conv_mask(attended.transpose(1, 2).reshape(2, 3, 3, 4))
+    MA = layer.fc_spatial(maps.flatten(1)).softmax(1).view(2, 1, 3, 4)
+    torch.testing.assert_close(layer(maps), maps + MA * SA)
+    with pytest.raises(ValueError, match="expected maps of shape"):
+        layer(maps[:, :, :2])
+    with pytest.raises(ValueError, match="even number of channels, got 5"):
+        ModulatedAttention(5)
+
+
+class TestMemory:
+    def test_initialise_counts_and_empty_classes(self):
+        memory = CentroidMemory(4, 3)
+        x, y = torch.randn(9, 3), torch.tensor([0, 0, 1, 3, 3, 3, 1, 0, 3])
+        memory.initialise(x, y)
+        assert memory.counts.tolist() == [3, 2, 0, 4]
+        torch.testing.assert_close(memory.centroids[3], x[y == 3].mean(0))
+        assert (memory.centroids[2] == 0).all()
+
+    def test_batching_does_not_matter(self):
+        x, y = torch.randn(50, 3), torch.randint(4, (50,))
+        one, two = CentroidMemory(4, 3), CentroidMemory(4, 3)
+        one.initialise(x, y)
+        batches = zip(x.split(7), y.split(7), strict=True)
+        two.initialise_from(batches, lambda b: b)
+        assert torch.equal(one.counts, two.counts)
+        torch.testing.assert_close(one.centroids, two.centroids, rtol=1e-7, atol=1e-8)
+
+    def test_update(self):
+        memory = CentroidMemory(3, 2, learnable=False)
+        assert not list(memory.parameters())
+        memory.initialise(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+        memory.update(torch.tensor([[4.0, 2.0], [6.0, 6.0]]), torch.tensor([0, 1]), momentum=0.5)
+        assert memory.centroids.tolist() == [[3, 1], [6, 6], [0, 0]]
+        assert memory.counts.tolist() == [2, 1, 0]
+        with pytest.raises(ValueError, match=r"momentum in \[0, 1\], got 2"):
+            memory.update(torch.ones(1, 2), torch.tensor([0]), momentum=2)
+
+    def test_save_and_load(self, tmp_path):
+        memory = CentroidMemory(3, 2)
+        memory.initialise(torch.randn(5, 2), torch.tensor([0, 1, 2, 1, 0]))
+        memory.save(tmp_path / "m.safetensors")
+        other = CentroidMemory(3, 2)
+        other.load(tmp_path / "m.safetensors")
+        assert torch.equal(memory.centroids, other.centroids)
+        assert torch.equal(memory.counts, other.counts)
+        with pytest.raises(ValueError, match="holds"):
+            CentroidMemory(4, 2).load(tmp_path / "m.safetensors")
+        with pytest.raises(FileNotFoundError):
+            other.load(tmp_path / "none")
+        data = (tmp_path / "m.safetensors").read_bytes()
+        (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match="does not hold a memory"):
+            other.load(tmp_path / "cut")
+
+    def test_bad_features(self):
+        memory = CentroidMemory(2, 3)
+        with pytest.raises(ValueError, match=r"shape \(N, 3\), got \(1, 4\)"):
+            memory.initialise(torch.ones(1, 4), torch.tensor([0]))
+        with pytest.raises(ValueError, match="finite features"):
+            memory.initialise(torch.full((1, 3), float("nan")), torch.tensor([0]))
+        with pytest.raises(ValueError, match="at least one feature, got none"):
+            memory.initialise(torch.ones(0, 3), torch.zeros(0, dtype=torch.int64))
+        with pytest.raises(RuntimeError, match="got 2 at row 0"):
+            memory.initialise(torch.ones(1, 3), torch.tensor([2]))
+
+    def test_forward_is_the_nearest_centroid(self):
+        memory = CentroidMemory(3, 2)
+        memory.initialise(torch.eye(3)[:, :2], torch.arange(3))
+        distance, index = memory(torch.tensor([[0.9, 0.0]]))
+        assert index.item() == 0 and distance.item() == pytest.approx(0.1, rel=1e-5)
+
+
+def test_fit_margin_is_relative_to_the_data():
+    centroids = torch.randn(6, 4, dtype=torch.float64) * 5
+    loss = DiscCentroidsLoss()
+    pairs = torch.pdist(centroids).square()
+    assert loss.fit_margin(centroids, 0.5) == pytest.approx(0.5 * pairs.mean().item())
+    assert loss.margin == loss.fit_margin(centroids, 0.5)
+    with pytest.raises(ValueError, match="at least two"):
+        loss.fit_margin(centroids[:1])
+
+
+def test_cosine_classifier_starts_at_directions():
+    classifier = CosineClassifier(5, 4)
+    before = classifier.weight.detach().clone()
+    directions = torch.randn(4, 5) * 100
+    directions[2] = 0
+    classifier.start_at(directions)
+    cosine = F.cosine_similarity(classifier.weight, directions)
+    torch.testing.assert_close(cosine[[0, 1, 3]], torch.ones(3))
+    assert torch.equal(classifier.weight[2], before[2])
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+class TestOLTRHead:
+    def make(self, **options):
+        torch.manual_seed(3)
+        head = OLTRHead(6, 5, **options)
+        x = torch.rand(40, 6)
+        y = torch.arange(40) % 5
+        x += F.one_hot(y, 6) * 2.0
+        head.init_from(None, x, y, classifier="means", selector="zero")
+        return head, x, y
+
+    def test_loss_is_the_sum_of_its_parts(self, backend):
+        prior = torch.tensor([5.0, 4, 3, 2, 1])
+        head, x, y = self.make(class_prior=prior, label_smoothing=0.1, feature_loss_weight=0.3)
+        with use_backend(backend):
+            logits = head(x)
+            want = F.cross_entropy(logits + prior.log(), y, label_smoothing=0.1)
+            want = want + 0.3 * ops.disc_centroids_loss(x, y, head.memory.centroids)
+            loss = head.loss(x, y)
+        torch.testing.assert_close(loss, want)
+        for a, b in zip(
+            torch.autograd.grad(loss, list(head.parameters())),
+            torch.autograd.grad(want, list(head.parameters())),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+    def test_learns(self, backend):
+        head, x, y = self.make()
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        with use_backend(backend):
+            start = head.loss(x, y).item()
+            for _ in range(20):
+                optimizer.zero_grad()
+                head.loss(x, y).backward()
+                optimizer.step()
+            assert head.loss(x, y).item() < start
+            assert (head.predict(x)[0] == y).float().mean() > 0.9
+
+    def test_predict_rejects_below_the_threshold(self, backend):
+        head, x, _ = self.make()
+        with use_backend(backend):
+            for score in ("max_softmax", "max_logit", "energy", "nearest_distance", "reachability"):
+                head.set_threshold(float("-inf"), score)
+                closed, confidence = head.predict(x)
+                assert (closed == head(x).argmax(1)).all()
+                middle = confidence.double().median().item()
+                head.set_threshold(middle, score)
+                label, again = head.predict(x)
+                assert torch.equal(confidence, again)
+                assert torch.equal(label == -1, confidence.double() < middle)
+                assert torch.equal(label[label >= 0], closed[label >= 0])
+
+    def test_nan_is_unknown(self, backend):
+        head, x, _ = self.make()
+        x[4, 2] = float("nan")
+        head.set_threshold(float("-inf"), "max_softmax")
+        with use_backend(backend):
+            label, _ = head.predict(x)
+        assert label[4] == -1 and (label[[0, 1, 2, 3]] >= 0).all()
+
+    def test_state_dict_holds_the_calibrated_head(self, backend):
+        head, x, _ = self.make()
+        head.set_threshold(-1.25, "nearest_distance")
+        other = OLTRHead(6, 5)
+        other.load_state_dict(head.state_dict())
+        assert other.score == "nearest_distance" and other.threshold.item() == -1.25
+        with use_backend(backend):
+            for a, b in zip(head.predict(x), other.predict(x), strict=True):
+                assert torch.equal(a, b)
+
+    def test_functional_call_and_compile(self, backend):
+        head, x, y = self.make()
+        parameters = {k: v * 1.5 for k, v in head.named_parameters()}
+        with use_backend(backend):
+            changed = torch.func.functional_call(head, parameters, (x,))
+            assert not torch.equal(changed, head(x))
+            compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x, y), head.loss(x, y))
+
+    def test_outputs(self, backend):
+        head, x, _ = self.make()
+        with use_backend(backend):
+            out = head.outputs(x)
+            assert torch.equal(out.logits, head(x))
+        assert out.distance.shape == out.nearest.shape == (40,)
+        assert (out.selector == 0).all()  # selector started at zero
+        assert head.recall(x).sum(1).sub(1).abs().max() < 1e-5
+
+
+def test_init_from_a_linear_stage_one():
+    linear, head = nn.Linear(6, 5), OLTRHead(6, 5)
+    x, y = torch.rand(20, 6), torch.arange(20) % 5
+    head.init_from(linear, x, y)
+    assert torch.equal(head.classifier.fc_hallucinator.weight, linear.weight)
+    assert torch.equal(head.classifier.fc_hallucinator.bias, linear.bias)
+    torch.testing.assert_close(head.memory.centroids, ops.class_means(x, y, 5).means)
+    with pytest.raises(ValueError, match="expected classifier to be one of random, means"):
+        head.init_from(linear, x, y, classifier="zeros")
+    with pytest.raises(ValueError, match=r"shape \(5, 6\), got \(4, 6\)"):
+        head.init_from(nn.Linear(6, 4), x, y)
+
+
+def test_linear_head():
+    prior = torch.tensor([3.0, 1, 0.5])
+    head = LinearHead(4, 3, class_prior=prior)
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(head.loss(x, y), F.cross_entropy(head.linear(x) + prior.log(), y))
+    assert head.score == "max_softmax" and head.threshold == 0.1
+    head.set_threshold(0.0, "nearest_distance")
+    with pytest.raises(ValueError, match="needs a head with a memory"):
+        head.predict(x)
+    with pytest.raises(ValueError, match="class_prior: expected shape"):
+        LinearHead(4, 3, class_prior=torch.ones(2))
+    with pytest.raises(ValueError, match="not negative"):
+        LinearHead(4, 3, class_prior=torch.tensor([1.0, -1, 1]))
+
+
+def test_scores_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    distance = torch.tensor([4.0, 0.0], dtype=torch.float64)
+    assert open_score("max_softmax", logits)[0] == pytest.approx(0.5)
+    assert open_score("max_logit", logits).tolist() == [0, 2]
+    assert open_score("energy", logits)[0] == pytest.approx(0.6931471805599453)
+    assert open_score("nearest_distance", logits, distance).tolist() == [-4, 0]
+    assert open_score("reachability", logits, distance, eps=0.1).tolist() == [2.5, 100]
+    with pytest.raises(ValueError, match="expected one of"):
+        open_score("softmax", logits)
