@@ -14,12 +14,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Tests share the cores by process, so each process keeps to one thread.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST_ARGS ?=
+PRESET ?= debug
+OLDEST_TORCH := 2.11.0
+OP_TESTS := test_ops.py test_op_arguments.py test_nearest_centroid.py test_meta_embedding.py \
+  test_cosine_cross_entropy.py test_disc_centroids_loss.py
 
 ENV := $(VENV)/.env-done
 BUILD := $(VENV)/.build-done
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
-PRESET ?= debug
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test build native-test sanitize test-oldest lint format cuda-build wheel clean
@@ -51,34 +53,39 @@ $(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(NATIVE)
 	@touch $@
 
 native-test: $(ENV)  ## kernels under GoogleTest; PRESET=debug|asan|tsan
-	cmake --preset $(PRESET)
-	cmake --build --preset $(PRESET)
-	ctest --preset $(PRESET)
+	$(BIN)/cmake --preset $(PRESET)
+	$(BIN)/cmake --build --preset $(PRESET)
+	$(BIN)/ctest --preset $(PRESET)
 
 sanitize:  ## native tests under ASan + UBSan, then TSan
-	$(MAKE) native-test PRESET=asan
-	$(MAKE) native-test PRESET=tsan
+	$(MAKE) --no-print-directory native-test PRESET=asan
+	$(MAKE) --no-print-directory native-test PRESET=tsan
 
-test-oldest: $(ENV)  ## one wheel, built here, under the oldest torch (3 GB more to download)
-	$(BIN)/python -m pytest python_tests/oldest_torch.py -q
+# Built against the pinned torch, installed beside the oldest one, tested from another folder.
+test-oldest: wheel  ## the wheel under torch $(OLDEST_TORCH); about 3 GB more to download
+	test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy pytest hypothesis safetensors
+	build/oldest/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
+	cd build/oldest && OMP_NUM_THREADS=1 OLTR_EXT_BACKEND=native bin/pytest -q -p no:cacheprovider \
+	  $(addprefix ../../python_tests/,$(OP_TESTS))
 
 lint: $(ENV)  ## ruff, clang-format, mypy
-	ruff check .
-	ruff format --check .
-	clang-format --dry-run -Werror $(CXX_FILES)
-	mypy oltr_ext
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/mypy oltr_ext
 
 format: $(ENV)  ## rewrite in the house style
-	ruff check --fix .
-	ruff format .
-	clang-format -i $(CXX_FILES)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
 
 cuda-build: $(ENV)  ## as build, but fail where the CUDA library cannot be built; no GPU needed
-	OLTR_EXT_WITH_CUDA=1 $(BIN)/python -m pip install --disable-pip-version-check \
-	  --no-build-isolation --no-deps --verbose --editable .
+	OLTR_EXT_WITH_CUDA=1 $(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
 	@touch $(BUILD)
 
 wheel: $(ENV)  ## sdist and wheel into dist/
+	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## everything built; .venv stays

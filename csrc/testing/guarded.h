@@ -95,9 +95,7 @@ inline Array read(const MutableMatrix& m, size_t n) {
   convert_in(m.data, m.dtype, 0, static_cast<int64_t>(n), a.data());
   return a;
 }
-inline Array read(const int64_t* p, size_t n) {
-  return Array(p, p + n);
-}
+inline Array read(const int64_t* p, size_t n) { return Array(p, p + n); }
 
 // As many threads as `thread_count` says, taking the tasks last first: a kernel must not care.
 inline int thread_count = 1;
