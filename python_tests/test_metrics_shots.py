@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oltr_ext.metrics import shot_accuracy, shot_groups
+
+SEEDED = settings(deadline=None, derandomize=True)
 
 CONVENTIONS = ["oltr", "decoupling", (30, 10), (0, 1)]
 
@@ -26,6 +28,7 @@ def test_groups_at_the_bounds_of_both_conventions() -> None:
     assert decoupling["few"].tolist() == [False, False, False, False, False, True, True]
 
 
+@SEEDED
 @given(st.lists(st.integers(0, 300), max_size=40), st.sampled_from(CONVENTIONS))
 def test_groups_partition_the_classes(counts: list[int], convention: str) -> None:
     groups = shot_groups(counts, convention)

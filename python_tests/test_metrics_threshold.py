@@ -7,11 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from oltr_ext.metrics import F_RULES, calibrate_threshold, f_curve, f_measure
+
+SEEDED = settings(deadline=None, derandomize=True)
 
 LABELS = st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), max_size=40)
 SCORES = st.lists(st.integers(-8, 8).map(lambda v: v / 8), min_size=1, max_size=40)
@@ -41,6 +43,7 @@ def test_f_by_hand() -> None:
     assert f_measure(torch.tensor(pred), torch.tensor(target), "oltr2020") == pytest.approx(6 / 11)
 
 
+@SEEDED
 @given(LABELS)
 def test_f_matches_precision_and_recall(pairs: list[tuple[int, int]]) -> None:
     pred, target = [p for p, _ in pairs], [t for _, t in pairs]
@@ -59,6 +62,7 @@ def test_f_matches_precision_and_recall(pairs: list[tuple[int, int]]) -> None:
         assert f_measure(pred, target, "oltr2020") == pytest.approx(formula)
 
 
+@SEEDED
 @given(LABELS)
 def test_2020_never_exceeds_2019_and_agrees_without_rejected_knowns(
     pairs: list[tuple[int, int]],
@@ -72,6 +76,7 @@ def test_2020_never_exceeds_2019_and_agrees_without_rejected_knowns(
         assert new == old
 
 
+@SEEDED
 @given(LABELS, st.data())
 def test_curve_is_f_at_each_threshold(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
     pred = np.array([max(p, 0) for p, _ in pairs], dtype=np.int64)
@@ -102,6 +107,7 @@ def test_known_recall_by_hand() -> None:
     assert calibrate_threshold([0.5, 0.5, 0.5, 0.9], value=0.3) == 0.5  # ties stay together
 
 
+@SEEDED
 @given(SCORES, st.floats(0.01, 1.0))
 def test_known_recall_keeps_its_promise(scores: list[float], value: float) -> None:
     known = np.array(scores)
@@ -112,6 +118,7 @@ def test_known_recall_keeps_its_promise(scores: list[float], value: float) -> No
     assert all((known >= t).mean() < value for t in higher)
 
 
+@SEEDED
 @given(SCORES, SCORES, st.data())
 def test_f_and_balanced_rules_find_the_best_threshold(
     known: list[float], opened: list[float], data: st.DataObject

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -15,6 +17,7 @@ from PIL import Image
 
 from oltr_ext.metrics import calibrate_threshold, evaluate, open_scores
 from oltr_ext.report import KINDS, MethodResult, Sample, choose_samples, write_picture, write_report
+from oltr_ext.report.samples import pixels, png_uri
 
 COUNTS = np.array([60, 40, 35, 22, 12, 8, 5, 4])
 NAMES = [f"class {c}" for c in range(len(COUNTS))]
@@ -302,15 +305,32 @@ def test_choose_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(32, 32), (32, 32, 1), (32, 32, 3), (1, 32, 32), (3, 32, 32), (3, 500, 400)]
+    "shape", [(32, 32), (32, 32, 1), (32, 32, 3), (1, 32, 32), (3, 32, 32), (3, 500, 400), (3, 3)]
 )
-def test_image_layouts(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_image_layouts(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    last = image.transpose(1, 2, 0) if shape[0] in (1, 3) and len(shape) == 3 else image
+    expected = last[:, :, 0] if last.ndim == 3 and last.shape[2] == 1 else last
+    np.testing.assert_array_equal(pixels(image), expected)
+    uri = png_uri(image)
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as read:
+        if max(expected.shape) <= 192:
+            np.testing.assert_array_equal(np.asarray(read), expected)
+        else:
+            assert max(read.size) == 192
+
+
+def test_sample_without_memory(tmp_path: Path) -> None:
     result = method("plain", 0)
-    image = np.zeros(shape, dtype=np.uint8)
-    sample = replace(result.samples[0], image=image, selector=None, nearest=(), recalled=())
-    html, _, data = written(tmp_path, [replace(result, samples=[sample])])
+    sample = replace(
+        result.samples[0], selector=None, nearest=(), recalled=(), reachability=None,
+        confidence=float("nan"),
+    )  # fmt: skip
+    html, page, data = written(tmp_path, [replace(result, samples=[sample])])
     assert html.count("data:image/png;base64,") == 1
-    assert data["methods"][0]["samples"][0]["gate"] is None
+    shown = data["methods"][0]["samples"][0]
+    assert shown["gate"] is shown["reachability"] is shown["confidence"] is None
+    assert "Gate:" not in page.text and "Nearest known classes" not in page.text
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,10 @@ from .style import BLUE, GRID, INK, MUTED, NO_METADATA, drawing, short
 from .types import MethodResult, Sample
 
 GOOD_INK, BAD_INK = "#00704f", "#b23a00"
+MIX = (
+    "known_correct", "open_rejected", "known_wrong", "known_correct", "open_accepted",
+    "open_rejected", "known_correct", "known_rejected",
+)  # fmt: skip
 LABELS = {
     "overall": "overall", "many": "many", "medium": "medium", "few": "few",
     "auroc": "AUROC", "fpr95": "FPR95", "oscr": "OSCR", "oltr2020": "F (2020)",
@@ -78,11 +82,13 @@ def write_picture(
 
 
 def _mixed(samples: Sequence[Sample], limit: int) -> list[Sample]:
-    """Up to limit samples, one of each outcome in turn, then grouped by outcome."""
-    kinds = [[s for s in samples if outcome(s) == kind] for kind in KINDS]
-    turns = [s for turn in zip_longest(*kinds) for s in turn if s is not None]
-    order = list(KINDS)
-    return sorted(turns[:limit], key=lambda s: order.index(outcome(s)))
+    """Up to limit samples of all outcomes by the pattern of MIX, then grouped by outcome."""
+    waiting = {kind: [s for s in samples if outcome(s) == kind] for kind in KINDS}
+    taken: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
+    for kind in islice(cycle(MIX), len(MIX) * len(samples)):
+        if waiting[kind] and sum(map(len, taken.values())) < limit:
+            taken[kind].append(waiting[kind].pop(0))
+    return [sample for kind in KINDS for sample in taken[kind]]
 
 
 def _draw(results: Sequence[MethodResult], samples: Sequence[Sample], title: str) -> Figure:
@@ -97,8 +103,8 @@ def _draw(results: Sequence[MethodResult], samples: Sequence[Sample], title: str
     if samples:
         method = next(r.name for r in reversed(results) if r.samples)
         axes.text(
-            WIDTH - MARGIN, 0.42, f"what {method} says of test images", fontsize=9, color=MUTED,
-            ha="right",
+            WIDTH - MARGIN, 0.42, f"examples of every outcome, by {method}", ha="right",
+            fontsize=9, color=MUTED,
         )  # fmt: skip
     for i, sample in enumerate(samples):
         _tile(axes, sample, MARGIN + i * tile, 0.65, tile - 0.15)
