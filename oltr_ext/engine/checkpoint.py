@@ -120,7 +120,7 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
     for name in sorted(tensors):
         value = tensors[name]
         crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), crc)
-        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().tobytes(), crc)
     return crc
 
 

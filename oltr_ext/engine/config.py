@@ -101,7 +101,6 @@ class Stage(Strict):
     fc: Count | None = None  # width of the relu(Linear) before the head
     fc_start: Literal["default", "identity"] = "default"
     class_prior: NotNegative = 0.0  # t: train on logits + t * log(class frequency)
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Stage2(Stage):
@@ -109,6 +108,7 @@ class Stage2(Stage):
 
     sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
     attention: bool = True
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     feature_loss_weight: NotNegative = 0.01
     classifier_init: Literal["random", "means"] = "random"
     selector_init: Literal["random", "zero"] = "random"

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from oltr_ext.nn import LinearHead, OLTRHead
+
 __all__ = ["OLTRModel", "feature_layer"]
 
 
@@ -34,7 +36,7 @@ class OLTRModel(nn.Module):
 
     Args:
         backbone: module with ``feature_dim``, giving maps (B, feature_dim, h, w).
-        head: module over features (B, D): ``oltr_ext.nn.LinearHead`` or ``OLTRHead``.
+        head: over features (B, D).
         attention: module over the feature map, for example ``ModulatedAttention``.
         fc: Linear(feature_dim, D), followed here by a ReLU; see `feature_layer`.
     """
@@ -42,7 +44,7 @@ class OLTRModel(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        head: nn.Module,
+        head: LinearHead | OLTRHead,
         attention: nn.Module | None = None,
         fc: nn.Linear | None = None,
     ) -> None:
@@ -62,6 +64,7 @@ class OLTRModel(nn.Module):
         return pooled if self.fc is None else torch.relu(self.fc(pooled))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, classes) logits."""
         return self.head(self.features(images))
 
     def freeze(self, parts: Iterable[str]) -> OLTRModel:

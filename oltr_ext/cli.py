@@ -1,0 +1,224 @@
+"""The command `oltr`. Exit codes: 0 done, 1 an error told in one line, 2 usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from oltr_ext._version import __version__
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code (usage errors exit from argparse with 2)."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("\noltr: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        if args.debug:
+            raise
+        print(f"oltr: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    # an error from a loader process carries its whole traceback; its last line is the message
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines or [type(error).__name__])[-1]
+    return text.partition("Error: ")[2] if text.split(": ")[0].endswith("Error") else text
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.demo import demo
+
+    demo(
+        args.out,
+        methods=args.methods,
+        seed=args.seed,
+        fresh=args.fresh,
+        overrides=args.set,
+        say=_say,
+    )
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.config import load_config
+    from oltr_ext.engine.train import train
+
+    config = load_config(args.config, args.set)
+    out = args.out or Path("runs") / Path(args.config).stem
+    path = train(config, out, resume=args.resume, say=_say)
+    print(f"model  {path}")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.assess import REPORT, assess, report, table
+    from oltr_ext.engine.predict import load_trained
+
+    trained = load_trained(args.checkpoint, device=args.device)
+    name = args.name or trained.path.parent.name or trained.path.stem
+    result = assess(trained, name=name)
+    if args.json:
+        print(json.dumps(result.summary))
+        return 0
+    print(table([result]))
+    files = report([result], (args.out or trained.path.parent) / REPORT)
+    print(f"\nreport  {files.html}\nnumbers {files.json}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.predict import load_trained, predict_images
+
+    trained = load_trained(args.checkpoint, device=args.device)
+    for found in predict_images(trained, args.images, nearest=args.nearest):
+        if args.json:
+            print(json.dumps(dataclasses.asdict(found)))
+            continue
+        near = ", ".join(f"{name} {value:.3g}" for name, value in found.nearest)
+        label = found.label or "unknown"
+        print(f"{found.path}: {label}  {found.score} {found.confidence:.3g}  nearest: {near}")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from oltr_ext.info import main as info
+
+    return int(info() or 0)
+
+
+def _methods(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.methods import METHODS
+
+    width = max(map(len, METHODS))
+    for name, method in METHODS.items():
+        print(f"{name.ljust(width)}  {method.about} ({method.config})")
+    return 0
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line)  # above a progress bar, where there is one
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="oltr", description="Open long-tailed recognition: train, judge, predict, explain."
+    )
+    parser.add_argument("--version", action="version", version=f"oltr_ext {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, about: str, examples: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"examples:\n{examples}",
+            parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "demo",
+        _demo,
+        "train plain and OLTR on the embedded icons, judge both, write a report",
+        "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain oltr",
+    )
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sub.add_argument(
+        "--methods", nargs="+", default=["plain", "oltr"], metavar="NAME", help="see oltr methods"
+    )
+    sub.add_argument("--fresh", action="store_true", help="train again what is already there")
+    _add_set(sub)
+
+    sub = command(
+        "train",
+        _train,
+        "train by a configuration, or go on with an interrupted run",
+        "  oltr train icons_oltr\n"
+        "  oltr train my.yaml --out runs/mine --set stage1.epochs=90 --set amp=bf16\n"
+        "  oltr train imagenet_lt --set data.root=/data/imagenet",
+    )
+    sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
+    sub.add_argument("--out", type=Path, help="folder of the run; default: runs/<config>")
+    _add_set(sub)
+    again = sub.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", default=True, help="go on with the run in --out (default)"
+    )
+    again.add_argument(
+        "--fresh", dest="resume", action="store_false", help="start again, removing the old run"
+    )
+
+    sub = command(
+        "eval",
+        _eval,
+        "judge a trained model on its test images, closed and open",
+        "  oltr eval runs/demo/oltr\n  oltr eval runs/mine/best.safetensors --out judged",
+    )
+    sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
+    sub.add_argument("--out", type=Path, help="folder of the report; default: the checkpoint's")
+    sub.add_argument("--name", help="what to call the model; default: its folder")
+    sub.add_argument("--json", action="store_true", help="print all numbers, write no report")
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    sub = command(
+        "predict",
+        _predict,
+        "label images, or say that they are unknown",
+        "  oltr predict runs/demo/oltr house.png cat.png\n"
+        "  oltr predict runs/demo/oltr *.png --json",
+    )
+    sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+    sub.add_argument(
+        "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
+    )
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    command("info", _info, "show versions, libraries, CPU features and backends", "  oltr info")
+    command("methods", _methods, "list the methods on offer", "  oltr methods")
+    return parser
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the configuration by its dotted path; may be repeated",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Judge trained models on the test images, closed and open, and write the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oltr_ext.data import TensorImages
+from oltr_ext.engine.build import Images, Splits, load_splits
+from oltr_ext.engine.evaluate import Outputs, collect, confidences
+from oltr_ext.engine.predict import Trained, nearest_classes
+from oltr_ext.metrics import evaluate
+from oltr_ext.nn import OLTRHead
+from oltr_ext.report import MethodResult, ReportFiles, Sample, choose_samples, write_report
+
+__all__ = ["Assessment", "assess", "report", "table"]
+
+REPORT = "report.html"
+
+
+@dataclass
+class Assessment:
+    """A model's outputs on the test images, and every metric of them."""
+
+    name: str
+    trained: Trained
+    splits: Splits
+    seen: Outputs  # known test images, then open ones
+    confidence: NDArray[np.float32]  # by the calibrated score
+    summary: dict[str, Any]
+
+    @property
+    def rejected(self) -> NDArray[np.bool_]:
+        return np.asarray(self.confidence < self.trained.threshold["value"])
+
+    def true_name(self, index: int) -> str:
+        target = int(self.seen.target[index])
+        if target >= 0:
+            return self.splits.class_names[target]
+        names = self.splits.open_names
+        return "open" if names is None else names[index - len(self.splits.test)]
+
+
+def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Assessment:
+    """Run the test set of the model's own configuration (or `splits`) through it.
+
+    Raises:
+        ValueError, FileNotFoundError: the data cannot be read, or has other classes.
+    """
+    splits = splits or load_splits(trained.config.data)
+    if splits.class_names != trained.class_names:
+        raise ValueError(
+            f"{trained.path} knows {len(trained.class_names)} classes, which are not the "
+            f"{len(splits.class_names)} classes of the data"
+        )
+    parts = [splits.test] if splits.open_test is None else [splits.test, splits.open_test]
+    seen = Outputs.join(
+        [collect(trained.model, p, trained.device, workers=splits.workers) for p in parts]
+    )
+    threshold = trained.threshold
+    summary = evaluate(
+        seen.logits,
+        seen.distance,
+        seen.target,
+        splits.train_counts,
+        convention=trained.config.data.shots,
+        thresholds={threshold["score"]: threshold["value"]},
+    )
+    head = trained.model.head
+    confidence = confidences(head, seen.features, threshold["score"])
+    head.set_threshold(threshold["value"], threshold["score"])
+    return Assessment(name, trained, splits, seen, confidence, summary)
+
+
+def report(
+    results: Sequence[Assessment], path: str | Path, *, details: Mapping[str, str] | None = None
+) -> ReportFiles:
+    """One self-contained page over all results, with a JSON of their numbers beside it."""
+    first = results[0].splits
+    return write_report(
+        path,
+        [_method_result(r) for r in results],
+        class_names=first.class_names,
+        train_counts=first.train_counts,
+        details=details,
+    )
+
+
+def _method_result(result: Assessment) -> MethodResult:
+    threshold, seen = result.trained.threshold, result.seen
+    pred, target = seen.logits.argmax(dim=1).numpy(), seen.target.numpy()
+    chosen = choose_samples(pred, target, result.confidence, threshold["value"])
+    index = np.unique(np.concatenate([*chosen.values(), np.empty(0, np.int64)]))
+    return MethodResult(
+        name=result.name,
+        summary=result.summary,
+        score_name=threshold["score"],
+        score=result.confidence,
+        pred=pred,
+        target=target,
+        threshold=threshold["value"],
+        threshold_rule=threshold["words"],
+        samples=_samples(result, index.astype(np.int64)),
+    )
+
+
+def _samples(result: Assessment, index: NDArray[np.int64]) -> list[Sample]:
+    """The chosen test images with what the model made of them."""
+    trained, names = result.trained, result.splits.class_names
+    features = result.seen.features[torch.from_numpy(index)].to(trained.device)
+    inside = _inside(trained, features)
+    samples = []
+    for n, i in enumerate(index.tolist()):
+        closed = names[int(result.seen.logits[i].argmax())]
+        samples.append(
+            Sample(
+                image=_pixels(result.splits, i),
+                true_name=result.true_name(i),
+                is_open=bool(result.seen.target[i] < 0),
+                predicted=None if result.rejected[i] else closed,
+                confidence=float(result.confidence[i]),
+                closed_prediction=closed,
+                **inside[n],
+            )
+        )
+    return samples
+
+
+@torch.no_grad()
+def _inside(trained: Trained, features: Tensor, top: int = 3) -> list[dict[str, Any]]:
+    """Per feature, what the memory recalled and the gate let through; empty without a memory."""
+    head, names = trained.model.head, trained.class_names
+    if not isinstance(head, OLTRHead):
+        return [{} for _ in features]
+    out, scale = head.outputs(features), head.classifier.scale
+    weight, which = head.recall(features).topk(min(top, len(names)))
+    near, how_far = nearest_classes(trained, features, out.logits, top)
+    assert out.distance is not None and out.selector is not None and isinstance(scale, float)
+    return [
+        {
+            "nearest": [(names[c], d) for c, d in zip(near[n], how_far[n], strict=True)],
+            "recalled": [(names[c], w) for c, w in zip(*pair, strict=True)],
+            "selector": out.selector[n].cpu().numpy(),
+            "reachability": scale / max(float(out.distance[n]), 1e-6),
+        }
+        for n, pair in enumerate(zip(which.tolist(), weight.tolist(), strict=True))
+    ]
+
+
+def _pixels(splits: Splits, index: int, size: int = 96) -> NDArray[np.uint8]:
+    """uint8 picture of a test image, as a reader should see it."""
+    images: Images = splits.test
+    if index >= len(images):
+        assert splits.open_test is not None
+        images, index = splits.open_test, index - len(images)
+    if isinstance(images, TensorImages):
+        return images.images[index].numpy()
+    picture = images.image(index)
+    picture.thumbnail((size, size))
+    return np.asarray(picture, np.uint8)
+
+
+def table(results: Sequence[Assessment]) -> str:
+    """Closed and open results side by side, in percent, as aligned text."""
+    head = ("method", "all", "many", "medium", "few", "AUROC", "(score)", "known kept", "open out")
+    rows = [head]
+    for result in results:
+        closed, scores = result.summary["closed"], result.summary["scores"]
+        best = max(scores, key=lambda k: scores[k]["auroc"] if scores[k]["auroc"] else -1.0)
+        point = scores[result.trained.threshold["score"]]["operating_points"]["calibrated"]
+        rows.append(
+            (
+                result.name,
+                *(percent(closed[k]) for k in ("overall", "many", "medium", "few")),
+                percent(scores[best]["auroc"]),
+                best,
+                percent(point["known_accepted"]),
+                percent(point["open_rejected"]),
+            )
+        )
+    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
+    left = {0, 6}
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if n in left else c.rjust(w)
+            for n, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

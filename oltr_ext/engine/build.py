@@ -1,0 +1,286 @@
+"""From a checked configuration to data, model, optimizer and learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+
+from oltr_ext.data import (
+    Augment,
+    BalancedSampler,
+    ClassAwareSampler,
+    ImageList,
+    Sampler,
+    ShuffleSampler,
+    TensorImages,
+    imagenet_test,
+    imagenet_train,
+)
+from oltr_ext.data.icons import load_icons
+from oltr_ext.engine.config import Config, IconsData, ListData, Stage, Stage2
+from oltr_ext.models import OLTRModel, build_backbone, feature_layer
+from oltr_ext.nn import LinearHead, ModulatedAttention, OLTRHead
+
+__all__ = [
+    "Splits",
+    "build_model",
+    "build_optimizer",
+    "build_sampler",
+    "load_splits",
+    "lr_factor",
+    "make_loader",
+    "pick_device",
+]
+
+Images = TensorImages | ImageList
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Splits:
+    """The data of a run. Open images carry label -1; `plain` is `train` without augmentation."""
+
+    train: Images
+    plain: Images
+    val: Images
+    test: Images
+    open_val: Images | None
+    open_test: Images | None
+    class_names: list[str]
+    train_counts: Ints
+    channels: int
+    size: int
+    workers: int = 0
+    open_names: list[str] | None = None  # true name of each image of open_test, where known
+    test_ids: list[str] | None = None  # what to call each image of test, then of open_test
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def image_id(self, index: int) -> str:
+        """Name or path of a test image, counting on from `test` into `open_test`."""
+        if self.test_ids is not None:
+            return self.test_ids[index]
+        known = len(self.test)
+        images = self.test if index < known else self.open_test
+        assert isinstance(images, ImageList)
+        return images.paths[index if index < known else index - known]
+
+
+def load_splits(data: IconsData | ListData) -> Splits:
+    """Read the data a configuration names.
+
+    Raises:
+        FileNotFoundError, ValueError: see `ImageList`; a label beyond the classes; no classes.
+    """
+    return _icon_splits(data) if isinstance(data, IconsData) else _list_splits(data)
+
+
+def _icon_splits(data: IconsData) -> Splits:
+    icons = load_icons()
+
+    shown = np.concatenate([icons.rows("test"), icons.rows("open_test")])
+
+    def part(name: str, augment: Augment | None = None) -> TensorImages:
+        images, labels = icons.split(name)
+        return TensorImages(images, labels.numpy(), augment)
+
+    return Splits(
+        train=part("train", Augment(**data.augment.model_dump())),
+        plain=part("train"),
+        val=part("val"),
+        test=part("test"),
+        open_val=part("open_val"),
+        open_test=part("open_test"),
+        class_names=list(icons.known_names),
+        train_counts=icons.train_counts.numpy(),
+        channels=1,
+        size=icons.images.shape[-1],
+        open_names=[icons.class_names[c] for c in icons.class_index[icons.rows("open_test")]],
+        test_ids=[f"{icons.set_name[i]}:{icons.icon_name[i]}" for i in shown],
+    )
+
+
+def _list_splits(data: ListData) -> Splits:
+    augmented, plain = imagenet_train(data.image_size), imagenet_test(data.image_size)
+
+    def strangers(path: Path | None) -> ImageList | None:
+        if path is None:
+            return None
+        images = ImageList(path, data.root, plain)
+        images.labels = np.full(len(images), -1, np.int64)  # whatever their list calls them
+        return images
+
+    train = ImageList(data.train, data.root, augmented)
+    val, test = (ImageList(path, data.root, plain) for path in (data.val, data.test))
+    if data.class_names is not None:
+        names = [n for n in data.class_names.read_text(encoding="utf-8").splitlines() if n.strip()]
+    else:
+        names = [f"class {c}" for c in range(int(train.labels.max()) + 1)]
+    for images, low in ((train, 0), (val, -1), (test, -1)):
+        wrong = np.flatnonzero((images.labels < low) | (images.labels >= len(names)))
+        if len(wrong):
+            raise ValueError(
+                f"{images.file}:{images.lines[wrong[0]]}: label {images.labels[wrong[0]]} is out "
+                f"of range: there are {len(names)} classes, 0 to {len(names) - 1}"
+            )
+    return Splits(
+        train=train,
+        plain=ImageList(data.train, data.root, plain),
+        val=val,
+        test=test,
+        open_val=strangers(data.open_val),
+        open_test=strangers(data.open_test),
+        class_names=names,
+        train_counts=np.bincount(train.labels, minlength=len(names)).astype(np.int64),
+        channels=3,
+        size=data.image_size,
+        workers=data.workers,
+    )
+
+
+def make_loader(images: Images, batches: Iterable[Ints], workers: int) -> DataLoader[Any]:
+    """Batches (images, labels) for given keys, fetched ahead by `workers` processes."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=_same,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, so that loading never draws from the model's
+    )
+
+
+def _same(batch: Any) -> Any:
+    return batch  # `__getitems__` has already made the batch
+
+
+def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:
+    if stage.sampler == "class_aware":
+        return ClassAwareSampler(labels, samples_per_class=stage.samples_per_class, seed=seed)
+    return {"shuffle": ShuffleSampler, "balanced": BalancedSampler}[stage.sampler](
+        labels, seed=seed
+    )
+
+
+def build_model(
+    config: Config, stage: int, splits_or_shape: Splits | dict[str, Any], *, weights: bool = True
+) -> OLTRModel:
+    """The model of stage 1 or 2, freshly initialised.
+
+    Args:
+        splits_or_shape: the data, or a checkpoint's ``shape`` (channels, size, train_counts).
+        weights: load the published backbone weights the configuration names; False when a
+            checkpoint follows anyway.
+    """
+    shape = splits_or_shape if isinstance(splits_or_shape, dict) else model_shape(splits_or_shape)
+    settings = config.stage1 if stage == 1 else config.stage2
+    assert settings is not None
+    backbone = build_backbone(
+        config.model.backbone,
+        in_channels=shape["channels"],
+        weights=config.model.weights if weights else None,
+    )
+    width = int(backbone.feature_dim)  # type: ignore[arg-type]
+    attention = None
+    if isinstance(settings, Stage2) and settings.attention:
+        with torch.no_grad():
+            probe = torch.zeros(1, shape["channels"], shape["size"], shape["size"])
+            height, wide = backbone.eval()(probe).shape[2:]
+        attention = ModulatedAttention(width, height, wide)
+    fc = None
+    if settings.fc is not None:
+        fc = feature_layer(width, settings.fc, start=settings.fc_start)
+        width = settings.fc
+    model = OLTRModel(backbone, _head(settings, width, shape["train_counts"]), attention, fc)
+    return model.train().to(memory_format=torch.channels_last)  # a sixth faster on a CPU
+
+
+def model_shape(splits: Splits) -> dict[str, Any]:
+    """What `build_model` must know of the data; JSON-able, kept in every checkpoint."""
+    return {
+        "channels": splits.channels,
+        "size": splits.size,
+        "train_counts": splits.train_counts.tolist(),
+    }
+
+
+def _head(stage: Stage, width: int, train_counts: list[int]) -> LinearHead | OLTRHead:
+    prior = None
+    if stage.class_prior:
+        # logits + t * log(frequency); a class without images keeps a finite, lowest prior
+        counts = torch.tensor(train_counts, dtype=torch.float32).clamp_min(0.5)
+        prior = (counts / counts.sum()) ** stage.class_prior
+    if not isinstance(stage, Stage2):
+        return LinearHead(width, len(train_counts), class_prior=prior)
+    return OLTRHead(
+        width,
+        len(train_counts),
+        feature_loss_weight=stage.feature_loss_weight,
+        class_prior=prior,
+        label_smoothing=stage.label_smoothing,
+    )
+
+
+def build_optimizer(model: OLTRModel, stage: Stage) -> torch.optim.SGD:
+    """SGD over three groups, feature, classifier and centroid.
+
+    Centroids get no weight decay: it would outweigh their attraction and shrink them.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"feature": [], "classifier": [], "centroid": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_head = name.startswith("head.")
+            group = "centroid" if name.endswith("centroids") else "classifier"
+            groups[group if in_head else "feature"].append(parameter)
+    settings = [
+        {
+            "params": members,
+            "name": group,
+            "base_lr": getattr(stage.lr, group),
+            "weight_decay": 0.0 if group == "centroid" else stage.weight_decay,
+        }
+        for group, members in groups.items()
+        if members
+    ]
+    return torch.optim.SGD(settings, lr=0.0, momentum=stage.momentum, nesterov=stage.nesterov)
+
+
+def lr_factor(stage: Stage, step: int, steps_per_epoch: int) -> float:
+    """Factor on the base learning rates at a step; a pure function, so there is nothing to save."""
+    schedule, epoch = stage.schedule, step / steps_per_epoch
+    warmup = schedule.warmup * steps_per_epoch
+    if step + 1 < warmup:
+        return (step + 1) / warmup
+    if schedule.kind == "step":
+        return float(schedule.factor ** (int(epoch) // schedule.every))
+    if schedule.kind == "cosine":
+        done = (epoch - schedule.warmup) / max(stage.epochs - schedule.warmup, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+    return 1.0
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,105 @@
+"""The demo: train methods on the embedded icons from scratch, judge them, say what is unknown."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from oltr_ext._version import __version__
+from oltr_ext.engine.assess import REPORT, Assessment, assess, report, table
+from oltr_ext.engine.build import load_splits
+from oltr_ext.engine.config import load_config
+from oltr_ext.engine.methods import METHODS
+from oltr_ext.engine.predict import load_trained
+from oltr_ext.engine.train import OtherRunError, train
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: str | Path,
+    *,
+    methods: Sequence[str] = ("plain", "oltr"),
+    seed: int = 0,
+    fresh: bool = False,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Assessment]:
+    """Train and judge each method; finished runs in `out` are taken as they are.
+
+    Writes `out`/<method>/ (the runs), report.html, report.json and unknown.csv.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    out, begin = Path(out), time.perf_counter()
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    results = []
+    for name in methods:
+        config = load_config(METHODS[name].config, [f"seed={seed}", *overrides])
+        say(f"{name}: {METHODS[name].about}")
+        started = time.perf_counter()
+        try:
+            path = train(config, out / name, resume=not fresh, say=say)
+        except OtherRunError as error:
+            say(f"{error.args[0]}: starting it afresh")
+            path = train(config, out / name, resume=False, say=say)
+        say(f"{name}: {time.perf_counter() - started:.0f} s")
+        results.append(assess(load_trained(path, device=config.device), name=name))
+    say(f"\n{table(results)}\n")
+    last = results[-1]
+    say(unknown(last))
+    _write_unknown(last, out / "unknown.csv")
+    data = load_splits(last.trained.config.data)
+    files = report(
+        results,
+        out / REPORT,
+        details={
+            "data": f"embedded icons: {len(data.train)} training images of {data.num_classes} "
+            f"known classes, {len(data.test)} known and "
+            f"{0 if data.open_test is None else len(data.open_test)} open test images",
+            "seed": str(seed),
+            "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}",
+        },
+    )
+    say(f"list    {out / 'unknown.csv'}")
+    say(f"report  {files.html}")
+    say(f"done in {time.perf_counter() - begin:.0f} s")
+    return results
+
+
+def unknown(result: Assessment) -> str:
+    """Which test images a model holds for unknown, counted by their true names."""
+    rejected, strangers = result.rejected, result.seen.target.numpy() < 0
+    lines = [f"Held for unknown by {result.name} ({result.trained.threshold['words']}):"]
+    for words, part in (("strangers", strangers), ("known", ~strangers)):
+        names = Counter(result.true_name(int(i)) for i in (rejected & part).nonzero()[0])
+        listed = ", ".join(f"{name} {count}" for name, count in names.most_common())
+        lines.append(f"  {names.total()} of {part.sum()} {words}: {listed or 'none'}")
+    return "\n".join(lines)
+
+
+def _write_unknown(result: Assessment, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("image", "true_name", "open", "confidence", "closed_prediction"))
+        closed = result.seen.logits.argmax(dim=1)
+        for i in result.rejected.nonzero()[0].tolist():
+            rows.writerow(
+                (
+                    result.splits.image_id(i),
+                    result.true_name(i),
+                    int(result.seen.target[i] < 0),
+                    f"{result.confidence[i]:.6g}",
+                    result.splits.class_names[int(closed[i])],
+                )
+            )

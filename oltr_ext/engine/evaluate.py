@@ -1,0 +1,142 @@
+"""Run a model over images; find its threshold for "unknown"; put all its metrics together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oltr_ext.engine.build import Images, make_loader
+from oltr_ext.engine.config import OpenSet
+from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
+from oltr_ext.models import OLTRModel
+from oltr_ext.nn import LinearHead, OLTRHead
+
+__all__ = ["Outputs", "calibrate", "collect", "validate"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Outputs:
+    """What a model gives for a set of images, on the CPU."""
+
+    features: Tensor  # (N, D)
+    logits: Tensor  # (N, C)
+    distance: Tensor | None  # (N,) to the nearest centroid; None for a head without memory
+    target: Tensor  # (N,) class, -1 = open
+
+    @staticmethod
+    def join(parts: list[Outputs]) -> Outputs:
+        distances = [p.distance for p in parts if p.distance is not None]
+        return Outputs(
+            torch.cat([p.features for p in parts]),
+            torch.cat([p.logits for p in parts]),
+            torch.cat(distances) if distances else None,
+            torch.cat([p.target for p in parts]),
+        )
+
+
+@torch.no_grad()
+def collect(
+    model: OLTRModel,
+    images: Images,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    batch_size: int = 256,
+) -> Outputs:
+    """Outputs for every image in order, in eval mode and without augmentation."""
+    training = model.training
+    model.eval()
+    batches = np.split(np.arange(len(images)), range(batch_size, len(images), batch_size))
+    parts = []
+    for pixels, target in make_loader(images, batches, workers):
+        features = model.features(pixels.to(device)).float()
+        out = model.head.outputs(features)
+        distance = None if out.distance is None else out.distance.float().cpu()
+        parts.append(Outputs(features.cpu(), out.logits.float().cpu(), distance, target))
+    model.train(training)
+    return Outputs.join(parts)
+
+
+def validate(
+    seen: Outputs, opened: Outputs | None, train_counts: NDArray[np.int64], shots: Any
+) -> dict[str, float]:
+    """The numbers a training log shows: closed accuracies, and AUROC of max softmax."""
+    pred = seen.logits.argmax(dim=1)
+    shot = shot_accuracy(pred, seen.target, train_counts, shots)
+    row = {f"val_{k}": float(shot[k]) for k in ("overall", "many", "medium", "few")}
+    if opened is not None:
+        both = Outputs.join([seen, opened])
+        score = open_scores(both.logits)["max_softmax"]
+        row["val_auroc"] = float(open_set_metrics(score, both.target)["auroc"])
+    return {k: v for k, v in row.items() if np.isfinite(v)}
+
+
+def calibrate(
+    head: LinearHead | OLTRHead, seen: Outputs, opened: Outputs | None, settings: OpenSet
+) -> dict[str, Any]:
+    """Set the head's threshold by the configured rule on validation data.
+
+    The scores come from `head.predict` itself, so what is calibrated is what will be compared.
+
+    Returns:
+        JSON-able: score, value, rule, and the rule in words.
+
+    Raises:
+        ValueError: the rule needs open validation images and there are none.
+    """
+    name = _pick_score(settings.score, seen, opened)
+    both = seen if opened is None else Outputs.join([seen, opened])
+    confidence = confidences(head, both.features, name)
+    known = both.target.numpy() >= 0
+    strangers = confidence[~known]
+    if settings.rule != "known_recall" and len(strangers) == 0:
+        raise ValueError(f"open_set.rule: {settings.rule} needs open validation images")
+    correct = (both.logits.argmax(dim=1) == both.target).numpy()[known]
+    value = calibrate_threshold(
+        confidence[known],
+        rule=settings.rule,
+        value=settings.value,
+        score_open=strangers if len(strangers) else None,
+        correct=correct,
+    )
+    head.set_threshold(value, name)
+    kept = f"{100 * settings.value:g} %"
+    words = {
+        "known_recall": f"keeps {kept} of the validation images of known classes",
+        "f_measure": "highest F-measure on validation data",
+        "balanced": "most known images kept and strangers rejected on validation data",
+    }[settings.rule]
+    return {"score": name, "value": value, "rule": settings.rule, "words": words}
+
+
+@torch.no_grad()
+def confidences(head: LinearHead | OLTRHead, features: Tensor, score: str) -> NDArray[np.float32]:
+    """(N,) the confidence `head.predict` gives by this score; higher means known."""
+    head.set_threshold(float("-inf"), score)
+    device = next(head.parameters()).device
+    _, confidence = head.predict(features.to(device))
+    return confidence.cpu().numpy()
+
+
+def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
+    """The configured score; `auto` takes the one that best tells strangers on validation data."""
+    if name != "auto":
+        # a linear head has no memory to measure a distance to
+        return name if name in open_scores(seen.logits[:1], _first(seen)) else "max_softmax"
+    if opened is None:
+        return "max_softmax"
+    both = Outputs.join([seen, opened])
+    scores = open_scores(both.logits, both.distance)
+    auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in scores.items()}
+    return max(auroc, key=lambda k: auroc[k])
+
+
+def _first(seen: Outputs) -> Tensor | None:
+    return None if seen.distance is None else seen.distance[:1]

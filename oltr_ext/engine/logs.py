@@ -1,0 +1,74 @@
+"""What a run writes down as it goes: one CSV for the record, TensorBoard for the eye."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["COLUMNS", "Logs"]
+
+COLUMNS = (
+    "stage",
+    "epoch",
+    "step",
+    "loss",
+    "grad_norm",
+    "lr_feature",
+    "lr_classifier",
+    "lr_centroid",
+    "val_overall",
+    "val_many",
+    "val_medium",
+    "val_few",
+    "val_auroc",
+)
+
+
+class Logs:
+    """Appends rows to `log.csv` and scalars to `tensorboard/`.
+
+    `position` goes into every checkpoint; opening with it drops the rows a killed run wrote
+    after that checkpoint, so an interrupted log ends up the same bytes as an uninterrupted one.
+    """
+
+    def __init__(self, folder: Path, *, position: int = 0, step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.csv"
+        known = path.stat().st_size if path.exists() else 0
+        self._file = path.open("r+" if known else "w", encoding="utf-8", newline="")
+        self._file.truncate(min(position, known))
+        self._file.seek(0, os.SEEK_END)
+        self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        if self._file.tell() == 0:
+            self._csv.writeheader()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+
+    def row(self, values: Mapping[str, float | int], step: int) -> None:
+        """One line; `step` counts over both stages. Floats are written with all their bits."""
+        self._csv.writerow({k: values.get(k, "") for k in COLUMNS})
+        for key, value in values.items():
+            if key not in ("stage", "step"):
+                self._board.add_scalar(key, value, step)
+
+    def position(self) -> int:
+        """Bytes written so far, safely on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,352 @@
+"""The two-stage training loop. Everything it needs to go on after a kill is in its checkpoints.
+
+Stage 1 trains backbone and linear classifier on the natural distribution. Stage 2 puts the
+meta-embedding head on the visual memory in its place and trains on with class-aware batches.
+The order of the data, its augmentation and the learning rate are functions of (seed, step);
+so the state of a run is its step, its tensors, and the generator that dropout draws from.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from oltr_ext.data.samplers import mix
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.build import (
+    Splits,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    load_splits,
+    lr_factor,
+    make_loader,
+    model_shape,
+    pick_device,
+)
+from oltr_ext.engine.config import Config
+from oltr_ext.engine.evaluate import calibrate, collect, validate
+from oltr_ext.engine.logs import Logs
+from oltr_ext.engine.predict import MODEL
+from oltr_ext.models import OLTRModel
+from oltr_ext.nn import LinearHead, OLTRHead
+
+__all__ = ["OtherRunError", "TrainingError", "train"]
+
+BEST = "best.safetensors"
+
+
+class OtherRunError(ValueError):
+    """The folder holds a run of another configuration or other data."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last checkpoint is good, and the message says what happened."""
+
+
+@dataclass
+class State:
+    """Where a run stands. With the tensors it is all that a checkpoint holds."""
+
+    stage: int = 1
+    step: int = 0  # within the stage
+    total: int = 0  # over both
+    best: float = -1.0  # validation accuracy of the best epoch of this stage
+    losses: list[float] = field(default_factory=list)  # since the last row of the log
+    log_position: int = 0
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train as configured, or go on where an earlier call with the same arguments stopped.
+
+    Args:
+        out: folder of the run: `model.safetensors` (the result), `last`, `previous` and `best`
+            checkpoints, `log.csv`, `tensorboard/`.
+        resume: False starts afresh and removes what an earlier run left in `out`.
+        say: gets a line of text now and then.
+
+    Returns:
+        Path of the trained model, with its threshold for "unknown".
+
+    Raises:
+        ValueError: data and configuration do not fit, or `out` holds another run.
+        TrainingError: the loss is no longer finite.
+    """
+    out = Path(out)
+    if not resume:
+        _clear(out)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    return _Run(config, load_splits(config.data), out, say).go()
+
+
+class _Run:
+    def __init__(
+        self, config: Config, splits: Splits, out: Path, say: Callable[[str], None]
+    ) -> None:
+        self.config, self.splits, self.out, self.say = config, splits, out, say
+        self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
+        self.device = pick_device(config.device)
+        self.state = State()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        found = checkpoint.load_latest(out)
+        if found is None:
+            self.enter_stage(1)
+        else:
+            self.restore(*found)
+
+    def go(self) -> Path:
+        with Logs(self.out, position=self.state.log_position, step=self.state.total) as self.logs:
+            while True:
+                self.train_stage()
+                if self.state.stage == len(self.stages):
+                    return self.finish()
+                self.enter_stage(self.state.stage + 1)
+
+    def enter_stage(self, number: int) -> None:
+        """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
+        seed_everything(self.config.seed, number)
+        model = build_model(self.config, number, self.splits).to(self.device)
+        if number == 2:
+            self.start_from_stage1(model)
+            self.state = State(stage=2, total=self.state.total)
+        self.take(model)
+
+    def start_from_stage1(self, model: OLTRModel) -> None:
+        """Backbone (and fc, when its shape stays) move over; the memory starts as class means
+        of the features that stage 2 will see: eval mode, test transform, whole training set."""
+        settings, old = self.config.stage2, self.model
+        assert settings is not None and isinstance(model.head, OLTRHead)
+        assert isinstance(old.head, LinearHead)
+        if self.config.select == "best":
+            old.load_state_dict(under("model.", checkpoint.load(self.out / BEST)[0]))
+        model.backbone.load_state_dict(old.backbone.state_dict())
+        if (
+            model.fc is not None
+            and old.fc is not None
+            and model.fc.weight.shape == old.fc.weight.shape
+        ):
+            model.fc.load_state_dict(old.fc.state_dict())
+        seen = collect(model, self.splits.plain, self.device, workers=self.splits.workers)
+        model.head.init_from(
+            old.head.linear,
+            seen.features.to(self.device),
+            seen.target.to(self.device),
+            classifier=settings.classifier_init,
+            selector=settings.selector_init,
+        )
+        model.freeze(settings.freeze)
+
+    def take(self, model: OLTRModel) -> None:
+        self.model = model
+        self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
+        self.norm = torch.zeros(())
+
+    def train_stage(self) -> None:
+        """Epochs of the current stage, from the current step to its last."""
+        stage, state = self.stages[self.state.stage - 1], self.state
+        steps = len(self.splits.train) // stage.batch_size
+        if steps == 0:
+            raise ValueError(
+                f"stage{state.stage}.batch_size: {stage.batch_size} is more than the "
+                f"{len(self.splits.train)} training images"
+            )
+        seed = int(mix(self.config.seed, state.stage))
+        sampler = build_sampler(stage, self.splits.train.labels, seed)
+        self.splits.train.seed = seed
+        name = f"stage {state.stage}/{len(self.stages)}"
+        total = steps * stage.epochs
+        with tqdm(total=total, initial=state.step, desc=name, unit="step", disable=None) as bar:
+            while state.step < total:
+                sampler.load_state_dict({"position": state.step * stage.batch_size})
+                keys = list(sampler.batches(stage.batch_size, steps - state.step % steps))
+                for images, target in make_loader(self.splits.train, keys, self.splits.workers):
+                    self.step(images.to(self.device), target.to(self.device), steps)
+                    bar.update()
+                    if state.step % steps == 0:
+                        bar.set_postfix(self.end_epoch(steps))
+                        continue
+                    if state.step % self.config.log_every == 0:
+                        self.log(steps)
+                    every = self.config.checkpoint_every
+                    if every is not None and state.step % every == 0:
+                        self.save(threshold=None)
+
+    def step(self, images: Tensor, target: Tensor, steps: int) -> None:
+        """One batch: forward, backward, into the weights."""
+        config, state = self.config, self.state
+        stage = self.stages[state.stage - 1]
+        factor = lr_factor(stage, state.step, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.model.train()
+        kind = torch.float16 if config.amp == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype=kind, enabled=config.amp != "off"):
+            features = self.model.features(images.to(memory_format=torch.channels_last))
+            loss = self.model.head.loss(features, target)
+        state.step, state.total = state.step + 1, state.total + 1
+        state.losses.append(loss.item())
+        if not math.isfinite(state.losses[-1]):
+            raise self.stopped(f"the loss is {state.losses[-1]}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = math.inf if stage.clip is None else stage.clip
+        self.norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def end_epoch(self, steps: int) -> dict[str, str]:
+        """Validate, calibrate, log, and write the checkpoints of this epoch."""
+        seen = collect(self.model, self.splits.val, self.device, workers=self.splits.workers)
+        opened = None
+        if self.splits.open_val is not None:
+            opened = collect(
+                self.model, self.splits.open_val, self.device, workers=self.splits.workers
+            )
+        row = validate(seen, opened, self.splits.train_counts, self.config.data.shots)
+        threshold = calibrate(self.model.head, seen, opened, self.config.open_set)
+        loss = self.log(steps, row)
+        if row["val_overall"] > self.state.best:
+            self.state.best = row["val_overall"]
+            self.save(threshold=threshold, path=self.out / BEST)
+        self.save(threshold=threshold)
+        return {"loss": f"{loss:.3f}", "val": f"{100 * row['val_overall']:.1f}%"}
+
+    def log(self, steps: int, extra: Mapping[str, float] | None = None) -> float:
+        state = self.state
+        loss = sum(state.losses) / len(state.losses)
+        rates = {f"lr_{g['name']}": float(g["lr"]) for g in self.optimizer.param_groups}
+        row = {"loss": loss, "grad_norm": float(self.norm), **rates, **(extra or {})}
+        place = {"stage": state.stage, "epoch": (state.step - 1) // steps + 1, "step": state.step}
+        self.logs.row({**place, **row}, state.total)
+        state.losses.clear()
+        return loss
+
+    def save(self, *, threshold: dict[str, Any] | None, path: Path | None = None) -> None:
+        """Write everything a run needs to go on to the same bits."""
+        weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if not all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point()):
+            raise self.stopped("a weight is no longer finite")
+        tensors = {**weights, "rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        self.state.log_position = self.logs.position()
+        header = {
+            "config": self.config.model_dump(mode="json"),
+            "class_names": self.splits.class_names,
+            "shape": model_shape(self.splits),
+            "state": asdict(self.state),
+            "scaler": self.scaler.state_dict(),
+            "threshold": threshold,
+        }
+        if path is None:
+            checkpoint.save_last(self.out, tensors, header)
+        else:
+            checkpoint.save(path, tensors, header)
+
+    def restore(
+        self, tensors: dict[str, Tensor], header: dict[str, Any], problems: list[str]
+    ) -> None:
+        """Take up a checkpoint: model, momentum, scaler, generators, place in the data and log."""
+        for problem in problems:
+            self.say(problem)
+        self.check_same_run(header)
+        self.state = State(**header["state"])
+        model = build_model(self.config, self.state.stage, header["shape"], weights=False)
+        model.load_state_dict(under("model.", tensors))
+        model.to(self.device)
+        if self.state.stage == 2 and self.config.stage2 is not None:
+            model.freeze(self.config.stage2.freeze)
+        self.take(model)
+        momentum = under("momentum.", tensors)
+        for name, parameter in model.named_parameters():
+            if name in momentum:
+                buffer = momentum[name].to(self.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.scaler.load_state_dict(header["scaler"])
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        self.say(f"going on from stage {self.state.stage}, step {self.state.step} in {self.out}")
+
+    def check_same_run(self, header: dict[str, Any]) -> None:
+        old, new = flatten(header["config"]), flatten(self.config.model_dump(mode="json"))
+        free = {"device", "threads", "checkpoint_every"}  # may change without changing the result
+        for key in sorted((old.keys() | new.keys()) - free):
+            if old.get(key) != new.get(key):
+                raise OtherRunError(
+                    f"{self.out} holds a run with {key} = {old.get(key)}, and this one asks for "
+                    f"{new.get(key)}; choose another folder, or start afresh with --fresh"
+                )
+        if header["shape"] != model_shape(self.splits):
+            raise OtherRunError(
+                f"{self.out} holds a run on other training data; start afresh with --fresh"
+            )
+
+    def stopped(self, what: str) -> TrainingError:
+        stage, step = self.state.stage, self.state.step
+        return TrainingError(
+            f"{what} after step {step} of stage {stage}; the last good checkpoint is kept in "
+            f"{self.out}. Lower stage{stage}.lr or set stage{stage}.clip"
+        )
+
+    def finish(self) -> Path:
+        """The chosen epoch's weights and threshold alone: what `eval` and `predict` read."""
+        source = BEST if self.config.select == "best" else checkpoint.LAST
+        tensors, header = checkpoint.load(self.out / source)
+        weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
+        checkpoint.save(self.out / MODEL, weights, header)
+        return self.out / MODEL
+
+
+def seed_everything(seed: int, stage: int) -> None:
+    """Seed Python, NumPy and torch for the start of a stage."""
+    word = int(mix(seed, stage, 7))
+    random.seed(word)
+    np.random.seed(word & 0xFFFFFFFF)
+    torch.manual_seed(word >> 1)
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+        flat.update(inner)
+    return flat
+
+
+def _clear(out: Path) -> None:
+    """Remove a run's own files, and nothing else that may lie in its folder."""
+    for pattern in ("*.safetensors", "*.safetensors.damaged", ".*.safetensors.tmp", "log.csv"):
+        for file in out.glob(pattern):
+            file.unlink()
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
