@@ -1,6 +1,7 @@
 // distance = min_c |x - memory_c|, index = its class, as the plain sum of squared differences.
 #include <cstdint>
 
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 
@@ -45,7 +46,7 @@ template <Dtype kDtype>
 __global__ void nearest_centroid_kernel(NearestCentroidForward p) {
   using E = Element<kDtype>;
   using Acc = typename E::Accumulator;
-  extern __shared__ double shared[];  // indices first, then distances: both aligned
+  OLTR_DYNAMIC_SHARED(shared);  // indices first, then distances: both aligned
   const int warps = blockDim.x / kWarp;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -93,9 +94,7 @@ template <Dtype kDtype>
 cudaError_t launch(const NearestCentroidForward& p, cudaStream_t stream) {
   const Launch l =
       nearest_centroid_launch(p.size.batch, sizeof(typename Element<kDtype>::Accumulator));
-  nearest_centroid_kernel<kDtype>
-      <<<static_cast<unsigned>(l.blocks), static_cast<unsigned>(l.threads),
-         static_cast<size_t>(l.shared_bytes), stream>>>(p);
+  OLTR_LAUNCH(nearest_centroid_kernel<kDtype>, l, stream, p);
   return cudaGetLastError();
 }
 
