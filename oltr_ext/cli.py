@@ -98,7 +98,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from oltr_ext.info import main as info
 
-    return int(info() or 0)
+    return info(["--json"] if args.json else [])
 
 
 def _methods(args: argparse.Namespace) -> int:
@@ -198,7 +198,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
-    command("info", _info, "show versions, libraries, CPU features and backends", "  oltr info")
+    sub = command(
+        "info", _info, "show versions, libraries, CPU features and backends", "  oltr info"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
     command("methods", _methods, "list the methods on offer", "  oltr methods")
     return parser
 

@@ -39,9 +39,8 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
     # clone: safetensors refuses tensors that share memory, and views carry strides
     whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     text = json.dumps({"format": FORMAT, **header})
-    blob = make_safetensors(
-        whole, metadata={"oltr_ext": text, "crc32": str(_checksum(text, whole))}
-    )
+    # one key only: safetensors keeps no order between keys, and equal runs write equal bytes
+    blob = make_safetensors(whole, metadata={"oltr_ext": f"{_checksum(text, whole):08x} {text}"})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so a kill leaves one at most
@@ -66,13 +65,12 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = parse_safetensors(blob)
         size = int.from_bytes(blob[:8], "little")
-        meta = json.loads(blob[8 : 8 + size])["__metadata__"]
-        text, crc = meta["oltr_ext"], int(meta["crc32"])
+        crc, _, text = json.loads(blob[8 : 8 + size])["__metadata__"]["oltr_ext"].partition(" ")
     except KeyError:
         raise CheckpointError(f"{path} is not a checkpoint of oltr_ext") from None
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
-    if _checksum(text, tensors) != crc:
+    if f"{_checksum(text, tensors):08x}" != crc:
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     header = json.loads(text)
     if header.pop("format") != FORMAT:

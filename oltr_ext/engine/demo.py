@@ -50,7 +50,7 @@ def demo(
         try:
             path = train(config, out / name, resume=not fresh, say=say)
         except OtherRunError as error:
-            say(f"{error.args[0]}: starting it afresh")
+            say(f"{error.args[0]}: starting afresh")
             path = train(config, out / name, resume=False, say=say)
         say(f"{name}: {time.perf_counter() - started:.0f} s")
         results.append(assess(load_trained(path, device=config.device), name=name))

@@ -49,6 +49,9 @@ BEST = "best.safetensors"
 class OtherRunError(ValueError):
     """The folder holds a run of another configuration or other data."""
 
+    def __str__(self) -> str:
+        return f"{self.args[0]}; choose another folder, or start afresh with --fresh"
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last checkpoint is good, and the message says what happened."""
@@ -162,7 +165,7 @@ class _Run:
     def train_stage(self) -> None:
         """Epochs of the current stage, from the current step to its last."""
         stage, state = self.stages[self.state.stage - 1], self.state
-        steps = len(self.splits.train) // stage.batch_size
+        steps = self.steps_per_epoch()
         if steps == 0:
             raise ValueError(
                 f"stage{state.stage}.batch_size: {stage.batch_size} is more than the "
@@ -188,6 +191,9 @@ class _Run:
                     every = self.config.checkpoint_every
                     if every is not None and state.step % every == 0:
                         self.save(threshold=None)
+
+    def steps_per_epoch(self) -> int:
+        return len(self.splits.train) // self.stages[self.state.stage - 1].batch_size
 
     def step(self, images: Tensor, target: Tensor, steps: int) -> None:
         """One batch: forward, backward, into the weights."""
@@ -290,7 +296,11 @@ class _Run:
         torch.set_rng_state(tensors["rng.cpu"])
         if "rng.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
-        self.say(f"going on from stage {self.state.stage}, step {self.state.step} in {self.out}")
+        stage, step = self.state.stage, self.state.step
+        if stage == len(self.stages) and step == self.steps_per_epoch() * self.stages[-1].epochs:
+            self.say(f"{self.out} is trained already")
+        else:
+            self.say(f"going on from stage {stage}, step {step} in {self.out}")
 
     def check_same_run(self, header: dict[str, Any]) -> None:
         old, new = flatten(header["config"]), flatten(self.config.model_dump(mode="json"))
@@ -299,12 +309,10 @@ class _Run:
             if old.get(key) != new.get(key):
                 raise OtherRunError(
                     f"{self.out} holds a run with {key} = {old.get(key)}, and this one asks for "
-                    f"{new.get(key)}; choose another folder, or start afresh with --fresh"
+                    f"{new.get(key)}"
                 )
         if header["shape"] != model_shape(self.splits):
-            raise OtherRunError(
-                f"{self.out} holds a run on other training data; start afresh with --fresh"
-            )
+            raise OtherRunError(f"{self.out} holds a run on other training data")
 
     def stopped(self, what: str) -> TrainingError:
         stage, step = self.state.stage, self.state.step

@@ -1,0 +1,170 @@
+"""The command end to end, as a user runs it: exit codes, one-line errors, reruns, JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from PIL import Image
+from tiny import config, write_data
+
+from oltr_ext.cli import main
+from oltr_ext.data.icons import load_icons
+
+
+def oltr(*words, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "oltr_ext", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    write_data(folder / "data")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config(folder / "data")))
+    done = oltr("train", "tiny.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "model  runs/tiny/model.safetensors"
+    return folder
+
+
+def test_eval_judges_and_reports(folder, capsys):
+    assert main(["eval", str(folder / "runs/tiny"), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:5] == ["method", "all", "many", "medium", "few"]
+    assert lines[1].startswith("tiny ")
+    assert (folder / "runs/tiny/report.html").stat().st_size > 10_000
+    assert main(["eval", str(folder / "runs/tiny/model.safetensors"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["samples"] == {"known": 24, "open": 10}
+
+
+def test_predict_says_label_or_unknown(folder, capsys):
+    images = [str(folder / "data" / f"test_{c}_0.png") for c in range(4)]
+    command = ["predict", str(folder / "runs/tiny"), *images, "--nearest", "2"]
+    assert main([*command, "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [a["path"] for a in answers] == images
+    for answer in answers:
+        assert (answer["label"] is None) == (answer["confidence"] < answer["threshold"])
+        assert len(answer["nearest"]) == 2
+    assert main(command) == 0
+    for line, answer in zip(capsys.readouterr().out.splitlines(), answers, strict=True):
+        assert line.startswith(f"{answer['path']}: {answer['label'] or 'unknown'}  ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "none.yaml"], "oltr: no configuration file none.yaml; "),
+        (["train", "icons_plain", "--set", "stage1.epoch=3"], "stage1.epoch: unknown key"),
+        (["train", "icons_plain", "--set", "device=gpu"], "oltr: device 'gpu' cannot be used"),
+        (["eval", "none"], "oltr: no checkpoint none"),
+        (["predict", "none", "x.png"], "oltr: no checkpoint none"),
+        (["demo", "--methods", "best"], "oltr: no method 'best'; there are plain, oltr"),
+    ],
+)
+def test_errors_are_one_line_and_code_1(words, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        main([*words, "--debug"])
+
+
+def test_an_error_in_a_loader_process_is_one_line_too(folder, capsys, tmp_path):
+    values = config(folder / "data")
+    values["data"]["workers"] = 1
+    broken = folder / "data" / "broken.png"
+    broken.write_bytes((folder / "data" / "train_0_0.png").read_bytes()[:300])
+    lines = (folder / "data" / "train.txt").read_text().splitlines()
+    (folder / "data" / "broken.txt").write_text("\n".join(["broken.png 0", *lines[1:]]))
+    values["data"]["train"] = str(folder / "data" / "broken.txt")
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "broken.yaml"), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len([line for line in told if line.startswith("oltr: ")]) == 1
+    assert f"broken.txt:1: cannot read image {broken}" in told[-1]
+
+
+def test_usage_errors_are_code_2_and_help_has_examples(capsys):
+    for words in ([], ["fly"], ["train"], ["predict", "x", "y", "--nearest", "0"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+    capsys.readouterr()
+    for name in ("demo", "train", "eval", "predict", "info", "methods"):
+        with pytest.raises(SystemExit) as caught:
+            main([name, "--help"])
+        assert caught.value.code == 0
+        assert f"examples:\n  oltr {name}" in capsys.readouterr().out
+
+
+def test_methods_and_info(capsys):
+    assert main(["methods"]) == 0
+    assert "plain" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_interrupt_is_code_130_and_the_same_command_goes_on(folder):
+    command = ["train", "tiny.yaml", "--out", "runs/long", "--set", "stage1.epochs=400"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "oltr_ext", *command],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    until = time.time() + 120
+    while not (folder / "runs/long/previous.safetensors").exists() and time.time() < until:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == 130 and "goes on from here" in told and "Traceback" not in told
+
+
+def test_demo_trains_judges_and_runs_again(tmp_path):
+    quick = ["demo", "--out", "demo", "--set", "stage1.epochs=1"]
+    done = oltr(*quick, "--methods", "plain", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "plain",
+        "AUROC",
+        "Held for unknown by plain",
+        "of 200 strangers",
+        "of 500 known",
+    ):
+        assert words in done.stdout
+    assert "report  demo/report.html" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "demo/unknown.csv").open()))
+    icons = load_icons()
+    names = {f"{s}:{i}" for s, i in zip(icons.set_name, icons.icon_name, strict=True)}
+    assert rows and {row["image"] for row in rows} <= names
+    model = (tmp_path / "demo/plain/model.safetensors").read_bytes()
+    # again, then with another seed in the same folder: both work, only the second trains
+    assert main([*quick[:2], str(tmp_path / "demo"), *quick[3:], "--methods", "plain"]) == 0
+    assert (tmp_path / "demo/plain/model.safetensors").read_bytes() == model
+    again = oltr(*quick, "--methods", "plain", "--seed", "1", cwd=tmp_path)
+    assert again.returncode == 0 and "starting afresh" in again.stdout
+    assert (tmp_path / "demo/plain/model.safetensors").read_bytes() != model
+    # and an icon that was exported to a file is read as the same icon
+    index = int(icons.rows("test")[0])
+    Image.fromarray(255 - icons.images[index]).save(tmp_path / "icon.png")
+    said = oltr("predict", "demo/plain", "icon.png", cwd=tmp_path)
+    assert said.returncode == 0 and said.stdout.startswith("icon.png: ")

@@ -1,0 +1,142 @@
+"""Calibration is stored and used; predictions, metrics and report agree with one another."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import config, write_data
+
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.assess import assess, report, table
+from oltr_ext.engine.build import load_splits
+from oltr_ext.engine.config import OpenSet, make_config
+from oltr_ext.engine.evaluate import Outputs, calibrate, collect, confidences
+from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.train import train
+from oltr_ext.nn import LinearHead, OLTRHead
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_data(folder)
+    train(make_config(config(folder)), folder / "oltr")
+    train(make_config({**config(folder), "stage2": None}), folder / "plain")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["oltr", "plain"])
+def test_threshold_is_calibrated_stored_and_used(run, name):
+    trained = load_trained(run / name, device="cpu")
+    stored = checkpoint.load(run / name / "model.safetensors")[1]["threshold"]
+    assert trained.threshold == stored and stored["rule"] == "known_recall"
+    assert trained.model.head.score == stored["score"]
+    assert float(trained.model.head.threshold) == stored["value"]
+    # the stated rule holds on the validation images it was calibrated on, and is tight
+    splits = load_splits(trained.config.data)
+    val = collect(trained.model, splits.val, torch.device("cpu"))
+    label, confidence = trained.model.head.predict(val.features)
+    assert (label >= 0).float().mean() >= 0.95
+    above = confidence.double() > stored["value"]
+    assert above.float().mean() < 0.95
+    # predict answers by that threshold
+    paths = [run / p for p in splits.test.paths + splits.open_test.paths]
+    answers = predict_images(trained, paths, batch_size=7)
+    for answer in answers:
+        assert (answer.label is None) == (answer.confidence < answer.threshold)
+        assert answer.threshold == stored["value"] and answer.score == stored["score"]
+        assert answer.label in (None, answer.closed)
+        assert len(answer.nearest) == 3
+        values = [v for _, v in answer.nearest]
+        assert values == sorted(values, reverse=name == "plain")
+    # and the metrics count what predict says
+    result = assess(trained, name=name)
+    point = result.summary["scores"][stored["score"]]["operating_points"]["calibrated"]
+    known = len(splits.test)
+    kept = np.mean([a.label is not None for a in answers[:known]])
+    turned = np.mean([a.label is None for a in answers[known:]])
+    assert point["known_accepted"] == pytest.approx(kept, abs=1.5 / known)
+    assert point["open_rejected"] == pytest.approx(turned, abs=1.5 / 10)
+    truth = [f"class {c}" for c in splits.test.labels]
+    closed = np.mean([a.closed == t for a, t in zip(answers, truth, strict=False)])
+    assert result.summary["closed"]["overall"] == pytest.approx(closed)
+
+
+def test_report_and_table(run, tmp_path):
+    results = [assess(load_trained(run / n, device="cpu"), name=n) for n in ("plain", "oltr")]
+    files = report(results, tmp_path / "deep" / "report.html", details={"seed": "0"})
+    page = files.html.read_text()
+    assert "oltr" in page and "<script src" not in page and "http://" not in page.split("<body")[0]
+    assert json.loads(files.json.read_text())
+    lines = table(results).splitlines()
+    assert len(lines) == 3 and lines[1].startswith("plain") and lines[2].startswith("oltr")
+
+
+def outputs(known: int, strangers: int, dim: int = 8, classes: int = 3) -> Outputs:
+    generator = torch.Generator().manual_seed(0)
+    count = known + strangers
+    features = torch.rand(count, dim, generator=generator)
+    target = torch.cat([torch.arange(known) % classes, -torch.ones(strangers, dtype=torch.int64)])
+    return Outputs(features, torch.randn(count, classes, generator=generator), None, target)
+
+
+@pytest.mark.parametrize("rule", ["known_recall", "f_measure", "balanced"])
+@pytest.mark.parametrize("score", ["max_softmax", "max_logit", "energy"])
+def test_every_rule_and_score_ends_in_the_head(rule, score):
+    head = LinearHead(8, 3)
+    seen, opened = outputs(40, 0), outputs(0, 20)
+    found = calibrate(head, seen, opened, OpenSet(rule=rule, score=score, value=0.9))
+    assert found["score"] == head.score == score and found["rule"] == rule
+    confidence = confidences(head, seen.features, score)
+    assert found["value"] in np.concatenate([confidence, confidences(head, opened.features, score)])
+    if rule == "known_recall":
+        assert (confidence >= found["value"]).sum() == 36 and "90 %" in found["words"]
+
+
+def test_scores_of_distance_need_a_memory_and_rules_need_strangers():
+    head = OLTRHead(8, 3)
+    seen = outputs(30, 0)
+    head.init_from(None, seen.features, seen.target)
+    seen.distance = head.outputs(seen.features).distance.detach()
+    assert calibrate(head, seen, None, OpenSet(score="reachability"))["score"] == "reachability"
+    # stage 1 of such a run has no memory yet
+    linear = LinearHead(8, 3)
+    found = calibrate(linear, outputs(30, 0), None, OpenSet(score="reachability"))
+    assert found["score"] == "max_softmax"
+    assert calibrate(linear, outputs(30, 0), None, OpenSet())["score"] == "max_softmax"
+    with pytest.raises(ValueError, match=r"open_set\.rule: balanced needs open validation images"):
+        calibrate(linear, outputs(30, 0), None, OpenSet(rule="balanced"))
+
+
+def test_auto_takes_the_score_that_tells_validation_strangers_best():
+    head = OLTRHead(8, 3)
+    seen, opened = outputs(30, 0), outputs(0, 20)
+    opened.features += 5  # far away, whatever the logits say
+    head.init_from(None, seen.features, seen.target)
+    seen.distance = head.outputs(seen.features).distance.detach()
+    opened.distance = head.outputs(opened.features).distance.detach()
+    assert calibrate(head, seen, opened, OpenSet())["score"] in ("nearest_distance", "reachability")
+
+
+def test_errors_name_the_file(run, tmp_path):
+    trained = load_trained(run / "oltr", device="cpu")
+    with pytest.raises(FileNotFoundError, match=r"no image .*none.png"):
+        predict_images(trained, [tmp_path / "none.png"])
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(ValueError, match=r"cannot read image .*text.png"):
+        predict_images(trained, [tmp_path / "text.png"])
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+        load_trained(tmp_path)
+    tensors, header = checkpoint.load(run / "oltr" / "model.safetensors")
+    checkpoint.save(tmp_path / "mid.safetensors", tensors, {**header, "threshold": None})
+    with pytest.raises(checkpoint.CheckpointError, match="has no threshold for unknown"):
+        load_trained(tmp_path / "mid.safetensors")
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used"):
+        load_trained(run / "oltr", device="gpu")
+    splits = load_splits(trained.config.data)
+    splits.class_names = ["a", "b"]
+    with pytest.raises(ValueError, match="knows 4 classes, which are not the 2 classes"):
+        assess(trained, name="x", splits=splits)

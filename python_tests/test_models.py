@@ -1,0 +1,93 @@
+"""Backbones by name, the joined model, and what frozen means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oltr_ext.models import OLTRModel, build_backbone, feature_layer
+from oltr_ext.nn import LinearHead, ModulatedAttention
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "shape"),
+    [
+        ("small_cnn", 1, 32, (2, 256, 4, 4)),
+        ("resnet10", 3, 64, (2, 512, 2, 2)),
+        ("resnet10", 1, 64, (2, 512, 2, 2)),
+        ("torchvision:resnet18", 3, 64, (2, 512, 2, 2)),
+        ("torchvision:mobilenet_v3_small", 1, 64, (2, 576, 2, 2)),
+        ("torchvision:densenet121", 3, 64, (2, 1024, 2, 2)),
+        ("torchvision:vit_b_32", 3, 224, (2, 768, 1, 1)),
+    ],
+)
+def test_backbones_give_feature_maps(name, channels, size, shape):
+    torch.manual_seed(0)
+    backbone = build_backbone(name, in_channels=channels)
+    maps = backbone(torch.randn(2, channels, size, size))
+    assert tuple(maps.shape) == shape and backbone.feature_dim == shape[1]
+    maps.mean().backward()
+    assert all(p.grad is not None for p in backbone.parameters())  # no classifier left behind
+
+
+def test_resnet10_is_the_papers():
+    names = dict(build_backbone("resnet10").named_parameters())
+    assert "layer4.0.conv2.weight" in names and "layer1.1.conv1.weight" not in names
+    assert sum(p.numel() for p in names.values()) == 4_905_792
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            {"name": "resnet11"},
+            "expected small_cnn, resnet10 or torchvision:<name>, got 'resnet11'",
+        ),
+        ({"name": "torchvision:resnet19"}, "did you mean torchvision:resnet"),
+        ({"name": "small_cnn", "weights": "DEFAULT"}, "small_cnn has no published weights"),
+        ({"name": "small_cnn", "in_channels": 0}, "at least 1, got 0"),
+        ({"name": "torchvision:resnet18", "in_channels": 2}, "1 or 3 channels, got 2"),
+        ({"name": "torchvision:resnet18", "weights": "NOPE"}, "weights='NOPE'"),
+    ],
+)
+def test_bad_names_are_told(call, message):
+    with pytest.raises(ValueError, match=message):
+        build_backbone(**call)
+
+
+def model(**parts):
+    torch.manual_seed(0)
+    return OLTRModel(build_backbone("small_cnn", in_channels=1), LinearHead(256, 5), **parts)
+
+
+def test_attention_and_identity_fc_change_nothing_at_the_start():
+    images = torch.randn(3, 1, 32, 32)
+    bare = model().eval()
+    full = model(
+        attention=ModulatedAttention(256, 4, 4), fc=feature_layer(256, 256, start="identity")
+    ).eval()
+    full.backbone.load_state_dict(bare.backbone.state_dict())
+    full.head.load_state_dict(bare.head.state_dict())
+    assert bare.features(images).shape == (3, 256)
+    torch.testing.assert_close(full(images), bare(images))
+    assert full(images).shape == (3, 5)
+    drawn = feature_layer(256, 16)
+    assert drawn.weight.shape == (16, 256) and drawn.weight.std() > 0
+    with pytest.raises(ValueError, match="default or identity, got 'eye'"):
+        feature_layer(4, 4, start="eye")
+
+
+def test_frozen_parts_stand_still_statistics_included():
+    net = model(fc=feature_layer(256, 256)).freeze(["backbone"])
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    optimizer = torch.optim.SGD((p for p in net.parameters() if p.requires_grad), lr=0.1)
+    net.train()
+    assert not net.backbone.training and net.fc.training
+    net.head.loss(net.features(torch.randn(8, 1, 32, 32)), torch.arange(8) % 5).backward()
+    optimizer.step()
+    changed = {
+        k.split(".")[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])
+    }
+    assert changed == {"fc", "head"}
+    with pytest.raises(ValueError, match=r"no part named 'backbon'; there are backbone, fc, head"):
+        net.freeze(["backbon"])

@@ -1,0 +1,274 @@
+"""The training loop: it learns, it survives kills to the same bits, and it says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import COUNTS, config, write_data
+
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.build import build_model, build_optimizer, load_splits, lr_factor
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.logs import Logs
+from oltr_ext.engine.train import OtherRunError, TrainingError, train
+from oltr_ext.models import OLTRModel
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    train(make_config(config(data)), out)
+    return out
+
+
+def same_run(a, b):
+    """Every tensor, every number of the header, every byte of the log."""
+    assert (a / "log.csv").read_bytes() == (b / "log.csv").read_bytes()
+    for name in ("model.safetensors", "last.safetensors", "best.safetensors"):
+        (left, header), (right, other) = checkpoint.load(a / name), checkpoint.load(b / name)
+        assert header["state"] == other["state"] and header["threshold"] == other["threshold"]
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert torch.equal(value, right[key]), (name, key)
+
+
+def test_a_run_leaves_model_checkpoints_and_logs(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert names == {
+        "best.safetensors",
+        "last.safetensors",
+        "log.csv",
+        "model.safetensors",
+        "previous.safetensors",
+        "tensorboard",
+    }
+    rows = list(csv.DictReader((finished / "log.csv").open()))
+    steps = sum(COUNTS) // 8
+    assert [int(r["step"]) for r in rows if r["val_overall"]] == [steps, 2 * steps] * 2
+    assert {r["stage"] for r in rows} == {"1", "2"}
+    # the warm-up ends half an epoch in, and the cosine ends near zero
+    assert float(rows[0]["lr_feature"]) > 0.04 > 0.03 > float(rows[-1]["lr_feature"])
+    assert float(rows[-1]["lr_centroid"]) > 0 and rows[0]["lr_centroid"] == ""
+    assert float(rows[-1]["val_overall"]) > 0.3  # four classes, six steps a stage
+    tensors, header = checkpoint.load(finished / "model.safetensors")
+    assert all(key.startswith("model.") for key in tensors)
+    assert set(header["threshold"]) == {"score", "value", "rule", "words"}
+
+
+def test_same_seed_same_bits_other_seed_other_bits(data, finished, tmp_path):
+    train(make_config(config(data)), tmp_path / "again")
+    same_run(finished, tmp_path / "again")
+    train(make_config({**config(data), "seed": 1}), tmp_path / "other")
+    one = checkpoint.load(finished / "model.safetensors")[0]
+    two = checkpoint.load(tmp_path / "other" / "model.safetensors")[0]
+    assert not torch.equal(one["model.head.memory.centroids"], two["model.head.memory.centroids"])
+
+
+def _train_in_child(values, out):
+    train(make_config(values), out)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bits(data, finished, tmp_path):
+    context = multiprocessing.get_context("forkserver")  # one import of torch for all the children
+    context.set_forkserver_preload(["oltr_ext.engine.train"])
+    rng = random.Random(0)
+    kills = attempts = 0
+    while True:
+        child = context.Process(target=_train_in_child, args=(config(data), tmp_path))
+        child.start()
+        if attempts == 0:  # its start takes what importing takes; count from the first sign of work
+            while not (tmp_path / "log.csv").exists() and child.is_alive():
+                time.sleep(0.01)
+        attempts += 1
+        child.join(0.2 + rng.random() * 0.4 if attempts <= 10 else None)
+        if child.is_alive():
+            child.kill()
+            kills += 1
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -9
+    assert kills >= 3
+    same_run(finished, tmp_path)
+
+
+def test_a_damaged_last_checkpoint_costs_a_step_and_no_more(data, finished, tmp_path, monkeypatch):
+    stop_after(monkeypatch, row=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(config(data)), tmp_path)
+    monkeypatch.undo()
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    said = []
+    train(make_config(config(data)), tmp_path, say=said.append)
+    assert "last.safetensors is truncated or damaged" in said[0] and "going on from" in said[1]
+    same_run(finished, tmp_path)
+
+
+def stop_after(monkeypatch, row):
+    """Interrupt a run while it writes a row of its log."""
+    write, seen = Logs.row, []
+
+    def interrupt(self, values, step):
+        write(self, values, step)
+        seen.append(step)
+        if len(seen) == row:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Logs, "row", interrupt)
+
+
+def test_generators_resume_too(data, tmp_path, monkeypatch):
+    features = OLTRModel.features
+
+    def with_dropout(self, images):
+        return F.dropout(features(self, images), 0.5, self.training)
+
+    monkeypatch.setattr(OLTRModel, "features", with_dropout)
+    train(make_config(config(data)), tmp_path / "whole")
+    with monkeypatch.context() as inner:
+        stop_after(inner, row=3)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(config(data)), tmp_path / "parts")
+    torch.manual_seed(123)
+    train(make_config(config(data)), tmp_path / "parts")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_is_not_trained_again(data, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(OLTRModel, "features", None)
+    path = train(make_config(config(data)), finished)
+    assert path == finished / "model.safetensors"
+
+
+def test_another_run_is_never_overwritten_unasked(data, finished, tmp_path):
+    values = config(data)
+    values["stage1"] = {**values["stage1"], "epochs": 4}
+    with pytest.raises(
+        OtherRunError, match=r"stage1.epochs = 2, and this one asks for 4; .*--fresh"
+    ):
+        train(make_config(values), finished)
+    # what cannot change the result may change
+    assert train(make_config({**config(data), "checkpoint_every": 5}), finished).exists()
+
+
+def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    train(make_config({**config(data), "seed": 5, "stage2": None}), tmp_path)
+    train(make_config({**config(data), "stage2": None}), tmp_path, resume=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert checkpoint.load(tmp_path / "last.safetensors")[1]["config"]["seed"] == 0
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_a_good_checkpoint(data, tmp_path):
+    values = {**config(data), "stage2": None}
+    values["stage1"] = {**values["stage1"], "lr": {"feature": 1e30, "classifier": 1e30}}
+    with pytest.raises(TrainingError, match=r"after step \d of stage 1; the last good checkpoint"):
+        train(make_config(values), tmp_path)
+    found = checkpoint.load_latest(tmp_path)
+    if found is not None:
+        assert all(torch.isfinite(v).all() for k, v in found[0].items() if k.startswith("model."))
+
+
+def test_nan_after_good_steps_keeps_their_checkpoint(data, tmp_path, monkeypatch):
+    features, calls = OLTRModel.features, []
+
+    def poison(self, images):
+        calls.append(self.training)
+        out = features(self, images)
+        return out * float("nan") if sum(calls) == 5 else out
+
+    monkeypatch.setattr(OLTRModel, "features", poison)
+    with pytest.raises(TrainingError, match="the loss is nan after step 5 of stage 1"):
+        train(make_config(config(data)), tmp_path)
+    tensors, header, problems = checkpoint.load_latest(tmp_path)
+    assert header["state"]["step"] == 4 and not problems
+    assert all(torch.isfinite(v).all() for k, v in tensors.items() if k.startswith("model."))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains(data, tmp_path, amp):
+    train(make_config({**config(data), "amp": amp}), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) + 2.0
+    scale = checkpoint.load(tmp_path / "last.safetensors")[1]["scaler"]
+    assert bool(scale) == (amp == "fp16")
+
+
+def test_errors_of_data_and_size(data, tmp_path):
+    values = config(data)
+    values["stage1"] = {**values["stage1"], "batch_size": 31}
+    with pytest.raises(
+        ValueError, match=r"stage1\.batch_size: 31 is more than the 30 training images"
+    ):
+        train(make_config(values), tmp_path)
+    (tmp_path / "val.txt").write_text((data / "val.txt").read_text() + "val_0_0.png 4\n")
+    values = config(data)
+    values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
+    with pytest.raises(
+        ValueError, match=r"val.txt:17: label 4 is out of range: there are 4 classes"
+    ):
+        load_splits(make_config(values).data)
+
+
+def test_stage2_starts_from_means_of_what_it_will_see(data, finished, tmp_path, monkeypatch):
+    """With nothing learned in stage 2, its memory is the class means of its own features."""
+    values = config(data)
+    values["stage2"] = {
+        **values["stage2"],
+        "epochs": 1,
+        "lr": {"feature": 0.0, "classifier": 0.0, "centroid": 0.0},
+        "freeze": ["backbone"],
+    }
+    path = train(make_config(values), tmp_path)
+    from oltr_ext.engine.evaluate import collect
+    from oltr_ext.engine.predict import load_trained
+
+    trained = load_trained(path, device="cpu")
+    splits = load_splits(trained.config.data)
+    seen = collect(trained.model, splits.plain, torch.device("cpu"))
+    means = torch.stack([seen.features[seen.target == c].mean(0) for c in range(4)])
+    memory = trained.model.head.memory
+    torch.testing.assert_close(memory.centroids.detach(), means, rtol=1e-5, atol=1e-6)
+    assert memory.counts.tolist() == list(COUNTS)
+
+
+def test_learning_rates_follow_the_schedules():
+    base = {"epochs": 30, "lr": {"feature": 1, "classifier": 1}}
+    data = {"kind": "icons"}
+
+    def factors(**schedule):
+        stage = make_config({"data": data, "stage1": {**base, "schedule": schedule}}).stage1
+        return [lr_factor(stage, step, 10) for step in range(300)]
+
+    step = factors(kind="step", every=10, factor=0.1)
+    assert step[0] == step[99] == 1 and step[100] == pytest.approx(0.1)
+    assert step[299] == pytest.approx(0.01)
+    cosine = factors(kind="cosine", warmup=2)
+    assert cosine[0] == pytest.approx(0.05) and max(cosine) == cosine[20] == 1.0
+    assert cosine[160] == pytest.approx(0.5) and 0 < cosine[299] < 1e-4
+    assert set(factors(kind="constant")) == {1.0}
+
+
+def test_parameter_groups_and_no_decay_on_centroids(data):
+    run = make_config(config(data))
+    model = build_model(run, 2, load_splits(run.data)).freeze(["backbone"])
+    groups = {g["name"]: g for g in build_optimizer(model, run.stage2).param_groups}
+    assert set(groups) == {"feature", "classifier", "centroid"}
+    assert groups["centroid"]["weight_decay"] == 0 and groups["feature"]["weight_decay"] == 5e-4
+    assert [tuple(p.shape) for p in groups["centroid"]["params"]] == [(4, 256)]
+    expected = [*model.attention.parameters(), *model.fc.parameters()]
+    assert {id(p) for p in groups["feature"]["params"]} == {id(p) for p in expected}
