@@ -69,7 +69,7 @@ def _eval(args: argparse.Namespace) -> int:
     from oltr_ext.engine.assess import REPORT, assess, report, table
     from oltr_ext.engine.predict import load_trained
 
-    trained = load_trained(args.checkpoint, device=args.device)
+    trained = load_trained(args.checkpoint, device=args.device, overrides=args.set)
     name = args.name or trained.path.parent.name or trained.path.stem
     result = assess(trained, name=name)
     if args.json:
@@ -175,12 +175,14 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         _eval,
         "judge a trained model on its test images, closed and open",
-        "  oltr eval runs/demo/oltr\n  oltr eval runs/mine/best.safetensors --out judged",
+        "  oltr eval runs/demo/oltr\n"
+        "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
     )
     sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
     sub.add_argument("--out", type=Path, help="folder of the report; default: the checkpoint's")
     sub.add_argument("--name", help="what to call the model; default: its folder")
     sub.add_argument("--json", action="store_true", help="print all numbers, write no report")
+    _add_set(sub)
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
     sub = command(

@@ -52,6 +52,20 @@ def test_eval_judges_and_reports(folder, capsys):
     assert summary["samples"] == {"known": 24, "open": 10}
 
 
+def test_eval_finds_data_that_has_moved(folder, capsys, tmp_path):
+    write_data(tmp_path / "moved")
+    moved = [f"data.{part}={tmp_path}/moved/{part}.txt" for part in ("train", "val", "test")]
+    overrides = [
+        word for item in [*moved, f"data.root={tmp_path}/moved"] for word in ("--set", item)
+    ]
+    assert main(["eval", str(folder / "runs/tiny"), "--json", *overrides]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(folder / "runs/tiny"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["closed"] == there["closed"]
+    assert main(["eval", str(folder / "runs/tiny"), "--set", "data.test=none.txt"]) == 1
+    assert capsys.readouterr().err == "oltr: ImageList: no list file none.txt\n"
+
+
 def test_predict_says_label_or_unknown(folder, capsys):
     images = [str(folder / "data" / f"test_{c}_0.png") for c in range(4)]
     command = ["predict", str(folder / "runs/tiny"), *images, "--nearest", "2"]

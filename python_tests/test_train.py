@@ -199,6 +199,23 @@ def test_nan_after_good_steps_keeps_their_checkpoint(data, tmp_path, monkeypatch
     assert all(torch.isfinite(v).all() for k, v in tensors.items() if k.startswith("model."))
 
 
+def test_weights_that_are_not_finite_are_never_written(data, tmp_path, monkeypatch):
+    """The loss was finite, the gradient was not, and the epoch ends here."""
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = []
+
+    def overflow(parameters, limit):
+        calls.append(1)
+        if len(calls) == 3:
+            parameters[0].grad.fill_(float("inf"))
+        return clip(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    with pytest.raises(TrainingError, match=r"backbone\.\S+ is no longer finite after step 3"):
+        train(make_config(config(data)), tmp_path)
+    assert checkpoint.load_latest(tmp_path)[1]["state"]["step"] == 2
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains(data, tmp_path, amp):
     train(make_config({**config(data), "amp": amp}), tmp_path)
@@ -222,6 +239,25 @@ def test_errors_of_data_and_size(data, tmp_path):
         ValueError, match=r"val.txt:17: label 4 is out of range: there are 4 classes"
     ):
         load_splits(make_config(values).data)
+
+
+def test_validation_needs_known_images(data, tmp_path):
+    values = config(data)
+    (tmp_path / "val.txt").write_text("val_0_0.png -1\n")
+    values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
+    with pytest.raises(ValueError, match=r"val\.txt lists no image of a known class"):
+        load_splits(make_config(values).data)
+
+
+def test_a_class_without_images_is_carried_along(data, tmp_path):
+    values = config(data)
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\nnever seen\n")
+    values["data"] = {**values["data"], "class_names": str(tmp_path / "names.txt")}
+    values["stage2"] = {**values["stage2"], "class_prior": 1.0, "classifier_init": "means"}
+    path = train(make_config(values), tmp_path / "out")
+    header = checkpoint.load(path)[1]
+    assert header["class_names"][-1] == "never seen"
+    assert header["shape"]["train_counts"] == [*COUNTS, 0]
 
 
 def test_stage2_starts_from_means_of_what_it_will_see(data, finished, tmp_path, monkeypatch):

@@ -134,6 +134,8 @@ def _list_splits(data: ListData) -> Splits:
                 f"{images.file}:{images.lines[wrong[0]]}: label {images.labels[wrong[0]]} is out "
                 f"of range: there are {len(names)} classes, 0 to {len(names) - 1}"
             )
+    if (val.labels < 0).all():
+        raise ValueError(f"{val.file} lists no image of a known class")
     return Splits(
         train=train,
         plain=ImageList(data.train, data.root, plain),

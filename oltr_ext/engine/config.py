@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -145,14 +146,25 @@ class Config(Strict):
         return "off" if value is False else value  # a bare `off` is a boolean to YAML
 
 
-def make_config(values: Mapping[str, Any], *, source: str = "config") -> Config:
-    """Check a mapping as YAML gives it.
+def make_config(
+    values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "config"
+) -> Config:
+    """Check a mapping as YAML gives it, with some keys replaced.
+
+    Args:
+        overrides: ``key.path=value`` strings; values are YAML.
 
     Raises:
         ConfigError: one line with `source`, the key's path, what was expected and what came.
     """
+    changed = copy.deepcopy(dict(values))
+    for item in overrides:
+        key, sign, raw = item.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {item}: expected key.path=value")
+        _assign(changed, key.strip(), _parse(raw, f"--set {item}"))
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(changed)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_line(error)}") from None
 
@@ -162,7 +174,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         path: a file, or a packaged name such as ``icons_oltr``.
-        overrides: ``key.path=value`` strings; values are YAML.
+        overrides: see `make_config`.
 
     Raises:
         ConfigError: no such file or name, not YAML, or values that do not hold.
@@ -179,12 +191,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _parse(text, name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
-    for item in overrides:
-        key, sign, raw = item.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"--set {item}: expected key.path=value")
-        _assign(values, key.strip(), _parse(raw, f"--set {item}"))
-    return make_config(values, source=name)
+    return make_config(values, overrides, source=name)
 
 
 def config_names() -> list[str]:

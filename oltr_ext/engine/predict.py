@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,17 @@ class Prediction:
     nearest: list[tuple[str, float]]  # known classes: distance to centroids, or probability
 
 
-def load_trained(path: str | Path, *, device: str = "auto") -> Trained:
+def load_trained(
+    path: str | Path, *, device: str = "auto", overrides: Iterable[str] = ()
+) -> Trained:
     """Read a checkpoint, or the `model.safetensors` of a run's folder.
+
+    Args:
+        overrides: ``key.path=value`` on its configuration, for data that has moved.
 
     Raises:
         CheckpointError: no such file, damaged, or written before its threshold was calibrated.
+        ConfigError: an override that does not hold.
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
@@ -64,7 +70,7 @@ def load_trained(path: str | Path, *, device: str = "auto") -> Trained:
             f"{path} was written in the middle of an epoch and has no threshold for unknown; "
             f"finish the run, and use its {MODEL}"
         )
-    config = make_config(header["config"], source=str(path))
+    config = make_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
     model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
     model.load_state_dict(

@@ -222,6 +222,7 @@ class _Run:
 
     def end_epoch(self, steps: int) -> dict[str, str]:
         """Validate, calibrate, log, and write the checkpoints of this epoch."""
+        self.weights()  # say so here, before their NaN shows up as a score
         seen = collect(self.model, self.splits.val, self.device, workers=self.splits.workers)
         opened = None
         if self.splits.open_val is not None:
@@ -247,12 +248,17 @@ class _Run:
         state.losses.clear()
         return loss
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors, all of them finite, or an error that says which is not."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        for name, value in tensors.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise self.stopped(f"{name.removeprefix('model.')} is no longer finite")
+        return tensors
+
     def save(self, *, threshold: dict[str, Any] | None, path: Path | None = None) -> None:
         """Write everything a run needs to go on to the same bits."""
-        weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        if not all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point()):
-            raise self.stopped("a weight is no longer finite")
-        tensors = {**weights, "rng.cpu": torch.get_rng_state()}
+        tensors = {**self.weights(), "rng.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         for name, parameter in self.model.named_parameters():
