@@ -307,9 +307,11 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             self.force = True
             if self.editable_mode:
                 self.build_temp = str(ROOT / "build" / "editable")
-            if toolkit is None and (self.editable_mode or self.inplace):
-                for stale in (ROOT / "oltr_ext").glob("_oltr_cuda*.so"):
-                    say(f"removing {stale.name} of an earlier build")
+            # A library of an earlier build with CUDA would be shipped or loaded with this one.
+            here = [ROOT / "oltr_ext"] if self.editable_mode or self.inplace else []
+            for folder in [Path(self.build_lib) / "oltr_ext", *here]:
+                for stale in folder.glob("_oltr_cuda*.so") if toolkit is None else []:
+                    say(f"removing {stale} of an earlier build")
                     stale.unlink()
 
         def build_extension(self, ext: Extension) -> None:
