@@ -32,7 +32,7 @@ help:  ## this list
 demo: $(BUILD)  ## train and evaluate on the embedded icons, under 4 minutes on two cores
 	$(BIN)/oltr demo
 
-test: native-test $(BUILD)  ## native tests, then pytest
+test: $(BUILD) native-test  ## every test: native, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 build: $(BUILD)  ## .venv and the extension, installed in place
@@ -47,7 +47,7 @@ $(ENV): requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-$(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(NATIVE)
+$(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(filter-out csrc/testing/%,$(NATIVE))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
 	  --editable .
 	@touch $@
