@@ -62,7 +62,7 @@ sanitize:  ## native tests under ASan + UBSan, then TSan
 	$(MAKE) --no-print-directory native-test PRESET=tsan
 
 # Built against the pinned torch, installed beside the oldest one, tested from another folder.
-test-oldest: wheel  ## the wheel under torch $(OLDEST_TORCH); about 3 GB more to download
+test-oldest: wheel  ## the wheel under the oldest torch; about 3 GB more to download
 	test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
 	build/oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy pytest hypothesis safetensors
 	build/oldest/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
