@@ -18,4 +18,8 @@ METHODS: dict[str, Method] = {
         "icons_oltr",
         "the paper's two stages: visual memory, meta-embedding, class-aware batches",
     ),
+    "oltr_prior": Method(
+        "icons_oltr_prior",
+        "the memory head on natural batches with a class prior, started at the class means",
+    ),
 }
