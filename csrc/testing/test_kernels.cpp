@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/cpu_features.h"
+#include "testing/loss_ops.h"
 #include "testing/ops.h"
 
 namespace oltr {
