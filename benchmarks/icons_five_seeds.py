@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oltr_ext import __version__, backend
+from oltr_ext import __version__, use_backend
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.build import Splits, load_splits
 from oltr_ext.engine.config import Config, load_config
@@ -62,18 +62,12 @@ def run(method: str, config: Config, folder: Path, splits: Splits) -> dict[str, 
     }
 
 
-def best_score(rows: list[dict[str, Any]]) -> str:
-    """The score with the highest mean AUROC over a method's seeds."""
-    names = [n for n in SCORE_NAMES if n in rows[0]["open"]]
-    return max(names, key=lambda n: np.mean([r["open"][n]["auroc"] for r in rows]))
-
-
 def numbers(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Per column one value a seed; the open-set ones by the method's best score."""
-    score = best_score(rows)
+    """Per column one value a seed; the open-set ones by the score that validation data chose."""
+    chosen = [r["open"][r["calibrated"]["score"]] for r in rows]
     return {
         **{k: np.array([r["closed"][k] for r in rows]) for k in CLOSED},
-        **{k: np.array([r["open"][score][k] for r in rows]) for k in ("auroc", "fpr95", "oscr")},
+        **{k: np.array([c[k] for c in chosen]) for k in ("auroc", "fpr95", "oscr")},
         **{k: np.array([r["calibrated"][k] for r in rows]) for k in ("known kept", "open out")},
     }
 
@@ -85,8 +79,8 @@ def markdown(runs: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "# Icons over five seeds" if len(about["seeds"]) == 5 else "# Icons",
         "",
         f"Percent, mean ± standard deviation over seeds {', '.join(map(str, about['seeds']))}. "
-        "AUROC, FPR95 and OSCR by the method's best score; the last two columns at the threshold "
-        "that was calibrated on validation data.",
+        "AUROC, FPR95 and OSCR by the score that tells strangers best on validation data; the last "
+        "two columns at the threshold calibrated there.",
         "",
         f"| method | {' | '.join(COLUMNS)} | score |",
         f"| --- |{' ---: |' * len(COLUMNS)} --- |",
@@ -95,7 +89,8 @@ def markdown(runs: list[dict[str, Any]], about: dict[str, Any]) -> str:
     for method, rows in by_method.items():
         cells = [f"{v.mean():.1f} ± {v.std(ddof=1 if len(v) > 1 else 0):.1f}" for v in
                  numbers(rows).values()]  # fmt: skip
-        lines.append(f"| {method} | {' | '.join(cells)} | {best_score(rows)} |")
+        scores = ", ".join(sorted({r["calibrated"]["score"] for r in rows}))
+        lines.append(f"| {method} | {' | '.join(cells)} | {scores} |")
     for method, rows in by_method.items():
         if plain is None or method == "plain":
             continue
@@ -103,7 +98,12 @@ def markdown(runs: list[dict[str, Any]], about: dict[str, Any]) -> str:
         cells = [f"{v.mean():+.1f} ± {v.std(ddof=1 if len(v) > 1 else 0):.1f}" for v in
                  gain.values()]  # fmt: skip
         lines.append(f"| {method} minus plain | {' | '.join(cells)} | |")
-    lines += ["", "AUROC by score:", "", f"| method | {' | '.join(SCORE_NAMES)} |"]
+    lines += [
+        "",
+        "AUROC of each score on the test set:",
+        "",
+        f"| method | {' | '.join(SCORE_NAMES)} |",
+    ]
     lines.append(f"| --- |{' ---: |' * len(SCORE_NAMES)}")
     for method, rows in by_method.items():
         cells = [
@@ -153,7 +153,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
-        "machine": f"{torch.get_num_threads()} CPU threads, {backend()} backend",
+        "machine": f"{torch.get_num_threads()} CPU threads, native backend",
         "methods": args.methods,
         "seeds": args.seeds,
         "budget": {m: budget(c, len(splits.train)) for m, c in configs.items()},
@@ -168,4 +168,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with use_backend("native"):
+        main()

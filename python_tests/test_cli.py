@@ -88,7 +88,10 @@ def test_predict_says_label_or_unknown(folder, capsys):
         (["train", "icons_plain", "--set", "device=gpu"], "oltr: device 'gpu' cannot be used"),
         (["eval", "none"], "oltr: no checkpoint none"),
         (["predict", "none", "x.png"], "oltr: no checkpoint none"),
-        (["demo", "--methods", "best"], "oltr: no method 'best'; there are plain, oltr, oltr_prior"),
+        (
+            ["demo", "--methods", "best"],
+            "oltr: no method 'best'; there are plain, oltr, oltr_prior",
+        ),
     ],
 )
 def test_errors_are_one_line_and_code_1(words, message, capsys, monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ inline int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a
 
 // batch B, classes C, width D, and the bytes of the accumulator (4, or 8 for float64).
 inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes) {
-  constexpr int64_t kLanes = 16;     // rows are padded to the widest vector of any instruction set
+  constexpr int64_t kLanes = 16;      // rows are padded to the widest vector of any instruction set
   constexpr int64_t kMinSplit = 256;  // a split shorter than this costs more to merge than it saves
   constexpr int64_t kTasks = 64;      // enough for the cores of one socket, few enough to merge
   Plan plan;

@@ -31,7 +31,7 @@ struct BankBackward {
   bool normalised = false;       // key_scale holds scale / |keys_c|
   const T* lse = nullptr;        // (B) all kinds but kGiven
   // attention
-  Matrix memory;                    // (C,D)
+  Matrix memory;                     // (C,D)
   const T* grad_recalled = nullptr;  // (B,D)
   const T* delta = nullptr;          // (B)
   // cross-entropy
@@ -42,10 +42,10 @@ struct BankBackward {
   // given
   Matrix grad_logits;  // (B,C)
   // out
-  T* grad_x = nullptr;            // (B,D), overwritten
-  MutableMatrix grad_keys;        // (C,D)
-  MutableMatrix grad_key_bias;    // (C) optional
-  MutableMatrix grad_memory;      // (C,D) optional
+  T* grad_x = nullptr;          // (B,D), overwritten
+  MutableMatrix grad_keys;      // (C,D)
+  MutableMatrix grad_key_bias;  // (C) optional
+  MutableMatrix grad_memory;    // (C,D) optional
 };
 
 // Row blocks of a (B,D) matrix, each transposed.
@@ -54,8 +54,7 @@ OLTR_INLINE void transpose_all(const T* x, int64_t B, int64_t D, int64_t block, 
                                const Parallel& parallel) {
   parallel_tasks(parallel, div_up(B, block), [&](int64_t i) {
     const int64_t row0 = i * block;
-    transpose_block(x + row0 * D, B - row0 < block ? B - row0 : block, D, block,
-                    out + row0 * D);
+    transpose_block(x + row0 * D, B - row0 < block ? B - row0 : block, D, block, out + row0 * D);
   });
 }
 
@@ -179,8 +178,7 @@ static void bank_backward(const BankBackward<T>& p, const Parallel& parallel) {
   if (attention)
     transpose_all(p.grad_recalled, B, D, plan.row_block, grad_recalled_t.data(), parallel);
   const BackwardScratch<T> shared{xt.data(), grad_recalled_t.data(), grad_x.data()};
-  parallel_tasks(parallel, parts,
-                 [&](int64_t part) { bank_backward_part(p, plan, shared, part); });
+  parallel_tasks(parallel, parts, [&](int64_t part) { bank_backward_part(p, plan, shared, part); });
   parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * D; i < end * D; ++i) {
       T sum = 0;

@@ -70,15 +70,15 @@ OLTR_INLINE void tile_softmax(T* logits, int64_t count, int64_t block, T* max, T
 // its rounding error of the best is measured as sum (x-c)^2, so the winner is the true one.
 template <class T>
 struct NearestTile {
-  T* scores;             // (count, block): x.c on entry, |c|^2/2 - x.c after
-  const T* memory;       // (count, D)
-  const T* norms2;       // (count)
-  const T* x;            // (rows, D)
-  const T* slack;        // (block) rounding error of a score per unit of |c|, |c|^2 at most
+  T* scores;        // (count, block): x.c on entry, |c|^2/2 - x.c after
+  const T* memory;  // (count, D)
+  const T* norms2;  // (count)
+  const T* x;       // (rows, D)
+  const T* slack;   // (block) rounding error of a score per unit of |c|, |c|^2 at most
   int64_t first, count, rows, block, width;
-  T* best;               // (block) smallest score so far
-  T* distance2;          // (block)
-  int64_t* index;        // (block)
+  T* best;         // (block) smallest score so far
+  T* distance2;    // (block)
+  int64_t* index;  // (block)
 
   OLTR_INLINE void measure(int64_t c, int64_t r) const {
     const T d2 = squared_distance(x + r * width, memory + c * width, width);
@@ -176,9 +176,8 @@ static void bank_part(const BankForward<T>& p, const Plan& plan, const PartialSt
     if (p.nearest) {
       for (int64_t c = 0; c < n; ++c) norms2[c] = dot(memory + c * D, memory + c * D, D);
       product(n, block, D, memory, D, int64_t{1}, xt.data(), block, scores.data(), block, false);
-      NearestTile<T>{scores.data(), memory, norms2.data(), x,           slack.data(), c0,
-                     n,             count,  block,         D,           best.data(),  d2.data(),
-                     index.data()}
+      NearestTile<T>{scores.data(), memory, norms2.data(), x,         slack.data(), c0, n, count,
+                     block,         D,      best.data(),   d2.data(), index.data()}
           .run();
     }
   }

@@ -28,8 +28,7 @@ static void squash_backward(const T* v, const T* h, int64_t B, int64_t D, T* gra
       const T* vr = v + r * D;
       const T norm = std::sqrt(dot(vr, vr, D)), shrink = 1 / (1 + norm);
       const T along = norm == T(0) ? T(0) : dot(vr, h + r * D, D) * shrink / norm;
-      for (int64_t i = 0; i < D; ++i)
-        grad_v[r * D + i] = (h[r * D + i] - vr[i] * along) * shrink;
+      for (int64_t i = 0; i < D; ++i) grad_v[r * D + i] = (h[r * D + i] - vr[i] * along) * shrink;
     }
   });
 }

@@ -111,8 +111,8 @@ static void disc_centroids_backward(const DiscCentroidsBackward& p, const Parall
       const double official = 1.0 / static_cast<double>((count + 1) * rows_or_one);
       const double attract = p.official ? official : g;
       for (int64_t d = 0; d < D; ++d)
-        line[d] = static_cast<T>(attract * pull[d] +
-                                 w * (B * (c[d] - s.mu[d]) - s.sum_x[d] - pull[d]));
+        line[d] =
+            static_cast<T>(attract * pull[d] + w * (B * (c[d] - s.mu[d]) - s.sum_x[d] - pull[d]));
       convert_out(line.data(), D, p.grad_centroids.data, p.grad_centroids.dtype, j * D);
     }
   });

@@ -13,12 +13,12 @@
 namespace oltr {
 namespace OLTR_ISA {
 
-#define OLTR_ENTRY(Params, name)                                    \
+#define OLTR_ENTRY(Params, name)                                       \
   static void name##_entry(const Params& p, const Parallel& threads) { \
-    if (p.dtype == Dtype::kFloat64)                                 \
-      name<double>(p, threads);                                     \
-    else                                                            \
-      name<float>(p, threads);                                      \
+    if (p.dtype == Dtype::kFloat64)                                    \
+      name<double>(p, threads);                                        \
+    else                                                               \
+      name<float>(p, threads);                                         \
   }
 
 OLTR_ENTRY(MemoryAttentionForward, memory_attention_forward)

@@ -33,8 +33,8 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
   bank.index = p.nearest;
   bank_forward(bank, parallel);
   const Sizes square{B, D, D};
-  bank_logits(square, x.data(), p.selector_weight, static_cast<const T*>(nullptr),
-              gate_bias.data(), MutableMatrix{gate.data(), NativeDtype<T>::value}, parallel,
+  bank_logits(square, x.data(), p.selector_weight, static_cast<const T*>(nullptr), gate_bias.data(),
+              MutableMatrix{gate.data(), NativeDtype<T>::value}, parallel,
               [](T a) { return std::tanh(a); });
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
   parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
@@ -42,8 +42,7 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
       const T d = std::sqrt(distance[r]);
       distance[r] = d < eps ? eps : d;
       const T reach = scale / distance[r];
-      for (int64_t i = r * D; i < (r + 1) * D; ++i)
-        out[i] = reach * (x[i] + gate[i] * recalled[i]);
+      for (int64_t i = r * D; i < (r + 1) * D; ++i) out[i] = reach * (x[i] + gate[i] * recalled[i]);
     }
   });
   convert_out(out.data(), n, p.embedding.data, p.embedding.dtype, 0);

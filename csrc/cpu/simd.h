@@ -73,7 +73,8 @@ OLTR_INLINE bool any(typename Lanes<T>::I mask) {
 OLTR_INLINE Vec<float> exp_lanes(Vec<float> x) {
   typedef Lanes<float>::I I;
   const Vec<float> lowest = splat(-87.33654f), highest = splat(88.72283f);
-  const I under = x < lowest, over = x > highest;
+  const I under = (x < lowest);
+  const I over = (x > highest);
   const Vec<float> y = under ? lowest : over ? highest : x;
   const Vec<float> magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec<float> n = (y * 1.44269504f + magic) - magic;
@@ -107,8 +108,7 @@ OLTR_INLINE double exp_scalar(double x) { return __builtin_exp(x); }
 template <class T>
 class Buffer {
  public:
-  OLTR_INLINE explicit Buffer(int64_t n)
-      : data_(static_cast<T*>(aligned_alloc(64, bytes(n)))) {
+  OLTR_INLINE explicit Buffer(int64_t n) : data_(static_cast<T*>(aligned_alloc(64, bytes(n)))) {
     if (data_ == nullptr) throw std::bad_alloc();
   }
   ~Buffer() { free(data_); }  // callable from implicit destructors, which carry no target

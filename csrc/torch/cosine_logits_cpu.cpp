@@ -20,9 +20,8 @@ static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale)
   return logits;
 }
 
-static std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& grad_logits,
-                                                         const Tensor& v, const Tensor& weight,
-                                                         double scale) {
+static std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& grad_logits, const Tensor& v,
+                                                         const Tensor& weight, double scale) {
   Call call("cosine_logits_backward", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   const Tensor grad_v = call.empty({B, D}), grad_weight = call.empty({C, D});

@@ -59,8 +59,7 @@ inline Dtype kernel_dtype(const char* op, const char* name, const Tensor& t) {
     case ScalarType::Half:
       return Dtype::kFloat16;
     default:
-      fail(op, "expected ", name,
-           " to be float32, float64, bfloat16 or float16, got dtype number ",
+      fail(op, "expected ", name, " to be float32, float64, bfloat16 or float16, got dtype number ",
            static_cast<int>(t.scalar_type()));
   }
 }

@@ -30,8 +30,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
   Call call("memory_attention_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
   const Tensor grad_x = call.empty({B, D}), grad_keys = call.empty({C, D}),
-               grad_key_bias = call.empty({C}),
-               grad_memory = call.empty({memory_grad ? C : 0, D});
+               grad_key_bias = call.empty({C}), grad_memory = call.empty({memory_grad ? C : 0, D});
   MemoryAttentionBackward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();

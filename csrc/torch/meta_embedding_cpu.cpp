@@ -37,10 +37,9 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding_backward(
     const Tensor& grad_embedding, const OptionalTensor& grad_memory_feature,
     const OptionalTensor& grad_selector, const OptionalTensor& grad_distance, const Tensor& x,
-    const Tensor& memory, const Tensor& keys, const Tensor& key_bias,
-    const Tensor& selector_weight, const Tensor& memory_feature, const Tensor& selector,
-    const Tensor& distance, const Tensor& nearest, const Tensor& lse, double scale, double eps,
-    bool memory_grad) {
+    const Tensor& memory, const Tensor& keys, const Tensor& key_bias, const Tensor& selector_weight,
+    const Tensor& memory_feature, const Tensor& selector, const Tensor& distance,
+    const Tensor& nearest, const Tensor& lse, double scale, double eps, bool memory_grad) {
   Call call("meta_embedding_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   const Tensor grad_x = call.empty({B, D}), grad_memory = call.empty({memory_grad ? C : 0, D}),

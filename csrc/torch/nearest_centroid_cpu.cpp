@@ -22,8 +22,7 @@ static std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor
 
 static std::tuple<Tensor, Tensor> nearest_centroid_backward(const Tensor& grad_distance,
                                                             const Tensor& x, const Tensor& memory,
-                                                            const Tensor& index,
-                                                            bool memory_grad) {
+                                                            const Tensor& index, bool memory_grad) {
   Call call("nearest_centroid_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   const Tensor grad_x = call.empty({B, D}), grad_memory = call.empty({memory_grad ? C : 0, D});

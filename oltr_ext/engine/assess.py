@@ -174,14 +174,14 @@ def table(results: Sequence[Assessment]) -> str:
     rows = [head]
     for result in results:
         closed, scores = result.summary["closed"], result.summary["scores"]
-        best = max(scores, key=lambda k: scores[k]["auroc"] if scores[k]["auroc"] else -1.0)
-        point = scores[result.trained.threshold["score"]]["operating_points"]["calibrated"]
+        chosen = result.trained.threshold["score"]  # on validation data, not on these
+        point = scores[chosen]["operating_points"]["calibrated"]
         rows.append(
             (
                 result.name,
                 *(percent(closed[k]) for k in ("overall", "many", "medium", "few")),
-                percent(scores[best]["auroc"]),
-                best,
+                percent(scores[chosen]["auroc"]),
+                chosen,
                 percent(point["known_accepted"]),
                 percent(point["open_rejected"]),
             )
