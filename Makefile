@@ -29,8 +29,9 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# Passive: idle threads sleep, where spinning ones would starve a busy machine.
 demo: $(BUILD)  ## train and evaluate on the embedded icons, under 4 minutes on two cores
-	$(BIN)/oltr demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/oltr demo
 
 test: $(BUILD) native-test  ## every test: native, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
