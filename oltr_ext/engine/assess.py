@@ -19,7 +19,14 @@ from oltr_ext.engine.evaluate import Outputs, collect, confidences
 from oltr_ext.engine.predict import Trained, nearest_classes
 from oltr_ext.metrics import evaluate
 from oltr_ext.nn import OLTRHead
-from oltr_ext.report import MethodResult, ReportFiles, Sample, choose_samples, write_report
+from oltr_ext.report import (
+    MethodResult,
+    ReportFiles,
+    Sample,
+    choose_samples,
+    write_picture,
+    write_report,
+)
 
 __all__ = ["Assessment", "assess", "report", "table"]
 
@@ -81,13 +88,22 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
 
 
 def report(
-    results: Sequence[Assessment], path: str | Path, *, details: Mapping[str, str] | None = None
+    results: Sequence[Assessment],
+    path: str | Path,
+    *,
+    details: Mapping[str, str] | None = None,
+    picture: str | Path | None = None,
 ) -> ReportFiles:
-    """One self-contained page over all results, with a JSON of their numbers beside it."""
-    first = results[0].splits
+    """One self-contained page over all results, with a JSON of their numbers beside it.
+
+    `picture`, an .svg or .png, shows sample answers and the headline table on their own.
+    """
+    first, methods = results[0].splits, [_method_result(r) for r in results]
+    if picture is not None:
+        write_picture(picture, methods)
     return write_report(
         path,
-        [_method_result(r) for r in results],
+        methods,
         class_names=first.class_names,
         train_counts=first.train_counts,
         details=details,

@@ -33,7 +33,7 @@ def demo(
 ) -> list[Assessment]:
     """Train and judge each method; finished runs in `out` are taken as they are.
 
-    Writes `out`/<method>/ (the runs), report.html, report.json and unknown.csv.
+    Writes `out`/<method>/ (the runs), report.html, report.json, demo.png and unknown.csv.
 
     Raises:
         ValueError: an unknown method.
@@ -62,6 +62,7 @@ def demo(
     files = report(
         results,
         out / REPORT,
+        picture=out / "demo.png",
         details={
             "data": f"embedded icons: {len(data.train)} training images of {data.num_classes} "
             f"known classes, {len(data.test)} known and "
