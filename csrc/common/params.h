@@ -103,7 +103,7 @@ struct CosineCrossEntropyBackward {
   MutableMatrix grad_v, grad_weight;
 };
 
-// attract + repel_weight * clamp(margin - R, 0, 1e6), see METHOD in csrc/README.md.
+// attract + repel_weight * clamp(margin - R, 0, 1e6), see cpu/disc_centroids_loss.h.
 struct DiscCentroidsForward {
   Sizes size;
   Dtype dtype;
