@@ -1,6 +1,6 @@
 # Two commands on a bare machine (Python >= 3.10, a C++ compiler, make; nvcc optional):
 #
-#   make demo    train the plain model and OLTR on the embedded icons, print the table, write a report
+#   make demo    train plain and OLTR on the embedded icons, print the table, write a report
 #   make test    every test, Python and native
 #
 # The first of them sets up .venv from requirements-dev.txt and builds the extension: about 3 GB

@@ -142,14 +142,14 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         _demo,
         "train plain and OLTR on the embedded icons, judge both, write a report",
-        "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain oltr oltr_prior",
+        "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain oltr",
     )
     sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     sub.add_argument(
         "--methods",
         nargs="+",
-        default=["plain", "oltr_prior"],
+        default=["plain", "oltr", "oltr_prior"],
         metavar="NAME",
         help="see oltr methods",
     )

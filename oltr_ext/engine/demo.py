@@ -25,7 +25,7 @@ __all__ = ["demo"]
 def demo(
     out: str | Path,
     *,
-    methods: Sequence[str] = ("plain", "oltr_prior"),
+    methods: Sequence[str] = ("plain", "oltr", "oltr_prior"),
     seed: int = 0,
     fresh: bool = False,
     overrides: Sequence[str] = (),
