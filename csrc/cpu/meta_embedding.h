@@ -54,11 +54,10 @@ template <class T>
 static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parallel& parallel) {
   const int64_t B = p.size.batch, D = p.size.width, n = B * D;
   const Converted<T> g(p.grad_embedding, n), g_m(p.grad_memory_feature, n), g_e(p.grad_selector, n),
-      g_d(p.grad_distance, B), x(p.x, n), bias(p.key_bias, p.size.classes),
-      recalled(p.memory_feature, n), gate(p.selector, n);
+      g_d(p.grad_distance, B), x(p.x, n), recalled(p.memory_feature, n), gate(p.selector, n);
   const T* distance = static_cast<const T*>(p.distance.data);
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
-  const Buffer<T> grad_x(n), grad_m(n), grad_a(n), weight(B), delta(B);
+  const Buffer<T> grad_x(n), grad_m(n), grad_a(n), weight(B);
   parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T d = distance[r], reach = scale / d;
@@ -75,24 +74,9 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
       weight[r] = d <= eps ? T(0) : grad_d / d;
     }
   });
-  row_dots(grad_m.data(), recalled.data(), B, D, delta.data());
 
   const Buffer<T> through_bank(n), through_gate(n);
-  BankBackward<T> bank;
-  bank.size = p.size;
-  bank.kind = LogitGradient::kAttention;
-  bank.x = x.data();
-  bank.keys = p.keys;
-  bank.key_bias = bias.data();
-  bank.lse = static_cast<const T*>(p.lse.data);
-  bank.memory = p.memory;
-  bank.grad_recalled = grad_m.data();
-  bank.delta = delta.data();
-  bank.grad_x = through_bank.data();
-  bank.grad_keys = p.grad_keys;
-  bank.grad_key_bias = p.grad_key_bias;
-  bank.grad_memory = p.grad_memory;
-  bank_backward(bank, parallel);
+  attention_backward(p, x.data(), recalled.data(), grad_m.data(), through_bank.data(), parallel);
 
   BankBackward<T> selector;
   selector.size = {B, D, D};
