@@ -16,8 +16,9 @@ namespace py = pybind11;
 // Tables that carry their name alone: cpu/dispatch.cpp makes its choice here as it does in the op
 // library, and no kernel has to be linked in for it.
 namespace oltr {
-extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512;
-const KernelTable kernels_generic{"generic"}, kernels_avx2{"avx2"}, kernels_avx512{"avx512"};
+extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+const KernelTable kernels_generic{"generic"}, kernels_avx2{"avx2"}, kernels_avx512{"avx512"},
+    kernels_avx512_bf16{"avx512_bf16"};
 }  // namespace oltr
 
 namespace {
@@ -68,6 +69,7 @@ py::dict plan(int64_t B, int64_t C, int64_t D, const std::string& dtype,
   if (device != "cpu") throw py::value_error("plan: expected device cpu or cuda, got " + device);
   const oltr::Plan p = oltr::make_plan(B, C, D, accumulator_bytes(dtype));
   out["row_block"] = p.row_block;
+  out["row_group"] = p.row_group;
   out["class_tile"] = p.class_tile;
   out["splits_forward"] = p.splits_forward;
   out["splits_backward"] = p.splits_backward;

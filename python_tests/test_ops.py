@@ -58,7 +58,7 @@ def test_every_instruction_set(isa, run_python):
         "        want = run(case, cast(inputs, torch.float64, case), 'reference')\n"
         "        for name, got in run(case, inputs).items():\n"
         "            assert relative_error(got, want[name]) < 2e-5, (case.name, shape, name)\n",
-        OLTR_EXT_CPU_ISA=isa,
+        OLTR_EXT_CPU=isa,
     )
 
 

@@ -10,6 +10,10 @@
 
 namespace oltr {
 
+// How products of float32 inputs may be computed, as torch.get_float32_matmul_precision() names it.
+// kMedium: of operands rounded to bfloat16, summed in float, where the processor has it.
+enum class Precision : int32_t { kHighest, kHigh, kMedium };
+
 struct Sizes {
   int64_t batch = 0, classes = 0, width = 0;
 };
@@ -20,12 +24,14 @@ struct MemoryAttentionForward {
   Dtype dtype;
   Matrix x, keys, key_bias, memory;  // (B,D) (C,D) (C) (C,D)
   MutableMatrix out, lse;            // (B,D) dtype, (B) acc
+  Precision precision = Precision::kHighest;
 };
 struct MemoryAttentionBackward {
   Sizes size;
   Dtype dtype;
   Matrix grad_out, x, keys, key_bias, memory, out, lse;
   MutableMatrix grad_x, grad_keys, grad_key_bias, grad_memory;  // grad_memory may be absent
+  Precision precision = Precision::kHighest;
 };
 
 // distance = min_c |x - memory_c|, index = its class.
@@ -35,6 +41,7 @@ struct NearestCentroidForward {
   Matrix x, memory;
   MutableMatrix distance;  // (B) dtype
   int64_t* index;          // (B)
+  Precision precision = Precision::kHighest;
 };
 struct NearestCentroidBackward {
   Sizes size;
@@ -53,6 +60,7 @@ struct MetaEmbeddingForward {
   MutableMatrix embedding, memory_feature, selector;                 // (B,D) dtype
   MutableMatrix distance, lse;                                       // (B) acc
   int64_t* nearest;                                                  // (B)
+  Precision precision = Precision::kHighest;
 };
 struct MetaEmbeddingBackward {
   Sizes size;
@@ -65,6 +73,7 @@ struct MetaEmbeddingBackward {
   const int64_t* nearest;
   MutableMatrix grad_x, grad_memory, grad_keys, grad_key_bias, grad_selector_weight,
       grad_selector_bias;  // grad_memory may be absent
+  Precision precision = Precision::kHighest;
 };
 
 // logits = scale * v / (1 + |v|) . weight_c / |weight_c|
@@ -74,6 +83,7 @@ struct CosineLogitsForward {
   double scale;
   Matrix v, weight;
   MutableMatrix logits;  // (B,C) dtype
+  Precision precision = Precision::kHighest;
 };
 struct CosineLogitsBackward {
   Sizes size;
@@ -81,6 +91,7 @@ struct CosineLogitsBackward {
   double scale;
   Matrix grad_logits, v, weight;
   MutableMatrix grad_v, grad_weight;
+  Precision precision = Precision::kHighest;
 };
 
 // Cross-entropy of the cosine logits plus log_prior, label-smoothed, one loss a row.
@@ -92,6 +103,7 @@ struct CosineCrossEntropyForward {
   Matrix v, weight, log_prior;  // log_prior (C) acc, may be absent; -inf removes a class
   const int64_t* target;        // (B)
   MutableMatrix loss, lse;      // (B) acc; an ignored row has loss 0
+  Precision precision = Precision::kHighest;
 };
 struct CosineCrossEntropyBackward {
   Sizes size;
@@ -101,6 +113,7 @@ struct CosineCrossEntropyBackward {
   Matrix grad_loss, v, weight, log_prior, lse;  // grad_loss (B) acc
   const int64_t* target;
   MutableMatrix grad_v, grad_weight;
+  Precision precision = Precision::kHighest;
 };
 
 // attract + repel_weight * clamp(margin - R, 0, 1e6), see cpu/disc_centroids_loss.h.

@@ -8,7 +8,8 @@
 namespace oltr {
 
 struct Plan {
-  int64_t row_block;        // rows of the batch that share one pass over a tile of the bank
+  int64_t row_block;        // rows of the batch that share the vector lanes of one product
+  int64_t row_group;        // rows, in whole blocks, that share one staged tile of the bank
   int64_t class_tile;       // bank rows kept in cache while everything about them is computed
   int64_t splits_forward;   // parts of the bank with a partial state each, merged in order
   int64_t splits_backward;  // parts of the bank that own their rows; dx is their ordered sum
@@ -23,29 +24,40 @@ inline int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a
 inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes) {
   constexpr int64_t kLanes = 16;      // rows are padded to the widest vector of any instruction set
   constexpr int64_t kMinSplit = 256;  // a split shorter than this costs more to merge than it saves
-  constexpr int64_t kTasks = 64;      // enough for the cores of one socket, few enough to merge
+  constexpr int64_t kTasks = 32;      // enough for the cores of one socket, few enough to merge
+  constexpr int64_t kStates = int64_t{32} << 20;  // bytes that all partial states may take
   Plan plan;
   plan.row_block = clamp(round_up(B, kLanes), kLanes, 64);
-  plan.class_tile = 64;
-  const int64_t blocks = div_up(B > 0 ? B : 1, plan.row_block);
+  plan.class_tile = 96;
   const int64_t longest = div_up(C > 0 ? C : 1, kMinSplit);
-  plan.splits_forward = clamp(div_up(kTasks, blocks), 1, longest);
-  plan.splits_backward = clamp(longest, 1, 16);
-  const int64_t forward = plan.splits_forward * B * (D + 4);
-  const int64_t backward = (plan.splits_backward + 4) * B * D;
-  plan.scratch_bytes = (forward > backward ? forward : backward) * accumulator_bytes;
+  const int64_t blocks = div_up(B > 0 ? B : 1, plan.row_block);
+  const int64_t per_group = clamp(blocks * longest / kTasks, 1, 4);
+  plan.row_group = per_group * plan.row_block;
+  const int64_t state = (B > 0 ? B : 1) * D * accumulator_bytes;
+  const int64_t groups = div_up(blocks, per_group);
+  plan.splits_forward = clamp(div_up(kTasks, groups), 1, clamp(kStates / state, 1, longest));
+  plan.splits_backward = clamp(kStates / state, 4, 16);
+  if (plan.splits_backward > longest) plan.splits_backward = longest;
+  const int64_t forward = plan.splits_forward * state;
+  const int64_t backward = (plan.splits_backward + 6) * state;
+  plan.scratch_bytes = forward > backward ? forward : backward;
   return plan;
 }
 
-// Part `i` of `n` classes cut in `parts`, in whole tiles.
 struct Range {
   int64_t begin, end;
+  int64_t size() const { return end - begin; }
 };
-inline Range part_of(int64_t i, int64_t parts, int64_t n, int64_t tile) {
-  const int64_t tiles = div_up(n, tile);
-  const int64_t begin = tiles * i / parts * tile;
-  const int64_t end = tiles * (i + 1) / parts * tile;
+// Part `i` of `n` classes cut in `parts`, nearly equal, in multiples of `unit`.
+inline Range part_of(int64_t i, int64_t parts, int64_t n, int64_t unit) {
+  const int64_t units = div_up(n, unit);
+  const int64_t begin = units * i / parts * unit;
+  const int64_t end = units * (i + 1) / parts * unit;
   return {begin < n ? begin : n, end < n ? end : n};
+}
+// The size of the tiles that cut `n` classes nearly equally, none larger than `most`.
+inline int64_t even_tile(int64_t n, int64_t most, int64_t unit) {
+  return n == 0 ? unit : round_up(div_up(n, div_up(n, most)), unit);
 }
 
 }  // namespace oltr

@@ -9,31 +9,31 @@
 //   given          G = grad_logits[r, c]
 // and then  grad_keys_c = sum_r G x_r,  grad_bias_c = sum_r G,  grad_memory_c = sum_r P g_r,
 //           grad_x_r = sum_c G s_c keys_c.
-// With `normalised`, s_c = scale / |keys_c| and grad_keys is projected off keys_c:
+// With s_c = cosine / |keys_c|, grad_keys is projected off keys_c:
 //   grad_keys_c = s_c (h - k (k . h)),  h = sum_r G x_r,  k = keys_c / |keys_c|.
 #pragma once
 
 #include "cpu/bank_forward.h"
+#include "cpu/output.h"
 
 namespace oltr {
 namespace OLTR_ISA {
 
 enum class LogitGradient { kAttention, kCrossEntropy, kGiven };
 
-template <class T>
+template <class M>
 struct BankBackward {
+  using T = typename M::Acc;
   Sizes size;
   LogitGradient kind;
-  const T* x = nullptr;          // (B,D)
-  Matrix keys;                   // (C,D)
-  const T* key_scale = nullptr;  // (C) optional
-  const T* key_bias = nullptr;   // (C) optional
-  bool normalised = false;       // key_scale holds scale / |keys_c|
-  const T* lse = nullptr;        // (B) all kinds but kGiven
+  Matrix x;     // (B,D)
+  Matrix keys;  // (C,D)
+  LogitRule<T> logits;
+  const T* lse = nullptr;  // (B) all kinds but kGiven
   // attention
-  Matrix memory;                     // (C,D)
-  const T* grad_recalled = nullptr;  // (B,D)
-  const T* delta = nullptr;          // (B)
+  Matrix memory;             // (C,D)
+  Matrix grad_recalled;      // (B,D)
+  const T* delta = nullptr;  // (B)
   // cross-entropy
   const T* grad_loss = nullptr;     // (B), 0 for ignored rows
   const int64_t* target = nullptr;  // (B)
@@ -48,143 +48,202 @@ struct BankBackward {
   MutableMatrix grad_memory;    // (C,D) optional
 };
 
-// Row blocks of a (B,D) matrix, each transposed.
-template <class T>
-OLTR_INLINE void transpose_all(const T* x, int64_t B, int64_t D, int64_t block, T* out,
-                               const Parallel& parallel) {
-  parallel_tasks(parallel, div_up(B, block), [&](int64_t i) {
-    const int64_t row0 = i * block;
-    transpose_block(x + row0 * D, B - row0 < block ? B - row0 : block, D, block, out + row0 * D);
-  });
-}
+template <class M>
+struct BankGradient {
+  using T = typename M::Acc;
+  static constexpr int L = Lanes<T>::n;
+  const BankBackward<M>& p;
+  bool attention, given;
+  Plan plan;
+  Layout<M> layout;
+  RowBlocks<M> x, g;
+  Buffer<T> lse, row;  // (padded B); `row` is delta or grad_loss
+  Buffer<T> grad_x;    // (parts, B, padded D)
 
-// G of one tile for one block of rows; leaves P in `logits`.
-template <class T>
-OLTR_INLINE void tile_gradient(const BankBackward<T>& p, int64_t c0, int64_t n, int64_t row0,
-                               int64_t count, int64_t block, T* logits, T* gradient) {
-  constexpr int L = Lanes<T>::n;
-  for (int64_t r0 = 0; r0 < block; r0 += L) {
-    const int live = static_cast<int>(clamp(count - r0, 0, L));
-    const Vec<T> lse = load_first(p.lse + row0 + r0, live);
-    const bool attention = p.kind == LogitGradient::kAttention;
-    const Vec<T> row = load_first((attention ? p.delta : p.grad_loss) + row0 + r0, live);
-    for (int64_t c = 0; c < n; ++c) {
-      T* s = logits + c * block + r0;
-      T* g = gradient + c * block + r0;
-      const Vec<T> prob = exp_lanes(load<T>(s) - lse);
-      store<T>(s, prob);
-      if (attention) {
-        store<T>(g, prob * (load<T>(g) - row));
-        continue;
-      }
-      const bool possible = p.key_bias == nullptr || std::isfinite(p.key_bias[c0 + c]);
-      const T smooth = possible ? p.smoothing * p.uniform : T(0);
-      store<T>(g, row * (prob - smooth));
-    }
-    if (attention) continue;
-    for (int i = 0; i < live; ++i) {
-      const int64_t c = p.target[row0 + r0 + i] - c0;
-      if (c >= 0 && c < n) gradient[c * block + r0 + i] -= row[i] * (1 - p.smoothing);
+  OLTR_INLINE BankGradient(const BankBackward<M>& backward, const Parallel& parallel)
+      : p(backward),
+        attention(p.kind == LogitGradient::kAttention),
+        given(p.kind == LogitGradient::kGiven),
+        plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T))),
+        layout(p.size.width),
+        x(p.x, p.size.batch, p.size.width, plan.row_block, !given, true, parallel),
+        g(p.grad_recalled, attention ? p.size.batch : 0, p.size.width, plan.row_block, true,
+          p.grad_memory.data != nullptr, parallel),
+        lse(padded(p.size.batch)),
+        row(padded(p.size.batch)),
+        grad_x(plan.splits_backward * p.size.batch * layout.full) {
+    if (given) return;
+    const int64_t B = p.size.batch;
+    const T* from = attention ? p.delta : p.grad_loss;
+    for (int64_t r = 0; r < padded(B); ++r) {
+      lse[r] = r < B ? p.lse[r] : std::numeric_limits<T>::infinity();
+      row[r] = r < B ? from[r] : T(0);
     }
   }
-}
 
-template <class T>
-struct BackwardScratch {
-  const T* xt;               // row blocks of x, transposed
-  const T* grad_recalled_t;  // row blocks of grad_recalled, transposed; attention only
-  T* grad_x;                 // (parts, B, D)
+  // What a task stages of the bank, its scores and the gradients of its rows.
+  struct Stage {
+    Buffer<T> keys, interleaved, memory, scales, probability, gradient, scaled, words, bias,
+        grad_keys, grad_memory;
+    OLTR_INLINE Stage(const BankGradient& pass, int64_t tile)
+        : keys(tile * pass.layout.natural_row),
+          interleaved(M::group > 1 ? div_up(tile, 2) * pass.layout.interleaved_row : 0),
+          memory(pass.attention ? tile * pass.layout.natural_row : 0),
+          scales(tile),
+          probability(tile * pass.plan.row_block),
+          gradient(tile * pass.plan.row_block),
+          scaled(tile * pass.plan.row_block),
+          words(M::group > 1 ? tile * pass.plan.row_block : 0),
+          bias(tile),
+          grad_keys(tile * pass.layout.full),
+          grad_memory(pass.p.grad_memory.data != nullptr ? tile * pass.layout.full : 0) {}
+  };
+
+  // G of one tile for one block of rows, and P where it has one.
+  OLTR_INLINE void recompute(const Stage& s, int64_t c0, int64_t n, int64_t block) const {
+    const int64_t lanes = x.width(block), row0 = x.first(block), count = x.count(block);
+    T* probability = s.probability.data();
+    T* gradient = s.gradient.data();
+    product<M>(n, lanes, layout.words, s.keys.data(), layout.natural_row, int64_t{1},
+               x.columns(block), lanes, probability, lanes, false);
+    tile_logits(p.logits, s.scales.data(), c0, n, lanes, probability);
+    if (attention)
+      product<M>(n, lanes, layout.words, s.memory.data(), layout.natural_row, int64_t{1},
+                 g.columns(block), lanes, gradient, lanes, false);
+    for (int64_t r = 0; r < lanes; r += L) {
+      const Vec<T> log_sum = load<T>(lse.data() + row0 + r),
+                   factor = load<T>(row.data() + row0 + r);
+      for (int64_t c = 0; c < n; ++c) {
+        T* at = probability + c * lanes + r;
+        T* to = gradient + c * lanes + r;
+        const Vec<T> prob = exp_lanes(load<T>(at) - log_sum);
+        store<T>(at, prob);
+        if (attention) {
+          store<T>(to, prob * (load<T>(to) - factor));
+          continue;
+        }
+        const bool possible = p.logits.bias == nullptr || std::isfinite(p.logits.bias[c0 + c]);
+        const T smooth = possible ? p.smoothing * p.uniform : T(0);
+        store<T>(to, factor * (prob - smooth));
+      }
+    }
+    for (int64_t r = 0; !attention && r < count; ++r) {
+      const int64_t c = p.target[row0 + r] - c0;
+      if (c >= 0 && c < n) gradient[c * lanes + r] -= row[row0 + r] * (1 - p.smoothing);
+    }
+  }
+
+  // G as it was given, transposed.
+  OLTR_INLINE void read(const Stage& s, int64_t c0, int64_t n, int64_t block) const {
+    const int64_t lanes = x.width(block), count = x.count(block), C = p.size.classes;
+    T* gradient = s.gradient.data();
+    if (p.grad_logits.dtype == NativeDtype<T>::value) {
+      const T* from = static_cast<const T*>(p.grad_logits.data) + x.first(block) * C + c0;
+      transpose(from, C, count, n, gradient, lanes);
+    } else {
+      T* lines = s.probability.data();
+      for (int64_t r = 0; r < count; ++r)
+        convert_in(p.grad_logits.data, p.grad_logits.dtype, (x.first(block) + r) * C + c0, n,
+                   lines + r * n);
+      transpose(lines, n, count, n, gradient, lanes);
+    }
+    for (int64_t c = 0; c < n; ++c) fill(gradient + c * lanes + count, lanes - count, T(0));
+  }
+
+  // Adds one block's share to the gradients of the tile's rows and of x.
+  OLTR_INLINE void apply(const Stage& s, int64_t n, int64_t block, T* part_grad_x,
+                         bool first_tile) const {
+    const int64_t lanes = x.width(block), count = x.count(block), width = layout.full;
+    const int64_t down = div_up(count, M::group), across = lanes / M::group;
+    const bool more = block > 0;
+    const T* gradient = s.gradient.data();
+    for (int64_t c = 0; c < n; ++c) {
+      Vec<T> sum = {};
+      for (int64_t r = 0; r < lanes; r += L) sum += load<T>(gradient + c * lanes + r);
+      s.bias[c] = (more ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
+    }
+    product<M>(n, width, down, M::across(gradient, n, lanes, s.words.data()), across, int64_t{1},
+               x.rows(block), layout.interleaved_row, s.grad_keys.data(), width, more);
+    if (p.grad_memory.data != nullptr)
+      product<M>(n, width, down, M::across(s.probability.data(), n, lanes, s.words.data()), across,
+                 int64_t{1}, g.rows(block), layout.interleaved_row, s.grad_memory.data(), width,
+                 more);
+    const T* scaled = gradient;
+    if (p.logits.cosine != T(0)) {
+      for (int64_t c = 0; c < n; ++c)
+        for (int64_t r = 0; r < lanes; r += L)
+          store<T>(s.scaled.data() + c * lanes + r,
+                   load<T>(gradient + c * lanes + r) * s.scales[c]);
+      scaled = s.scaled.data();
+    }
+    const T* keys = M::group > 1 ? s.interleaved.data() : s.keys.data();
+    product<M>(count, width, div_up(n, M::group), M::down(scaled, n, lanes, s.words.data()),
+               int64_t{1}, lanes, keys, layout.interleaved_row,
+               part_grad_x + x.first(block) * width, width, !first_tile);
+  }
+
+  // From the direction's gradient to that of keys, which the logits see only normalised.
+  OLTR_INLINE void project(const Stage& s, int64_t c0, int64_t n) const {
+    const int64_t D = p.size.width;
+    const Buffer<T> scratch(D);
+    for (int64_t c = 0; c < n; ++c) {
+      T* h = s.grad_keys.data() + c * layout.full;
+      const T* key = rows(p.keys, c0 + c, 1, D, scratch.data());
+      const T norm2 = dot(key, key, D);
+      const T along = norm2 > 0 ? dot(key, h, D) / norm2 : T(0);
+      for (int64_t d = 0; d < D; ++d) h[d] = s.scales[c] * (h[d] - along * key[d]);
+    }
+  }
+
+  OLTR_INLINE void run(int64_t part) const {
+    const int64_t B = p.size.batch, D = p.size.width;
+    const Range range = part_of(part, plan.splits_backward, p.size.classes, 6);
+    const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
+    T* part_grad_x = grad_x.data() + part * B * layout.full;
+    const Stage s(*this, tile);
+    if (B == 0) {
+      fill(s.bias.data(), tile, T(0));
+      fill(s.grad_keys.data(), tile * layout.full, T(0));
+      if (p.grad_memory.data != nullptr) fill(s.grad_memory.data(), tile * layout.full, T(0));
+    }
+    Output keys(p.grad_keys, D), memory(p.grad_memory, D);
+    for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
+      const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
+      stage_natural(layout, p.keys, c0, n, s.keys.data());
+      p.logits.scales(layout, s.keys.data(), n, s.scales.data());
+      interleave(layout, s.keys.data(), n, s.interleaved.data());
+      if (attention) stage_natural(layout, p.memory, c0, n, s.memory.data());
+      for (int64_t block = 0; block < div_up(B, plan.row_block); ++block) {
+        if (given)
+          read(s, c0, n, block);
+        else
+          recompute(s, c0, n, block);
+        apply(s, n, block, part_grad_x, c0 == range.begin);
+      }
+      if (p.logits.cosine != T(0) && B > 0) project(s, c0, n);
+      keys.write(s.grad_keys.data(), layout.full, c0, n, range.end);
+      if (p.grad_memory.data != nullptr)
+        memory.write(s.grad_memory.data(), layout.full, c0, n, range.end);
+      if (p.grad_key_bias.data != nullptr)
+        convert_out(s.bias.data(), n, p.grad_key_bias.data, p.grad_key_bias.dtype, c0);
+    }
+  }
+
+  OLTR_INLINE void merge(int64_t r) const {
+    const int64_t B = p.size.batch, D = p.size.width;
+    T* out = p.grad_x + r * D;
+    fill(out, D, T(0));
+    for (int64_t part = 0; part < plan.splits_backward; ++part)
+      add_scaled(out, T(1), grad_x.data() + (part * B + r) * layout.full, D);
+  }
 };
 
-template <class T>
-static void bank_backward_part(const BankBackward<T>& p, const Plan& plan,
-                               const BackwardScratch<T>& shared, int64_t part) {
-  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
-  const int64_t block = plan.row_block, tile = plan.class_tile;
-  const Range range = part_of(part, plan.splits_backward, C, tile);
-  const bool attention = p.kind == LogitGradient::kAttention;
-  const bool given = p.kind == LogitGradient::kGiven;
-  T* grad_x = shared.grad_x + part * B * D;
-  fill(grad_x, B * D, T(0));
-
-  const Buffer<T> logits(tile * block), gradient(tile * block), line(tile), bias(tile);
-  const Buffer<T> grad_keys(tile * D), grad_memory(p.grad_memory.data != nullptr ? tile * D : 0);
-  const Buffer<T> key_rows(p.keys.dtype == NativeDtype<T>::value ? 0 : tile * D);
-  const Buffer<T> memory_rows(p.memory.dtype == NativeDtype<T>::value ? 0 : tile * D);
-  for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
-    const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
-    const T* keys = rows(p.keys, c0, n, D, key_rows.data());
-    const T* memory = attention ? rows(p.memory, c0, n, D, memory_rows.data()) : nullptr;
-    fill(bias.data(), n, T(0));
-    if (B == 0) {
-      fill(grad_keys.data(), n * D, T(0));
-      if (p.grad_memory.data != nullptr) fill(grad_memory.data(), n * D, T(0));
-    }
-    for (int64_t row0 = 0; row0 < B; row0 += block) {
-      const int64_t count = B - row0 < block ? B - row0 : block;
-      const bool more = row0 > 0;
-      T* g = gradient.data();
-      if (given) {
-        for (int64_t r = 0; r < count; ++r) {
-          convert_in(p.grad_logits.data, p.grad_logits.dtype, (row0 + r) * C + c0, n, line.data());
-          for (int64_t c = 0; c < n; ++c) g[c * block + r] = line[c];
-        }
-      } else {
-        tile_logits(keys, p.key_scale, p.key_bias, c0, n, D, shared.xt + row0 * D, block,
-                    logits.data());
-        if (attention)
-          product(n, block, D, memory, D, int64_t{1}, shared.grad_recalled_t + row0 * D, block, g,
-                  block, false);
-        tile_gradient(p, c0, n, row0, count, block, logits.data(), g);
-      }
-      for (int64_t c = 0; c < n; ++c)
-        for (int64_t r = 0; r < count; ++r) bias[c] += g[c * block + r];
-      product(n, D, count, g, block, int64_t{1}, p.x + row0 * D, D, grad_keys.data(), D, more);
-      if (p.grad_memory.data != nullptr)
-        product(n, D, count, logits.data(), block, int64_t{1}, p.grad_recalled + row0 * D, D,
-                grad_memory.data(), D, more);
-      if (p.key_scale != nullptr)
-        for (int64_t c = 0; c < n; ++c)
-          for (int64_t r = 0; r < count; ++r) g[c * block + r] *= p.key_scale[c0 + c];
-      product(count, D, n, g, int64_t{1}, block, keys, D, grad_x + row0 * D, D, true);
-    }
-    for (int64_t c = 0; p.key_scale != nullptr && c < n; ++c) {
-      T* h = grad_keys.data() + c * D;
-      const T* key = keys + c * D;
-      T along = 0;
-      if (p.normalised) {
-        const T norm2 = dot(key, key, D);
-        along = norm2 > 0 ? dot(key, h, D) / norm2 : T(0);
-      }
-      for (int64_t d = 0; d < D; ++d) h[d] = p.key_scale[c0 + c] * (h[d] - along * key[d]);
-    }
-    convert_out(grad_keys.data(), n * D, p.grad_keys.data, p.grad_keys.dtype, c0 * D);
-    if (p.grad_key_bias.data != nullptr)
-      convert_out(bias.data(), n, p.grad_key_bias.data, p.grad_key_bias.dtype, c0);
-    if (p.grad_memory.data != nullptr)
-      convert_out(grad_memory.data(), n * D, p.grad_memory.data, p.grad_memory.dtype, c0 * D);
-  }
-}
-
-template <class T>
-static void bank_backward(const BankBackward<T>& p, const Parallel& parallel) {
-  const int64_t B = p.size.batch, D = p.size.width;
-  const Plan plan = make_plan(B, p.size.classes, D, sizeof(T));
-  const int64_t parts = plan.splits_backward;
-  const int64_t padded = round_up(B, plan.row_block) * D;
-  const bool attention = p.kind == LogitGradient::kAttention;
-  const Buffer<T> xt(padded), grad_recalled_t(attention ? padded : 0), grad_x(parts * B * D);
-  transpose_all(p.x, B, D, plan.row_block, xt.data(), parallel);
-  if (attention)
-    transpose_all(p.grad_recalled, B, D, plan.row_block, grad_recalled_t.data(), parallel);
-  const BackwardScratch<T> shared{xt.data(), grad_recalled_t.data(), grad_x.data()};
-  parallel_tasks(parallel, parts, [&](int64_t part) { bank_backward_part(p, plan, shared, part); });
-  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * D; i < end * D; ++i) {
-      T sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += grad_x[part * B * D + i];
-      p.grad_x[i] = sum;
-    }
+template <class M>
+static void bank_backward(const BankBackward<M>& p, const Parallel& parallel) {
+  const BankGradient<M> pass(p, parallel);
+  parallel_tasks(parallel, pass.plan.splits_backward, [&](int64_t part) { pass.run(part); });
+  parallel_ranges(parallel, p.size.batch, int64_t{16}, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) pass.merge(r);
   });
 }
 

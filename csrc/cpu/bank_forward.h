@@ -1,41 +1,64 @@
 // One pass over the class bank: softmax statistics, the recalled feature and the nearest centroid,
 // each optional, all from the same tile while it is in cache.
 //
-// A task is a block of rows times a part of the bank. It holds the state (m, l, o, d2, k) of
+// A task is a group of row blocks times a part of the bank. It holds the state (m, l, o, d2, k) of
 // common/merge.h for its rows; a second step merges the parts in their order.
 #pragma once
 
+#include "cpu/nearest_tile.h"
 #include "cpu/product.h"
-#include "cpu/rows.h"
 
 namespace oltr {
 namespace OLTR_ISA {
 
+// How the products x . keys_c become logits: s_c (x . keys_c) + b_c.
 template <class T>
-struct BankForward {
-  Sizes size;
-  const T* x = nullptr;          // (B,D)
-  Matrix keys;                   // (C,D); absent: no softmax
-  const T* key_scale = nullptr;  // (C) multiplies the logits; optional
-  const T* key_bias = nullptr;   // (C) is added to them; optional
-  Matrix memory;                 // (C,D)
-  bool nearest = false;          // find the nearest row of memory
-  T* recalled = nullptr;         // (B,D) softmax-weighted sum of memory; optional
-  T* lse = nullptr;              // (B)
-  T* distance2 = nullptr;        // (B)
-  int64_t* index = nullptr;      // (B)
+struct LogitRule {
+  const T* bias = nullptr;  // b (C); optional
+  T cosine = 0;             // not 0: s_c = cosine / |keys_c|, 0 for a zero row; else s_c = 1
+
+  // s of one staged tile.
+  template <class M>
+  OLTR_INLINE void scales(const Layout<M>& layout, const T* keys, int64_t n, T* out) const {
+    for (int64_t c = 0; c < n; ++c) {
+      if (cosine == T(0)) {
+        out[c] = 1;
+        continue;
+      }
+      const T norm = std::sqrt(M::norm2(keys + c * layout.natural_row, layout.words));
+      out[c] = norm == T(0) ? T(0) : cosine / norm;
+    }
+  }
 };
 
-// logits[c, r] of one tile for one block, batch in the lanes.
+template <class M>
+struct BankForward {
+  using T = typename M::Acc;
+  Sizes size;
+  Matrix x;     // (B,D)
+  Matrix keys;  // (C,D); absent: no softmax
+  LogitRule<T> logits;
+  Matrix memory;                    // (C,D)
+  bool nearest = false;             // find the nearest row of memory
+  const int64_t* target = nullptr;  // (B) optional, with
+  T* picked = nullptr;              // (B) the target's logit; untouched where there is none
+  T* recalled = nullptr;            // (B,D) softmax-weighted sum of memory; optional
+  T* lse = nullptr;                 // (B)
+  T* distance2 = nullptr;           // (B)
+  int64_t* index = nullptr;         // (B)
+};
+
+// Logits of one tile for one block from the products, batch in the lanes; returns nothing new for
+// the cross-entropy's backward, which needs them too.
 template <class T>
-OLTR_INLINE void tile_logits(const T* keys, const T* scale, const T* bias, int64_t first,
-                             int64_t count, int64_t width, const T* xt, int64_t block, T* logits) {
-  product(count, block, width, keys, width, int64_t{1}, xt, block, logits, block, false);
-  if (scale == nullptr && bias == nullptr) return;
-  for (int64_t c = 0; c < count; ++c) {
-    const T s = scale != nullptr ? scale[first + c] : T(1);
-    const T b = bias != nullptr ? bias[first + c] : T(0);
-    for (int64_t r = 0; r < block; ++r) logits[c * block + r] = logits[c * block + r] * s + b;
+OLTR_INLINE void tile_logits(const LogitRule<T>& rule, const T* scales, int64_t first, int64_t n,
+                             int64_t block, T* scores) {
+  if (rule.bias == nullptr && rule.cosine == T(0)) return;
+  for (int64_t c = 0; c < n; ++c) {
+    const T b = rule.bias != nullptr ? rule.bias[first + c] : T(0);
+    T* row = scores + c * block;
+    for (int64_t r = 0; r < block; r += Lanes<T>::n)
+      store<T>(row + r, load<T>(row + r) * scales[c] + b);
   }
 }
 
@@ -66,197 +89,188 @@ OLTR_INLINE void tile_softmax(T* logits, int64_t count, int64_t block, T* max, T
   }
 }
 
-// Finds the nearest rows of one tile. The product |c|^2/2 - x.c only *selects*: every class within
-// its rounding error of the best is measured as sum (x-c)^2, so the winner is the true one.
-template <class T>
-struct NearestTile {
-  T* scores;        // (count, block): x.c on entry, |c|^2/2 - x.c after
-  const T* memory;  // (count, D)
-  const T* norms2;  // (count)
-  const T* x;       // (rows, D)
-  const T* slack;   // (block) rounding error of a score per unit of |c|, |c|^2 at most
-  int64_t first, count, rows, block, width;
-  T* best;         // (block) smallest score so far
-  T* distance2;    // (block)
-  int64_t* index;  // (block)
-
-  OLTR_INLINE void measure(int64_t c, int64_t r) const {
-    const T d2 = squared_distance(x + r * width, memory + c * width, width);
-    if (closer(d2, first + c, distance2[r], index[r])) {
-      distance2[r] = d2;
-      index[r] = first + c;
-    }
-  }
-
-  OLTR_INLINE void run() const {
-    constexpr int L = Lanes<T>::n;
-    T largest = 0;
-    for (int64_t c = 0; c < count; ++c) {
-      largest = norms2[c] > largest ? norms2[c] : largest;
-      if (norms2[c] != norms2[c])  // a NaN centroid wins every row, as in torch.min
-        for (int64_t r = 0; r < rows; ++r) measure(c, r);
-    }
-    const T norm = std::sqrt(largest), half = largest / 2;
-    constexpr T eps = std::numeric_limits<T>::epsilon();
-    const T unit = 4 * eps * (8 + std::sqrt(static_cast<T>(width)));
-    for (int64_t r = 0; r < block; r += L) {
-      Vec<T> low = splat(std::numeric_limits<T>::infinity());
-      for (int64_t c = 0; c < count; ++c) {
-        const Vec<T> s = norms2[c] / 2 - load<T>(scores + c * block + r);
-        store<T>(scores + c * block + r, s);
-        low = s < low ? s : low;
-      }
-      const Vec<T> before = load<T>(best + r);
-      const Vec<T> after = low < before ? low : before;
-      store<T>(best + r, after);
-      const Vec<T> limit = after + unit * (load<T>(slack + r) * norm + half);
-      if (!any<T>(low <= limit)) continue;
-      for (int64_t c = 0; c < count; ++c) {
-        const auto near = load<T>(scores + c * block + r) <= limit;
-        if (!any<T>(near)) continue;
-        for (int lane = 0; lane < L && r + lane < rows; ++lane)
-          if (near[lane]) measure(c, r + lane);
-      }
-    }
-  }
-};
-
-// The partial states of all rows over one part of the bank.
+// The partial states of `n` rows; those of one part of the bank lie together.
 template <class T>
 struct PartialStates {
-  Buffer<T> max, sum, distance2, recalled;
+  int64_t row;  // stride of recalled
+  Buffer<T> max, sum, best, distance2, recalled;
   Buffer<int64_t> index;
   OLTR_INLINE PartialStates(int64_t n, int64_t width)
-      : max(n), sum(n), distance2(n), recalled(n * width), index(n) {}
+      : row(width), max(n), sum(n), best(n), distance2(n), recalled(n * width), index(n) {}
+  OLTR_INLINE void clear(int64_t first, int64_t n) const {
+    fill(max.data() + first, n, Identity<T>::max);
+    fill(sum.data() + first, n, Identity<T>::sum);
+    fill(best.data() + first, n, Identity<T>::distance2);
+    fill(distance2.data() + first, n, Identity<T>::distance2);
+    fill(index.data() + first, n, Identity<T>::index);
+  }
 };
 
-template <class T>
-static void bank_part(const BankForward<T>& p, const Plan& plan, const PartialStates<T>& out,
-                      int64_t task) {
-  const int64_t B = p.size.batch, D = p.size.width, block = plan.row_block, tile = plan.class_tile;
-  const int64_t parts = plan.splits_forward, part = task % parts;
-  const int64_t row0 = task / parts * block, count = B - row0 < block ? B - row0 : block;
-  const Range range = part_of(part, parts, p.size.classes, tile);
-  const bool softmax = p.keys.data != nullptr, recall = p.recalled != nullptr;
-  const int64_t slot = part * B + row0;
+template <class M>
+struct BankPass {
+  using T = typename M::Acc;
+  const BankForward<M>& p;
+  Plan plan;
+  Layout<M> layout;
+  RowBlocks<M> rows;
+  Converted<T> x;    // for distances, as given
+  Buffer<T> length;  // (B) |x|
+  PartialStates<T> states;
+  int64_t padded_batch;
 
-  const Buffer<T> xt(D * block), keep(block), max(block), sum(block), slack(block), best(block),
-      d2(block), norms2(tile), scores(tile * block);
-  const Buffer<T> key_rows(p.keys.dtype == NativeDtype<T>::value ? 0 : tile * D);
-  const Buffer<T> memory_rows(p.memory.dtype == NativeDtype<T>::value ? 0 : tile * D);
-  const Buffer<int64_t> index(block);
-  const T* x = p.x + row0 * D;
-  T* recalled = recall ? out.recalled.data() + slot * D : nullptr;
-  transpose_block(x, count, D, block, xt.data());
-  fill(max.data(), block, Identity<T>::max);
-  fill(sum.data(), block, Identity<T>::sum);
-  fill(d2.data(), block, Identity<T>::distance2);
-  fill(best.data(), block, Identity<T>::distance2);
-  fill(index.data(), block, Identity<T>::index);
-  fill(slack.data(), block, T(0));
-  if (recall) fill(recalled, count * D, T(0));
-  if (p.nearest)
-    for (int64_t r = 0; r < count; ++r) slack[r] = std::sqrt(dot(x + r * D, x + r * D, D));
-
-  for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
-    const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
-    const T* memory = nullptr;
-    if (recall || p.nearest) memory = rows(p.memory, c0, n, D, memory_rows.data());
-    if (softmax) {
-      const T* keys = rows(p.keys, c0, n, D, key_rows.data());
-      tile_logits(keys, p.key_scale, p.key_bias, c0, n, D, xt.data(), block, scores.data());
-      tile_softmax(scores.data(), n, block, max.data(), sum.data(), keep.data());
-    }
-    if (recall) {
-      for (int64_t r = 0; r < count; ++r)
-        if (keep[r] != T(1))
-          for (int64_t d = 0; d < D; ++d) recalled[r * D + d] *= keep[r];
-      product(count, D, n, scores.data(), int64_t{1}, block, memory, D, recalled, D, true);
-    }
-    if (p.nearest) {
-      for (int64_t c = 0; c < n; ++c) norms2[c] = dot(memory + c * D, memory + c * D, D);
-      product(n, block, D, memory, D, int64_t{1}, xt.data(), block, scores.data(), block, false);
-      NearestTile<T>{scores.data(), memory, norms2.data(), x,         slack.data(), c0, n, count,
-                     block,         D,      best.data(),   d2.data(), index.data()}
-          .run();
-    }
+  OLTR_INLINE BankPass(const BankForward<M>& forward, const Parallel& parallel)
+      : p(forward),
+        plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T))),
+        layout(p.size.width),
+        rows(p.x, p.size.batch, p.size.width, plan.row_block, true, false, parallel),
+        x(p.nearest ? p.x : Matrix{}, p.size.batch * p.size.width),
+        length(round_up(p.size.batch, plan.row_block)),
+        states(plan.splits_forward * round_up(p.size.batch, plan.row_block),
+               p.recalled != nullptr ? layout.full : 0),
+        padded_batch(round_up(p.size.batch, plan.row_block)) {
+    const int64_t B = p.size.batch, D = p.size.width;
+    fill(length.data(), padded_batch, T(0));
+    for (int64_t r = 0; p.nearest && r < B; ++r)
+      length[r] = std::sqrt(dot(x.data() + r * D, x.data() + r * D, D));
   }
-  for (int64_t r = 0; r < count; ++r) {
-    if (p.nearest && index[r] == Identity<T>::index && range.begin < range.end) {
-      // Nothing compared: the row holds NaN or infinity. Its own distance says so.
-      const T* c = rows(p.memory, range.begin, 1, D, memory_rows.data());
-      d2[r] = squared_distance(x + r * D, c, D);
-      index[r] = range.begin;
+
+  // What a task stages of the bank, and its scores.
+  struct Stage {
+    Buffer<T> keys, memory, interleaved, scores, words, scales, norms2, keep;
+    OLTR_INLINE Stage(const BankPass& pass, int64_t tile)
+        : keys(pass.p.keys.data != nullptr ? tile * pass.layout.natural_row : 0),
+          memory(pass.p.memory.data != nullptr ? tile * pass.layout.natural_row : 0),
+          interleaved(M::group > 1 && pass.p.recalled != nullptr
+                          ? div_up(tile, 2) * pass.layout.interleaved_row
+                          : 0),
+          scores(tile * pass.plan.row_block),
+          words(M::group > 1 ? div_up(tile, 2) * pass.plan.row_block : 0),
+          scales(tile),
+          norms2(tile),
+          keep(pass.plan.row_block) {}
+  };
+
+  OLTR_INLINE void attend(const Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot,
+                          bool first) const {
+    const int64_t lanes = rows.width(block), count = rows.count(block);
+    T* scores = s.scores.data();
+    product<M>(n, lanes, layout.words, s.keys.data(), layout.natural_row, int64_t{1},
+               rows.columns(block), lanes, scores, lanes, false);
+    tile_logits(p.logits, s.scales.data(), c0, n, lanes, scores);
+    for (int64_t r = 0; p.target != nullptr && r < count; ++r) {
+      const int64_t row = rows.first(block) + r, c = p.target[row] - c0;
+      if (c >= 0 && c < n) p.picked[row] = scores[c * lanes + r];
     }
-    out.max[slot + r] = max[r];
-    out.sum[slot + r] = sum[r];
-    out.distance2[slot + r] = d2[r];
-    out.index[slot + r] = index[r];
+    tile_softmax(scores, n, lanes, states.max.data() + slot, states.sum.data() + slot,
+                 s.keep.data());
+    if (p.recalled == nullptr) return;
+    T* recalled = states.recalled.data() + slot * states.row;
+    for (int64_t r = 0; !first && r < count; ++r)
+      if (s.keep[r] != T(1))
+        for (int64_t d = 0; d < states.row; ++d) recalled[r * states.row + d] *= s.keep[r];
+    const T* weights = M::down(scores, n, lanes, s.words.data());
+    const T* memory = M::group > 1 ? s.interleaved.data() : s.memory.data();
+    product<M>(count, layout.full, div_up(n, M::group), weights, int64_t{1}, lanes, memory,
+               layout.interleaved_row, recalled, states.row, !first);
   }
-}
 
-template <class T>
-static void bank_forward(const BankForward<T>& p, const Parallel& parallel) {
-  const int64_t B = p.size.batch, D = p.size.width;
-  if (B == 0) return;
-  const Plan plan = make_plan(B, p.size.classes, D, sizeof(T));
-  const int64_t parts = plan.splits_forward;
-  const PartialStates<T> partial(parts * B, p.recalled != nullptr ? D : 0);
-  parallel_tasks(parallel, div_up(B, plan.row_block) * parts,
-                 [&](int64_t task) { bank_part(p, plan, partial, task); });
+  OLTR_INLINE void measure(const Stage& s, int64_t c0, int64_t n, int64_t block,
+                           int64_t slot) const {
+    const int64_t lanes = rows.width(block), row0 = rows.first(block), D = p.size.width;
+    product<M>(n, lanes, layout.words, s.memory.data(), layout.natural_row, int64_t{1},
+               rows.columns(block), lanes, s.scores.data(), lanes, false);
+    const NearestState<T> state{states.best.data() + slot, states.distance2.data() + slot,
+                                states.index.data() + slot};
+    NearestTile<M>{s.scores.data(),
+                   s.norms2.data(),
+                   p.memory,
+                   x.data() + row0 * D,
+                   length.data() + row0,
+                   c0,
+                   n,
+                   rows.count(block),
+                   lanes,
+                   D,
+                   state}
+        .run();
+  }
 
-  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      T max = Identity<T>::max, sum = Identity<T>::sum, d2 = Identity<T>::distance2;
-      int64_t index = Identity<T>::index;
-      T* o = p.recalled != nullptr ? p.recalled + r * D : nullptr;
-      if (o != nullptr) fill(o, D, T(0));
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t slot = part * B + r;
-        T keep, take;
-        merge_softmax(max, sum, partial.max[slot], partial.sum[slot], keep, take,
-                      [](T v) { return exp_scalar(v); });
-        if (o != nullptr) {
-          const T* other = partial.recalled.data() + slot * D;
-          for (int64_t d = 0; d < D; ++d) o[d] = o[d] * keep + other[d] * take;
-        }
-        if (closer(partial.distance2[slot], partial.index[slot], d2, index)) {
-          d2 = partial.distance2[slot];
-          index = partial.index[slot];
-        }
-      }
-      if (o != nullptr)
-        for (int64_t d = 0; d < D; ++d) o[d] /= sum;
-      if (p.lse != nullptr) p.lse[r] = max + std::log(sum);
-      if (p.distance2 != nullptr) p.distance2[r] = d2;
-      if (p.index != nullptr) p.index[r] = index;
-    }
-  });
-}
+  OLTR_INLINE void run(int64_t task) const {
+    const int64_t parts = plan.splits_forward, part = task % parts, D = p.size.width;
+    const int64_t block0 = task / parts * (plan.row_group / plan.row_block);
+    const int64_t blocks = div_up(p.size.batch, plan.row_block);
+    const int64_t last = block0 + plan.row_group / plan.row_block;
+    const int64_t block1 = last < blocks ? last : blocks;
+    const Range range = part_of(part, parts, p.size.classes, 6);
+    const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
+    const auto slot = [&](int64_t block) { return part * padded_batch + rows.first(block); };
+    states.clear(slot(block0), (block1 - block0) * plan.row_block);
 
-// All logits of the bank, one tile after the other, into out (B,C) through `write(value)`.
-template <class T, class Write>
-static void bank_logits(Sizes size, const T* x, Matrix keys, const T* scale, const T* bias,
-                        MutableMatrix out, const Parallel& parallel, Write write) {
-  const int64_t B = size.batch, C = size.classes, D = size.width;
-  if (B == 0) return;
-  const Plan plan = make_plan(B, C, D, sizeof(T));
-  const int64_t parts = plan.splits_forward, block = plan.row_block, tile = plan.class_tile;
-  parallel_tasks(parallel, div_up(B, block) * parts, [&](int64_t task) {
-    const int64_t row0 = task / parts * block, count = B - row0 < block ? B - row0 : block;
-    const Range range = part_of(task % parts, parts, C, tile);
-    const Buffer<T> xt(D * block), scores(tile * block), line(tile);
-    const Buffer<T> key_rows(keys.dtype == NativeDtype<T>::value ? 0 : tile * D);
-    transpose_block(x + row0 * D, count, D, block, xt.data());
+    const Stage s(*this, tile);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
-      tile_logits(rows(keys, c0, n, D, key_rows.data()), scale, bias, c0, n, D, xt.data(), block,
-                  scores.data());
-      for (int64_t r = 0; r < count; ++r) {
-        for (int64_t c = 0; c < n; ++c) line[c] = write(scores[c * block + r]);
-        convert_out(line.data(), n, out.data, out.dtype, (row0 + r) * C + c0);
+      if (p.keys.data != nullptr) {
+        stage_natural(layout, p.keys, c0, n, s.keys.data());
+        p.logits.scales(layout, s.keys.data(), n, s.scales.data());
+      }
+      if (p.memory.data != nullptr) stage_natural(layout, p.memory, c0, n, s.memory.data());
+      if (M::group > 1 && p.recalled != nullptr)
+        interleave(layout, s.memory.data(), n, s.interleaved.data());
+      for (int64_t c = 0; p.nearest && c < n; ++c)
+        s.norms2[c] = M::norm2(s.memory.data() + c * layout.natural_row, layout.words);
+      for (int64_t block = block0; block < block1; ++block) {
+        if (p.keys.data != nullptr) attend(s, c0, n, block, slot(block), c0 == range.begin);
+        if (p.nearest) measure(s, c0, n, block, slot(block));
       }
     }
+    if (!p.nearest || range.size() == 0) return;
+    const Buffer<T> scratch(D);
+    for (int64_t block = block0; block < block1; ++block)
+      for (int64_t r = 0; r < rows.count(block); ++r) {
+        const int64_t i = slot(block) + r;
+        if (states.index[i] != Identity<T>::index) continue;
+        // Nothing compared: the row holds NaN or infinity. Its own distance says so.
+        const T* c = OLTR_ISA::rows(p.memory, range.begin, 1, D, scratch.data());
+        states.distance2[i] = squared_distance(x.data() + (rows.first(block) + r) * D, c, D);
+        states.index[i] = range.begin;
+      }
+  }
+
+  // The states of row r merged in the order of their parts.
+  OLTR_INLINE void merge(int64_t r) const {
+    const int64_t D = p.size.width;
+    T max = Identity<T>::max, sum = Identity<T>::sum, d2 = Identity<T>::distance2;
+    int64_t index = Identity<T>::index;
+    T* o = p.recalled != nullptr ? p.recalled + r * D : nullptr;
+    if (o != nullptr) fill(o, D, T(0));
+    for (int64_t part = 0; part < plan.splits_forward; ++part) {
+      const int64_t slot = part * padded_batch + r;
+      T keep, take;
+      merge_softmax(max, sum, states.max[slot], states.sum[slot], keep, take,
+                    [](T v) { return exp_scalar(v); });
+      const T* other = states.recalled.data() + slot * states.row;
+      for (int64_t d = 0; o != nullptr && d < D; ++d) o[d] = o[d] * keep + other[d] * take;
+      if (closer(states.distance2[slot], states.index[slot], d2, index)) {
+        d2 = states.distance2[slot];
+        index = states.index[slot];
+      }
+    }
+    for (int64_t d = 0; o != nullptr && d < D; ++d) o[d] /= sum;
+    if (p.lse != nullptr) p.lse[r] = max + std::log(sum);
+    if (p.distance2 != nullptr) p.distance2[r] = d2;
+    if (p.index != nullptr) p.index[r] = index;
+  }
+};
+
+template <class M>
+static void bank_forward(const BankForward<M>& p, const Parallel& parallel) {
+  if (p.size.batch == 0) return;
+  const BankPass<M> pass(p, parallel);
+  const int64_t groups = div_up(p.size.batch, pass.plan.row_group);
+  parallel_tasks(parallel, groups * pass.plan.splits_forward,
+                 [&](int64_t task) { pass.run(task); });
+  parallel_ranges(parallel, p.size.batch, int64_t{16}, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) pass.merge(r);
   });
 }
 

@@ -20,8 +20,9 @@ struct Grouping {
   }
 };
 
-template <class T>
+template <class M>
 static void class_means_forward(const ClassMeansForward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   const Grouping groups(p.target, B, C);
   parallel_ranges(parallel, C, int64_t{64}, [&](int64_t begin, int64_t end) {
@@ -38,8 +39,9 @@ static void class_means_forward(const ClassMeansForward& p, const Parallel& para
   });
 }
 
-template <class T>
+template <class M>
 static void class_means_backward(const ClassMeansBackward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t D = p.size.width;
   parallel_ranges(parallel, p.size.batch, int64_t{64}, [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(D), line(D);

@@ -11,18 +11,16 @@ namespace OLTR_ISA {
 
 // Mean over the possible classes of scale w_c / |w_c| (into `mean`, width D) and of log_prior.
 template <class T>
-struct PossibleClasses {
+static T possible_mean(Matrix weight, T scale, const T* log_prior, int64_t C, int64_t D, T* mean,
+                       const Parallel& parallel) {
+  const auto possible = [&](int64_t c) {
+    return log_prior == nullptr || std::isfinite(log_prior[c]);
+  };
   int64_t count = 0;
-  T mean_prior = 0;
-};
-template <class T>
-static PossibleClasses<T> possible_mean(Matrix weight, const T* scales, const T* log_prior,
-                                        int64_t C, int64_t D, T* mean, const Parallel& parallel) {
-  PossibleClasses<T> possible;
   double prior = 0;
   for (int64_t c = 0; c < C; ++c) {
-    if (log_prior != nullptr && !std::isfinite(log_prior[c])) continue;
-    ++possible.count;
+    if (!possible(c)) continue;
+    ++count;
     if (log_prior != nullptr) prior += log_prior[c];
   }
   const int64_t grain = 1024, parts = div_up(C, grain);
@@ -32,80 +30,72 @@ static PossibleClasses<T> possible_mean(Matrix weight, const T* scales, const T*
     double* sum = sums.data() + part * D;
     fill(sum, D, 0.0);
     for (int64_t c = part * grain; c < C && c < (part + 1) * grain; ++c) {
-      if (log_prior != nullptr && !std::isfinite(log_prior[c])) continue;
+      if (!possible(c)) continue;
       const T* w = rows(weight, c, 1, D, scratch.data());
-      for (int64_t d = 0; d < D; ++d) sum[d] += static_cast<double>(w[d] * scales[c]);
+      const T norm = std::sqrt(dot(w, w, D)), s = norm == T(0) ? T(0) : scale / norm;
+      for (int64_t d = 0; d < D; ++d) sum[d] += static_cast<double>(w[d] * s);
     }
   });
   for (int64_t d = 0; d < D; ++d) {
     double sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += sums[part * D + d];
-    mean[d] = static_cast<T>(sum / static_cast<double>(possible.count));
+    mean[d] = static_cast<T>(sum / static_cast<double>(count));
   }
-  possible.mean_prior = static_cast<T>(prior / static_cast<double>(possible.count));
-  return possible;
+  return static_cast<T>(prior / static_cast<double>(count));
 }
 
-template <class T>
+template <class M>
 static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
                                          const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   const Converted<T> v(p.v, B * D);
-  const Buffer<T> u(B * D), scales(C), mean(D), scratch(D);
+  const Buffer<T> u(B * D), mean(D), picked(B);
   const T* prior = static_cast<const T*>(p.log_prior.data);
+  const T scale = static_cast<T>(p.scale), a = static_cast<T>(p.label_smoothing);
   T* loss = static_cast<T*>(p.loss.data);
   T* lse = static_cast<T*>(p.lse.data);
   squash(v.data(), B, D, u.data(), parallel);
-  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
-  BankForward<T> bank;
+  BankForward<M> bank;
   bank.size = p.size;
-  bank.x = u.data();
+  bank.x = {u.data(), NativeDtype<T>::value};
   bank.keys = p.weight;
-  bank.key_scale = scales.data();
-  bank.key_bias = prior;
+  bank.logits = {prior, scale};
+  bank.target = p.target;
+  bank.picked = picked.data();
   bank.lse = lse;
   bank_forward(bank, parallel);
-  const T a = static_cast<T>(p.label_smoothing);
   T mean_prior = 0;
-  if (a > 0)
-    mean_prior =
-        possible_mean(p.weight, scales.data(), prior, C, D, mean.data(), parallel).mean_prior;
+  if (a > 0) mean_prior = possible_mean(p.weight, scale, prior, C, D, mean.data(), parallel);
   for (int64_t r = 0; r < B; ++r) {
-    const int64_t t = p.target[r];
-    if (t == p.ignore_index) {
-      loss[r] = 0;
-      continue;
-    }
-    const T* w = rows(p.weight, t, 1, D, scratch.data());
-    const T z = dot(u.data() + r * D, w, D) * scales[t] + (prior != nullptr ? prior[t] : T(0));
-    loss[r] = lse[r] - (1 - a) * z;
+    loss[r] = 0;
+    if (p.target[r] == p.ignore_index) continue;
+    loss[r] = lse[r] - (1 - a) * picked[r];
     if (a > 0) loss[r] -= a * (dot(u.data() + r * D, mean.data(), D) + mean_prior);
   }
 }
 
-template <class T>
+template <class M>
 static void cosine_cross_entropy_backward(const CosineCrossEntropyBackward& p,
                                           const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   const Converted<T> v(p.v, B * D);
-  const Buffer<T> u(B * D), scales(C), grad_u(B * D), grad_v(B * D), grad_loss(B);
+  const Buffer<T> u(B * D), grad_u(B * D), grad_v(B * D), grad_loss(B);
   const T* prior = static_cast<const T*>(p.log_prior.data);
   squash(v.data(), B, D, u.data(), parallel);
-  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
   int64_t possible = 0;
   for (int64_t c = 0; c < C; ++c) possible += prior == nullptr || std::isfinite(prior[c]);
   for (int64_t r = 0; r < B; ++r) {
     const bool ignored = p.target[r] == p.ignore_index;
     grad_loss[r] = ignored ? T(0) : static_cast<const T*>(p.grad_loss.data)[r];
   }
-  BankBackward<T> bank;
+  BankBackward<M> bank;
   bank.size = p.size;
   bank.kind = LogitGradient::kCrossEntropy;
-  bank.x = u.data();
+  bank.x = {u.data(), NativeDtype<T>::value};
   bank.keys = p.weight;
-  bank.key_scale = scales.data();
-  bank.key_bias = prior;
-  bank.normalised = true;
+  bank.logits = {prior, static_cast<T>(p.scale)};
   bank.lse = static_cast<const T*>(p.lse.data);
   bank.grad_loss = grad_loss.data();
   bank.target = p.target;

@@ -2,10 +2,11 @@
 // The norm ratio of the paper's classifier, (|v| / (1 + |v|)) (v / |v|), is u: no division by zero.
 //
 // Backward of u, with h its gradient:  grad_v = (h - u (v . h) / |v|) / (1 + |v|)
-// where the second term is 0 at v = 0. That of weight: see `normalised` in bank_backward.h.
+// where the second term is 0 at v = 0. That of weight: see bank_backward.h.
 #pragma once
 
 #include "cpu/bank_backward.h"
+#include "cpu/bank_logits.h"
 
 namespace oltr {
 namespace OLTR_ISA {
@@ -33,45 +34,31 @@ static void squash_backward(const T* v, const T* h, int64_t B, int64_t D, T* gra
   });
 }
 
-// scale / |weight_c|; a zero row has zero logits and zero gradient.
-template <class T>
-static void weight_scales(Matrix weight, int64_t C, int64_t D, T scale, T* out,
-                          const Parallel& parallel) {
-  parallel_ranges(parallel, C, int64_t{256}, [&](int64_t begin, int64_t end) {
-    const Buffer<T> scratch(D);
-    for (int64_t c = begin; c < end; ++c) {
-      const T* w = rows(weight, c, 1, D, scratch.data());
-      const T norm = std::sqrt(dot(w, w, D));
-      out[c] = norm == T(0) ? T(0) : scale / norm;
-    }
-  });
-}
-
-template <class T>
+template <class M>
 static void cosine_logits_forward(const CosineLogitsForward& p, const Parallel& parallel) {
-  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  using T = typename M::Acc;
+  const int64_t B = p.size.batch, D = p.size.width;
   const Converted<T> v(p.v, B * D);
-  const Buffer<T> u(B * D), scales(C);
+  const Buffer<T> u(B * D);
   squash(v.data(), B, D, u.data(), parallel);
-  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
-  bank_logits(p.size, u.data(), p.weight, scales.data(), static_cast<const T*>(nullptr), p.logits,
-              parallel, [](T z) { return z; });
+  bank_logits<M>(p.size, {u.data(), NativeDtype<T>::value}, p.weight,
+                 LogitRule<T>{nullptr, static_cast<T>(p.scale)}, p.logits, parallel,
+                 [](Vec<T> z) { return z; });
 }
 
-template <class T>
+template <class M>
 static void cosine_logits_backward(const CosineLogitsBackward& p, const Parallel& parallel) {
-  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  using T = typename M::Acc;
+  const int64_t B = p.size.batch, D = p.size.width;
   const Converted<T> v(p.v, B * D);
-  const Buffer<T> u(B * D), scales(C), grad_u(B * D), grad_v(B * D);
+  const Buffer<T> u(B * D), grad_u(B * D), grad_v(B * D);
   squash(v.data(), B, D, u.data(), parallel);
-  weight_scales(p.weight, C, D, static_cast<T>(p.scale), scales.data(), parallel);
-  BankBackward<T> bank;
+  BankBackward<M> bank;
   bank.size = p.size;
   bank.kind = LogitGradient::kGiven;
-  bank.x = u.data();
+  bank.x = {u.data(), NativeDtype<T>::value};
   bank.keys = p.weight;
-  bank.key_scale = scales.data();
-  bank.normalised = true;
+  bank.logits.cosine = static_cast<T>(p.scale);
   bank.grad_logits = p.grad_logits;
   bank.grad_x = grad_u.data();
   bank.grad_keys = p.grad_weight;

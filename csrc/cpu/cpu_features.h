@@ -8,7 +8,7 @@ struct CpuFeatures {
 };
 CpuFeatures cpu_features();
 
-// "avx512", "avx2" or "generic". OLTR_EXT_CPU_ISA lowers the choice (for tests and measurements);
+// "avx512", "avx2" or "generic". OLTR_EXT_CPU lowers the choice (for tests and measurements);
 // asking for what the processor lacks keeps the best it has.
 const char* selected_isa();
 

@@ -61,8 +61,9 @@ struct CentroidSums {
   }
 };
 
-template <class T>
+template <class M>
 static void disc_centroids_forward(const DiscCentroidsForward& p, const Parallel&) {
+  using T = typename M::Acc;
   *p.loss = *p.active = 0;  // an empty batch asks for nothing
   if (p.size.batch == 0) return;
   const double B = static_cast<double>(p.size.batch), C = static_cast<double>(p.size.classes);
@@ -76,8 +77,9 @@ static void disc_centroids_forward(const DiscCentroidsForward& p, const Parallel
   *p.active = gap >= 0 && gap <= 1e6 ? 1 : 0;
 }
 
-template <class T>
+template <class M>
 static void disc_centroids_backward(const DiscCentroidsBackward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   const CentroidSums<T> s(p.x, p.centroids, p.target, p.size);
   const Grouping groups(p.target, B, C);

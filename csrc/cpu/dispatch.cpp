@@ -11,6 +11,7 @@ extern const KernelTable kernels_generic;
 #if defined(__x86_64__)
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx512_bf16;
 #endif
 
 CpuFeatures cpu_features() {
@@ -29,12 +30,21 @@ CpuFeatures cpu_features() {
 const KernelTable& kernels() {
   static const KernelTable& chosen = []() -> const KernelTable& {
 #if defined(__x86_64__)
-    const char* wish = std::getenv("OLTR_EXT_CPU_ISA");
-    const bool generic = wish != nullptr && std::strcmp(wish, "generic") == 0;
-    const bool at_most_avx2 = wish != nullptr && std::strcmp(wish, "avx2") == 0;
+    // In the order of preference; OLTR_EXT_CPU lowers the choice, for measurements and tests.
     const CpuFeatures f = cpu_features();
-    if (f.avx512f && f.fma && !generic && !at_most_avx2) return kernels_avx512;
-    if (f.avx2 && f.fma && !generic) return kernels_avx2;
+    const bool avx2 = f.avx2 && f.fma, avx512 = avx2 && f.avx512f;
+    const struct {
+      const KernelTable& table;
+      bool runs;
+    } tables[] = {{kernels_avx512_bf16, avx512 && f.avx512_bf16},
+                  {kernels_avx512, avx512},
+                  {kernels_avx2, avx2}};
+    const char* wish = std::getenv("OLTR_EXT_CPU");
+    bool below = wish == nullptr || *wish == '\0';
+    for (const auto& t : tables) {
+      below |= !below && std::strcmp(wish, t.table.isa) == 0;
+      if (below && t.runs) return t.table;
+    }
 #endif
     return kernels_generic;
   }();

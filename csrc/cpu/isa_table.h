@@ -13,29 +13,47 @@
 namespace oltr {
 namespace OLTR_ISA {
 
+#if defined(OLTR_BF16_DOT)
+// Pairs of bfloat16 where the op's precision allows; all else is the same as without them.
+#define OLTR_PRODUCT_ENTRY(Params, name)                                                 \
+  static void name##_entry(const Params& p, const Parallel& threads) {                   \
+    const bool medium = p.dtype == Dtype::kFloat32 && p.precision == Precision::kMedium; \
+    if (medium || p.dtype == Dtype::kBFloat16)                                           \
+      name<Pairs>(p, threads);                                                           \
+    else                                                                                 \
+      kernels_avx512.name(p, threads);                                                   \
+  }
+#define OLTR_ENTRY(Params, name)                                       \
+  static void name##_entry(const Params& p, const Parallel& threads) { \
+    kernels_avx512.name(p, threads);                                   \
+  }
+#else
 #define OLTR_ENTRY(Params, name)                                       \
   static void name##_entry(const Params& p, const Parallel& threads) { \
     if (p.dtype == Dtype::kFloat64)                                    \
-      name<double>(p, threads);                                        \
+      name<Exact<double>>(p, threads);                                 \
     else                                                               \
-      name<float>(p, threads);                                         \
+      name<Exact<float>>(p, threads);                                  \
   }
+#define OLTR_PRODUCT_ENTRY OLTR_ENTRY
+#endif
 
-OLTR_ENTRY(MemoryAttentionForward, memory_attention_forward)
-OLTR_ENTRY(MemoryAttentionBackward, memory_attention_backward)
-OLTR_ENTRY(NearestCentroidForward, nearest_centroid_forward)
+OLTR_PRODUCT_ENTRY(MemoryAttentionForward, memory_attention_forward)
+OLTR_PRODUCT_ENTRY(MemoryAttentionBackward, memory_attention_backward)
+OLTR_PRODUCT_ENTRY(NearestCentroidForward, nearest_centroid_forward)
 OLTR_ENTRY(NearestCentroidBackward, nearest_centroid_backward)
-OLTR_ENTRY(MetaEmbeddingForward, meta_embedding_forward)
-OLTR_ENTRY(MetaEmbeddingBackward, meta_embedding_backward)
-OLTR_ENTRY(CosineLogitsForward, cosine_logits_forward)
-OLTR_ENTRY(CosineLogitsBackward, cosine_logits_backward)
-OLTR_ENTRY(CosineCrossEntropyForward, cosine_cross_entropy_forward)
-OLTR_ENTRY(CosineCrossEntropyBackward, cosine_cross_entropy_backward)
+OLTR_PRODUCT_ENTRY(MetaEmbeddingForward, meta_embedding_forward)
+OLTR_PRODUCT_ENTRY(MetaEmbeddingBackward, meta_embedding_backward)
+OLTR_PRODUCT_ENTRY(CosineLogitsForward, cosine_logits_forward)
+OLTR_PRODUCT_ENTRY(CosineLogitsBackward, cosine_logits_backward)
+OLTR_PRODUCT_ENTRY(CosineCrossEntropyForward, cosine_cross_entropy_forward)
+OLTR_PRODUCT_ENTRY(CosineCrossEntropyBackward, cosine_cross_entropy_backward)
 OLTR_ENTRY(DiscCentroidsForward, disc_centroids_forward)
 OLTR_ENTRY(DiscCentroidsBackward, disc_centroids_backward)
 OLTR_ENTRY(ClassMeansForward, class_means_forward)
 OLTR_ENTRY(ClassMeansBackward, class_means_backward)
 #undef OLTR_ENTRY
+#undef OLTR_PRODUCT_ENTRY
 
 constexpr KernelTable make_table(const char* isa) {
   return {isa,

@@ -8,23 +8,25 @@
 //   grad_x = grad_t + grad_a Ws + attention's + grad_d (x - M_k) / d
 #pragma once
 
+#include "cpu/bank_logits.h"
 #include "cpu/memory_attention.h"
 #include "cpu/nearest_centroid.h"
 
 namespace oltr {
 namespace OLTR_ISA {
 
-template <class T>
+template <class M>
 static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width, n = B * D;
   const Converted<T> x(p.x, n), bias(p.key_bias, p.size.classes), gate_bias(p.selector_bias, D);
   const Buffer<T> recalled(n), gate(n), out(n);
   T* distance = static_cast<T*>(p.distance.data);
-  BankForward<T> bank;
+  BankForward<M> bank;
   bank.size = p.size;
-  bank.x = x.data();
+  bank.x = p.x;
   bank.keys = p.keys;
-  bank.key_bias = bias.data();
+  bank.logits.bias = bias.data();
   bank.memory = p.memory;
   bank.nearest = true;
   bank.recalled = recalled.data();
@@ -33,9 +35,9 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
   bank.index = p.nearest;
   bank_forward(bank, parallel);
   const Sizes square{B, D, D};
-  bank_logits(square, x.data(), p.selector_weight, static_cast<const T*>(nullptr), gate_bias.data(),
-              MutableMatrix{gate.data(), NativeDtype<T>::value}, parallel,
-              [](T a) { return std::tanh(a); });
+  bank_logits<M>(square, p.x, p.selector_weight, LogitRule<T>{gate_bias.data()},
+                 MutableMatrix{gate.data(), NativeDtype<T>::value}, parallel,
+                 [](Vec<T> a) { return tanh_lanes(a); });
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
   parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -50,8 +52,9 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
   convert_out(gate.data(), n, p.selector.data, p.selector.dtype, 0);
 }
 
-template <class T>
+template <class M>
 static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width, n = B * D;
   const Converted<T> g(p.grad_embedding, n), g_m(p.grad_memory_feature, n), g_e(p.grad_selector, n),
       g_d(p.grad_distance, B), x(p.x, n), recalled(p.memory_feature, n), gate(p.selector, n);
@@ -76,12 +79,12 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
   });
 
   const Buffer<T> through_bank(n), through_gate(n);
-  attention_backward(p, x.data(), recalled.data(), grad_m.data(), through_bank.data(), parallel);
+  attention_backward<M>(p, recalled.data(), grad_m.data(), through_bank.data(), parallel);
 
-  BankBackward<T> selector;
+  BankBackward<M> selector;
   selector.size = {B, D, D};
   selector.kind = LogitGradient::kGiven;
-  selector.x = x.data();
+  selector.x = p.x;
   selector.keys = p.selector_weight;
   selector.grad_logits = {grad_a.data(), NativeDtype<T>::value};
   selector.grad_x = through_gate.data();

@@ -7,14 +7,14 @@
 namespace oltr {
 namespace OLTR_ISA {
 
-template <class T>
+template <class M>
 static void nearest_centroid_forward(const NearestCentroidForward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch;
-  const Converted<T> x(p.x, B * p.size.width);
   const Buffer<T> distance(B);
-  BankForward<T> bank;
+  BankForward<M> bank;
   bank.size = p.size;
-  bank.x = x.data();
+  bank.x = p.x;
   bank.memory = p.memory;
   bank.nearest = true;
   bank.distance2 = distance.data();
@@ -86,8 +86,9 @@ class WinnerGradient {
   Buffer<T> sums_;
 };
 
-template <class T>
+template <class M>
 static void nearest_centroid_backward(const NearestCentroidBackward& p, const Parallel& parallel) {
+  using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width;
   const Converted<T> x(p.x, B * D), grad(p.grad_distance, B);
   const Buffer<T> weight(B), grad_x(B * D), scratch(D);

@@ -1,11 +1,17 @@
-// The one matrix product: C[M,N] (+)= A[M,K] B[K,N], B and C row-major, A with any two strides.
+// The one matrix product: C[m,n] (+)= A[m,k] B[k,n] over words (see operand.h), B and C row-major,
+// A with any two strides, n a whole number of vectors.
 //
-// A is read by broadcast, so a transposed or column-strided A costs nothing and the bank is never
-// repacked: with the batch as the vector lanes, logits are keys[c,:] times x transposed, their
-// softmax runs along lanes without a horizontal step, and P' M and dS' X are the same product.
+// A is read by broadcast, so a transposed A costs nothing: with the batch as the vector lanes,
+// logits are keys[c,:] times x transposed, their softmax runs along lanes without a horizontal
+// step, and P' M and dS' X are the same product.
+//
+// Six rows by four vectors of C in registers: each k costs four loads and six broadcasts for 24
+// multiplications, so the multipliers, not the loads, set the pace, and six rows a power of two
+// apart still fit into one set of an 8-way cache. Columns are the outer loop: their panel of B is
+// read once from L2 and then from L1.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/operand.h"
 
 namespace oltr {
 namespace OLTR_ISA {
@@ -22,64 +28,57 @@ struct ProductArgs {
   bool accumulate;
 };
 
-// MR rows by NV vectors of C in registers; the last vector holds `tail` columns when Tail.
-template <class T, int MR, int NV, bool Tail>
-OLTR_INLINE void product_tile(const ProductArgs<T>& g, const T* a, const T* b, T* c, int tail) {
+// MR rows by NV vectors of C.
+template <class M, int MR, int NV>
+OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row, int64_t column) {
+  using T = typename M::Acc;
   constexpr int L = Lanes<T>::n;
+  const T* a = g.a + row * g.a_row;
+  const T* b = g.b + column;
+  T* c = g.c + row * g.c_row + column;
   Vec<T> acc[MR][NV];
+#pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NV; ++j) {
-      const bool last = Tail && j == NV - 1;
-      T* p = c + i * g.c_row + j * L;
-      acc[i][j] = !g.accumulate ? Vec<T>{} : last ? load_first(p, tail) : load<T>(p);
-    }
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      acc[i][j] = g.accumulate ? load<T>(c + i * g.c_row + j * L) : Vec<T>{};
   for (int64_t k = 0; k < g.k; ++k) {
-    Vec<T> row[NV];
-    for (int j = 0; j < NV; ++j) {
-      const bool last = Tail && j == NV - 1;
-      row[j] = last ? load_first(b + j * L, tail) : load<T>(b + j * L);
-    }
+    Vec<T> row_b[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) row_b[j] = load<T>(b + j * L);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       const T s = a[i * g.a_row];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[i][j] += s * row[j];
+      for (int j = 0; j < NV; ++j) acc[i][j] = M::multiply_add(acc[i][j], s, row_b[j]);
     }
     a += g.a_col;
     b += g.b_row;
   }
+#pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NV; ++j) {
-      T* p = c + i * g.c_row + j * L;
-      if (Tail && j == NV - 1) {
-        for (int t = 0; t < tail; ++t) p[t] = acc[i][j][t];
-      } else {
-        store<T>(p, acc[i][j]);
-      }
-    }
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store<T>(c + i * g.c_row + j * L, acc[i][j]);
 }
 
-template <class T, int NV, bool Tail>
-static void product_columns(const ProductArgs<T>& g, int64_t m, int64_t column, int tail) {
-  constexpr int MR = OLTR_VECTOR_BYTES == 64 ? 8 : 4;
+template <class M, int NV>
+static void product_columns(const ProductArgs<typename M::Acc>& g, int64_t m, int64_t column) {
   int64_t i = 0;
-  for (; i + MR <= m; i += MR)
-    product_tile<T, MR, NV, Tail>(g, g.a + i * g.a_row, g.b + column, g.c + i * g.c_row + column,
-                                  tail);
-  for (; i < m; ++i)
-    product_tile<T, 1, NV, Tail>(g, g.a + i * g.a_row, g.b + column, g.c + i * g.c_row + column,
-                                 tail);
+  for (; i + 6 <= m; i += 6) product_tile<M, 6, NV>(g, i, column);
+  for (; i + 2 <= m; i += 2) product_tile<M, 2, NV>(g, i, column);
+  for (; i < m; ++i) product_tile<M, 1, NV>(g, i, column);
 }
 
-template <class T>
+template <class M, class T = typename M::Acc>
 static void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col,
                     const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate) {
-  constexpr int L = Lanes<T>::n;
+  constexpr int L = Lanes<T>::n, kWide = OLTR_VECTOR_BYTES == 64 ? 4 : 2;  // 32 registers or 16
   const ProductArgs<T> g{k, a, a_row, a_col, b, b_row, c, c_row, accumulate};
   int64_t j = 0;
-  for (; j + 2 * L <= n; j += 2 * L) product_columns<T, 2, false>(g, m, j, 0);
-  for (; j + L <= n; j += L) product_columns<T, 1, false>(g, m, j, 0);
-  if (j < n) product_columns<T, 1, true>(g, m, j, static_cast<int>(n - j));
+  for (; j + kWide * L <= n; j += kWide * L) product_columns<M, kWide>(g, m, j);
+  if constexpr (kWide > 2)
+    for (; j + 2 * L <= n; j += 2 * L) product_columns<M, 2>(g, m, j);
+  for (; j < n; j += L) product_columns<M, 1>(g, m, j);
 }
 
 }  // namespace OLTR_ISA

@@ -1,5 +1,4 @@
-// Views of the inputs in the accumulator type: rows converted only when their type differs, and
-// the row-blocked transpose that puts the batch into the vector lanes.
+// Views of the inputs in the accumulator type: rows converted only when their type differs.
 #pragma once
 
 #include "common/params.h"
@@ -39,20 +38,12 @@ class Converted {
         data_(m.data == nullptr ? nullptr : rows(m, 0, 1, n, scratch_.data())) {}
   OLTR_INLINE const T* data() const { return data_; }
   OLTR_INLINE const T& operator[](int64_t i) const { return data_[i]; }
+  OLTR_INLINE Matrix matrix() const { return {data_, NativeDtype<T>::value}; }
 
  private:
   Buffer<T> scratch_;
   const T* data_;
 };
-
-// out[d, r] = x[r, d] for the `count` rows of one block, zero in the padding lanes.
-template <class T>
-OLTR_INLINE void transpose_block(const T* x, int64_t count, int64_t width, int64_t block, T* out) {
-  for (int64_t d = 0; d < width; ++d) {
-    for (int64_t r = 0; r < count; ++r) out[d * block + r] = x[r * width + d];
-    for (int64_t r = count; r < block; ++r) out[d * block + r] = 0;
-  }
-}
 
 // Runs f(i) for every task, on whatever threads there are.
 template <class F>

@@ -39,12 +39,6 @@ OLTR_INLINE Vec<T> load(const T* p) {
   return v;
 }
 template <class T>
-OLTR_INLINE Vec<T> load_first(const T* p, int n) {
-  Vec<T> v = {};
-  for (int i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-}
-template <class T>
 OLTR_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
@@ -68,17 +62,17 @@ OLTR_INLINE bool any(typename Lanes<T>::I mask) {
   return all != 0;
 }
 
-// exp in float to about 1 ulp: 2^n times a polynomial in [-ln2/2, ln2/2] (coefficients of Cephes
-// expf). Below the smallest normal the result is 0; NaN stays NaN.
+// exp in float to about 1 ulp for x <= 88: 2^n times a polynomial in [-ln2/2, ln2/2] (coefficients
+// of Cephes expf). Every exponent here is a logit less a maximum or a log-sum, so none is large.
+// Below the smallest normal the result is 0; NaN stays NaN.
 OLTR_INLINE Vec<float> exp_lanes(Vec<float> x) {
   typedef Lanes<float>::I I;
-  const Vec<float> lowest = splat(-87.33654f), highest = splat(88.72283f);
+  const Vec<float> lowest = splat(-87.33654f);
   const I under = (x < lowest);
-  const I over = (x > highest);
-  const Vec<float> y = under ? lowest : over ? highest : x;
   const Vec<float> magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec<float> n = (y * 1.44269504f + magic) - magic;
-  const Vec<float> r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Vec<float> shifted = x * 1.44269504f + magic;
+  const Vec<float> n = shifted - magic;
+  const Vec<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Vec<float> p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -86,19 +80,37 @@ OLTR_INLINE Vec<float> exp_lanes(Vec<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (p * r) * r + r + 1.f;
-  // 2^n in two factors, for n = 128 has no float of its own.
-  const I whole = __builtin_convertvector(n, I);
-  const I half = whole >> 1;
-  const I bits_a = (half + 127) << 23, bits_b = (whole - half + 127) << 23;
-  Vec<float> a, b;
-  __builtin_memcpy(&a, &bits_a, sizeof a);
-  __builtin_memcpy(&b, &bits_b, sizeof b);
-  const Vec<float> result = p * a * b;
-  return under ? Vec<float>{} : over ? splat(HUGE_VALF) : result;
+  // n lies in the low bits of `shifted`: move it to the exponent and add it to that of 1.
+  I bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + (127 << 23);
+  Vec<float> power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return under ? Vec<float>{} : p * power;
 }
 OLTR_INLINE Vec<double> exp_lanes(Vec<double> x) {
   Vec<double> r = {};
   for (int i = 0; i < Lanes<double>::n; ++i) r[i] = __builtin_exp(x[i]);
+  return r;
+}
+
+// tanh in float to about 2 ulp: a polynomial near 0 (Cephes tanhf), 1 - 2 / (exp(2|x|) + 1) beyond.
+OLTR_INLINE Vec<float> tanh_lanes(Vec<float> x) {
+  const Vec<float> size = x < 0.f ? -x : x;
+  const Vec<float> e = exp_lanes(-2.f * size);
+  const Vec<float> far = (1.f - e) / (1.f + e);
+  const Vec<float> z = x * x;
+  Vec<float> p = splat(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  p = p * z * x + x;
+  return size < 0.625f ? p : x < 0.f ? -far : far;
+}
+OLTR_INLINE Vec<double> tanh_lanes(Vec<double> x) {
+  Vec<double> r = {};
+  for (int i = 0; i < Lanes<double>::n; ++i) r[i] = std::tanh(x[i]);
   return r;
 }
 OLTR_INLINE float exp_scalar(float x) { return __builtin_expf(x); }

@@ -12,6 +12,7 @@ extern const KernelTable kernels_generic;
 #if defined(__x86_64__)
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx512_bf16;
 #endif
 }  // namespace oltr
 
@@ -24,6 +25,7 @@ std::vector<const KernelTable*> tables() {
   const CpuFeatures f = cpu_features();
   if (f.avx2 && f.fma) all.push_back(&kernels_avx2);
   if (f.avx512f && f.fma) all.push_back(&kernels_avx512);
+  if (f.avx512f && f.fma && f.avx512_bf16) all.push_back(&kernels_avx512_bf16);
 #endif
   return all;
 }

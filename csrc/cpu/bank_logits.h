@@ -1,0 +1,46 @@
+// All logits of the bank written out, for the ops whose result they are.
+#pragma once
+
+#include "cpu/bank_forward.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+// out[r, c] = write(logit), tile after tile, through `write(Vec)`.
+template <class M, class Write, class T = typename M::Acc>
+static void bank_logits(Sizes size, Matrix x, Matrix keys, LogitRule<T> rule, MutableMatrix out,
+                        const Parallel& parallel, Write write) {
+  const int64_t B = size.batch, C = size.classes, D = size.width;
+  if (B == 0) return;
+  const Plan plan = make_plan(B, C, D, sizeof(T));
+  const Layout<M> layout(D);
+  const RowBlocks<M> rows(x, B, D, plan.row_block, true, false, parallel);
+  const int64_t parts = div_up(C, 2 * plan.class_tile), block = plan.row_block;
+  parallel_tasks(parallel, parts, [&](int64_t part) {
+    const Range range = part_of(part, parts, C, 6);
+    const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
+    const Buffer<T> words(tile * layout.natural_row), scores(tile * block), lines(block * tile),
+        scales(tile);
+    for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
+      const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
+      stage_natural(layout, keys, c0, n, words.data());
+      rule.scales(layout, words.data(), n, scales.data());
+      for (int64_t i = 0; i < div_up(B, block); ++i) {
+        const int64_t lanes = rows.width(i);
+        product<M>(n, lanes, layout.words, words.data(), layout.natural_row, int64_t{1},
+                   rows.columns(i), lanes, scores.data(), lanes, false);
+        tile_logits(rule, scales.data(), c0, n, lanes, scores.data());
+        for (int64_t j = 0; j < n * lanes; j += Lanes<T>::n)
+          store<T>(scores.data() + j, write(load<T>(scores.data() + j)));
+        const bool direct = out.dtype == NativeDtype<T>::value;
+        T* to = direct ? static_cast<T*>(out.data) + rows.first(i) * C + c0 : lines.data();
+        transpose(scores.data(), lanes, n, rows.count(i), to, direct ? C : n);
+        for (int64_t r = 0; !direct && r < rows.count(i); ++r)
+          convert_out(to + r * n, n, out.data, out.dtype, (rows.first(i) + r) * C + c0);
+      }
+    }
+  });
+}
+
+}  // namespace OLTR_ISA
+}  // namespace oltr

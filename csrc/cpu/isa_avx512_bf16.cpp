@@ -1,0 +1,42 @@
+// The kernels for "avx512_bf16": as "avx512", with products of bfloat16 pairs.
+//
+// The standard headers come before the pragma: what they define inline must stay runnable on any
+// processor, whichever translation unit the linker takes it from.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "cpu/kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+namespace oltr {
+extern const KernelTable kernels_avx512;
+}
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
+
+#define OLTR_ISA avx512_bf16
+#define OLTR_BF16_DOT
+#define OLTR_VECTOR_BYTES 64
+#include "cpu/isa_table.h"
+
+namespace oltr {
+extern const KernelTable kernels_avx512_bf16;
+constexpr KernelTable kernels_avx512_bf16 = avx512_bf16::make_table("avx512_bf16");
+}  // namespace oltr
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__
