@@ -23,7 +23,7 @@ inline int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a
 // batch B, classes C, width D, and the bytes of the accumulator (4, or 8 for float64).
 inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes) {
   constexpr int64_t kLanes = 16;      // rows are padded to the widest vector of any instruction set
-  constexpr int64_t kMinSplit = 256;  // a split shorter than this costs more to merge than it saves
+  constexpr int64_t kMinSplit = 512;  // a split shorter than this costs more to merge than it saves
   constexpr int64_t kTasks = 32;      // enough for the cores of one socket, few enough to merge
   constexpr int64_t kStates = int64_t{32} << 20;  // bytes that all partial states may take
   Plan plan;
@@ -37,7 +37,8 @@ inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes
   const int64_t groups = div_up(blocks, per_group);
   plan.splits_forward = clamp(div_up(kTasks, groups), 1, clamp(kStates / state, 1, longest));
   plan.splits_backward = clamp(kStates / state, 4, 16);
-  if (plan.splits_backward > longest) plan.splits_backward = longest;
+  const int64_t owners = div_up(C > 0 ? C : 1, kMinSplit / 2);  // their sums are cheaper to merge
+  if (plan.splits_backward > owners) plan.splits_backward = owners;
   const int64_t forward = plan.splits_forward * state;
   const int64_t backward = (plan.splits_backward + 6) * state;
   plan.scratch_bytes = forward > backward ? forward : backward;

@@ -55,7 +55,7 @@ struct BankGradient {
   const BankBackward<M>& p;
   bool attention, given;
   Plan plan;
-  Layout<M> layout;
+  Layout<M> layout, batch;  // of the bank, of the batch
   RowBlocks<M> x, g;
   Buffer<T> lse, row;  // (padded B); `row` is delta or grad_loss
   Buffer<T> grad_x;    // (parts, B, padded D)
@@ -65,7 +65,8 @@ struct BankGradient {
         attention(p.kind == LogitGradient::kAttention),
         given(p.kind == LogitGradient::kGiven),
         plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T))),
-        layout(p.size.width),
+        layout(p.size.width, p.keys.dtype),
+        batch(p.size.width),
         x(p.x, p.size.batch, p.size.width, plan.row_block, !given, true, parallel),
         g(p.grad_recalled, attention ? p.size.batch : 0, p.size.width, plan.row_block, true,
           p.grad_memory.data != nullptr, parallel),
@@ -83,12 +84,14 @@ struct BankGradient {
 
   // What a task stages of the bank, its scores and the gradients of its rows.
   struct Stage {
-    Buffer<T> keys, interleaved, memory, scales, probability, gradient, scaled, words, bias,
-        grad_keys, grad_memory;
+    Buffer<T> key_rows, interleaved_rows, memory_rows, scales, probability, gradient, scaled, words,
+        bias, grad_keys, grad_memory;
+    const T *keys, *interleaved, *memory = nullptr;  // the tile, staged or in place
+    Ahead next_keys, next_memory;                    // the tile after this one
     OLTR_INLINE Stage(const BankGradient& pass, int64_t tile)
-        : keys(tile * pass.layout.natural_row),
-          interleaved(M::group > 1 ? div_up(tile, 2) * pass.layout.interleaved_row : 0),
-          memory(pass.attention ? tile * pass.layout.natural_row : 0),
+        : key_rows(pass.layout.natural(tile)),
+          interleaved_rows(pass.layout.interleaved(tile)),
+          memory_rows(pass.attention ? pass.layout.natural(tile) : 0),
           scales(tile),
           probability(tile * pass.plan.row_block),
           gradient(tile * pass.plan.row_block),
@@ -100,16 +103,16 @@ struct BankGradient {
   };
 
   // G of one tile for one block of rows, and P where it has one.
-  OLTR_INLINE void recompute(const Stage& s, int64_t c0, int64_t n, int64_t block) const {
+  OLTR_INLINE void recompute(Stage& s, int64_t c0, int64_t n, int64_t block) const {
     const int64_t lanes = x.width(block), row0 = x.first(block), count = x.count(block);
     T* probability = s.probability.data();
     T* gradient = s.gradient.data();
-    product<M>(n, lanes, layout.words, s.keys.data(), layout.natural_row, int64_t{1},
-               x.columns(block), lanes, probability, lanes, false);
+    product<M>(n, lanes, layout.words, s.keys, layout.natural_row, int64_t{1}, x.columns(block),
+               lanes, probability, lanes, false, s.next_keys);
     tile_logits(p.logits, s.scales.data(), c0, n, lanes, probability);
     if (attention)
-      product<M>(n, lanes, layout.words, s.memory.data(), layout.natural_row, int64_t{1},
-                 g.columns(block), lanes, gradient, lanes, false);
+      product<M>(n, lanes, layout.words, s.memory, layout.natural_row, int64_t{1}, g.columns(block),
+                 lanes, gradient, lanes, false, s.next_memory);
     for (int64_t r = 0; r < lanes; r += L) {
       const Vec<T> log_sum = load<T>(lse.data() + row0 + r),
                    factor = load<T>(row.data() + row0 + r);
@@ -134,7 +137,7 @@ struct BankGradient {
   }
 
   // G as it was given, transposed.
-  OLTR_INLINE void read(const Stage& s, int64_t c0, int64_t n, int64_t block) const {
+  OLTR_INLINE void read(Stage& s, int64_t c0, int64_t n, int64_t block) const {
     const int64_t lanes = x.width(block), count = x.count(block), C = p.size.classes;
     T* gradient = s.gradient.data();
     if (p.grad_logits.dtype == NativeDtype<T>::value) {
@@ -151,7 +154,7 @@ struct BankGradient {
   }
 
   // Adds one block's share to the gradients of the tile's rows and of x.
-  OLTR_INLINE void apply(const Stage& s, int64_t n, int64_t block, T* part_grad_x,
+  OLTR_INLINE void apply(Stage& s, int64_t n, int64_t block, T* part_grad_x,
                          bool first_tile) const {
     const int64_t lanes = x.width(block), count = x.count(block), width = layout.full;
     const int64_t down = div_up(count, M::group), across = lanes / M::group;
@@ -163,11 +166,11 @@ struct BankGradient {
       s.bias[c] = (more ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
     }
     product<M>(n, width, down, M::across(gradient, n, lanes, s.words.data()), across, int64_t{1},
-               x.rows(block), layout.interleaved_row, s.grad_keys.data(), width, more);
+               x.rows(block), batch.interleaved_row, s.grad_keys.data(), width, more, s.next_keys);
     if (p.grad_memory.data != nullptr)
       product<M>(n, width, down, M::across(s.probability.data(), n, lanes, s.words.data()), across,
-                 int64_t{1}, g.rows(block), layout.interleaved_row, s.grad_memory.data(), width,
-                 more);
+                 int64_t{1}, g.rows(block), batch.interleaved_row, s.grad_memory.data(), width,
+                 more, s.next_memory);
     const T* scaled = gradient;
     if (p.logits.cosine != T(0)) {
       for (int64_t c = 0; c < n; ++c)
@@ -176,14 +179,13 @@ struct BankGradient {
                    load<T>(gradient + c * lanes + r) * s.scales[c]);
       scaled = s.scaled.data();
     }
-    const T* keys = M::group > 1 ? s.interleaved.data() : s.keys.data();
     product<M>(count, width, div_up(n, M::group), M::down(scaled, n, lanes, s.words.data()),
-               int64_t{1}, lanes, keys, layout.interleaved_row,
-               part_grad_x + x.first(block) * width, width, !first_tile);
+               int64_t{1}, lanes, s.interleaved, layout.interleaved_row,
+               part_grad_x + x.first(block) * width, width, !first_tile, s.next_keys);
   }
 
   // From the direction's gradient to that of keys, which the logits see only normalised.
-  OLTR_INLINE void project(const Stage& s, int64_t c0, int64_t n) const {
+  OLTR_INLINE void project(Stage& s, int64_t c0, int64_t n) const {
     const int64_t D = p.size.width;
     const Buffer<T> scratch(D);
     for (int64_t c = 0; c < n; ++c) {
@@ -200,7 +202,7 @@ struct BankGradient {
     const Range range = part_of(part, plan.splits_backward, p.size.classes, 6);
     const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
     T* part_grad_x = grad_x.data() + part * B * layout.full;
-    const Stage s(*this, tile);
+    Stage s(*this, tile);
     if (B == 0) {
       fill(s.bias.data(), tile, T(0));
       fill(s.grad_keys.data(), tile * layout.full, T(0));
@@ -209,10 +211,13 @@ struct BankGradient {
     Output keys(p.grad_keys, D), memory(p.grad_memory, D);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
-      stage_natural(layout, p.keys, c0, n, s.keys.data());
-      p.logits.scales(layout, s.keys.data(), n, s.scales.data());
-      interleave(layout, s.keys.data(), n, s.interleaved.data());
-      if (attention) stage_natural(layout, p.memory, c0, n, s.memory.data());
+      s.keys = stage_natural(layout, p.keys, c0, n, s.key_rows.data());
+      s.interleaved = interleave(layout, s.keys, n, s.interleaved_rows.data());
+      p.logits.scales(layout, s.keys, n, s.scales.data());
+      if (attention) s.memory = stage_natural(layout, p.memory, c0, n, s.memory_rows.data());
+      const int64_t left = range.end - c0 - n < tile ? range.end - c0 - n : tile;
+      s.next_keys = ahead_of(p.keys, c0 + n, left, D);
+      s.next_memory = ahead_of(p.memory, c0 + n, left, D);
       for (int64_t block = 0; block < div_up(B, plan.row_block); ++block) {
         if (given)
           read(s, c0, n, block);
@@ -241,6 +246,8 @@ struct BankGradient {
 template <class M>
 static void bank_backward(const BankBackward<M>& p, const Parallel& parallel) {
   const BankGradient<M> pass(p, parallel);
+  Output(p.grad_keys, p.size.width).prepare(p.size.classes);
+  Output(p.grad_memory, p.size.width).prepare(p.size.classes);
   parallel_tasks(parallel, pass.plan.splits_backward, [&](int64_t part) { pass.run(part); });
   parallel_ranges(parallel, p.size.batch, int64_t{16}, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) pass.merge(r);

@@ -121,7 +121,7 @@ struct BankPass {
   OLTR_INLINE BankPass(const BankForward<M>& forward, const Parallel& parallel)
       : p(forward),
         plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T))),
-        layout(p.size.width),
+        layout(p.size.width, p.memory.data != nullptr ? p.memory.dtype : p.keys.dtype),
         rows(p.x, p.size.batch, p.size.width, plan.row_block, true, false, parallel),
         x(p.nearest ? p.x : Matrix{}, p.size.batch * p.size.width),
         length(round_up(p.size.batch, plan.row_block)),
@@ -136,13 +136,13 @@ struct BankPass {
 
   // What a task stages of the bank, and its scores.
   struct Stage {
-    Buffer<T> keys, memory, interleaved, scores, words, scales, norms2, keep;
+    Buffer<T> key_rows, memory_rows, interleaved_rows, scores, words, scales, norms2, keep;
+    const T *keys, *memory, *interleaved;  // the tile, staged or in place
+    Ahead next_keys, next_memory;          // the tile after this one
     OLTR_INLINE Stage(const BankPass& pass, int64_t tile)
-        : keys(pass.p.keys.data != nullptr ? tile * pass.layout.natural_row : 0),
-          memory(pass.p.memory.data != nullptr ? tile * pass.layout.natural_row : 0),
-          interleaved(M::group > 1 && pass.p.recalled != nullptr
-                          ? div_up(tile, 2) * pass.layout.interleaved_row
-                          : 0),
+        : key_rows(pass.p.keys.data != nullptr ? pass.layout.natural(tile) : 0),
+          memory_rows(pass.p.memory.data != nullptr ? pass.layout.natural(tile) : 0),
+          interleaved_rows(pass.p.recalled != nullptr ? pass.layout.interleaved(tile) : 0),
           scores(tile * pass.plan.row_block),
           words(M::group > 1 ? div_up(tile, 2) * pass.plan.row_block : 0),
           scales(tile),
@@ -150,12 +150,12 @@ struct BankPass {
           keep(pass.plan.row_block) {}
   };
 
-  OLTR_INLINE void attend(const Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot,
+  OLTR_INLINE void attend(Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot,
                           bool first) const {
     const int64_t lanes = rows.width(block), count = rows.count(block);
     T* scores = s.scores.data();
-    product<M>(n, lanes, layout.words, s.keys.data(), layout.natural_row, int64_t{1},
-               rows.columns(block), lanes, scores, lanes, false);
+    product<M>(n, lanes, layout.words, s.keys, layout.natural_row, int64_t{1}, rows.columns(block),
+               lanes, scores, lanes, false, s.next_keys);
     tile_logits(p.logits, s.scales.data(), c0, n, lanes, scores);
     for (int64_t r = 0; p.target != nullptr && r < count; ++r) {
       const int64_t row = rows.first(block) + r, c = p.target[row] - c0;
@@ -169,16 +169,14 @@ struct BankPass {
       if (s.keep[r] != T(1))
         for (int64_t d = 0; d < states.row; ++d) recalled[r * states.row + d] *= s.keep[r];
     const T* weights = M::down(scores, n, lanes, s.words.data());
-    const T* memory = M::group > 1 ? s.interleaved.data() : s.memory.data();
-    product<M>(count, layout.full, div_up(n, M::group), weights, int64_t{1}, lanes, memory,
-               layout.interleaved_row, recalled, states.row, !first);
+    product<M>(count, layout.full, div_up(n, M::group), weights, int64_t{1}, lanes, s.interleaved,
+               layout.interleaved_row, recalled, states.row, !first, s.next_memory);
   }
 
-  OLTR_INLINE void measure(const Stage& s, int64_t c0, int64_t n, int64_t block,
-                           int64_t slot) const {
+  OLTR_INLINE void measure(Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot) const {
     const int64_t lanes = rows.width(block), row0 = rows.first(block), D = p.size.width;
-    product<M>(n, lanes, layout.words, s.memory.data(), layout.natural_row, int64_t{1},
-               rows.columns(block), lanes, s.scores.data(), lanes, false);
+    product<M>(n, lanes, layout.words, s.memory, layout.natural_row, int64_t{1},
+               rows.columns(block), lanes, s.scores.data(), lanes, false, s.next_memory);
     const NearestState<T> state{states.best.data() + slot, states.distance2.data() + slot,
                                 states.index.data() + slot};
     NearestTile<M>{s.scores.data(),
@@ -206,18 +204,22 @@ struct BankPass {
     const auto slot = [&](int64_t block) { return part * padded_batch + rows.first(block); };
     states.clear(slot(block0), (block1 - block0) * plan.row_block);
 
-    const Stage s(*this, tile);
+    Stage s(*this, tile);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
       if (p.keys.data != nullptr) {
-        stage_natural(layout, p.keys, c0, n, s.keys.data());
-        p.logits.scales(layout, s.keys.data(), n, s.scales.data());
+        s.keys = stage_natural(layout, p.keys, c0, n, s.key_rows.data());
+        p.logits.scales(layout, s.keys, n, s.scales.data());
       }
-      if (p.memory.data != nullptr) stage_natural(layout, p.memory, c0, n, s.memory.data());
-      if (M::group > 1 && p.recalled != nullptr)
-        interleave(layout, s.memory.data(), n, s.interleaved.data());
+      if (p.memory.data != nullptr)
+        s.memory = stage_natural(layout, p.memory, c0, n, s.memory_rows.data());
+      if (p.recalled != nullptr)
+        s.interleaved = interleave(layout, s.memory, n, s.interleaved_rows.data());
+      const int64_t more = range.end - c0 - n < tile ? range.end - c0 - n : tile;
+      s.next_keys = ahead_of(p.keys, c0 + n, more, D);
+      s.next_memory = ahead_of(p.memory, c0 + n, more, D);
       for (int64_t c = 0; p.nearest && c < n; ++c)
-        s.norms2[c] = M::norm2(s.memory.data() + c * layout.natural_row, layout.words);
+        s.norms2[c] = M::norm2(s.memory + c * layout.natural_row, layout.words);
       for (int64_t block = block0; block < block1; ++block) {
         if (p.keys.data != nullptr) attend(s, c0, n, block, slot(block), c0 == range.begin);
         if (p.nearest) measure(s, c0, n, block, slot(block));

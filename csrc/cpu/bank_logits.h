@@ -13,22 +13,27 @@ static void bank_logits(Sizes size, Matrix x, Matrix keys, LogitRule<T> rule, Mu
   const int64_t B = size.batch, C = size.classes, D = size.width;
   if (B == 0) return;
   const Plan plan = make_plan(B, C, D, sizeof(T));
-  const Layout<M> layout(D);
+  const Layout<M> layout(D, keys.dtype);
   const RowBlocks<M> rows(x, B, D, plan.row_block, true, false, parallel);
-  const int64_t parts = div_up(C, 2 * plan.class_tile), block = plan.row_block;
-  parallel_tasks(parallel, parts, [&](int64_t part) {
-    const Range range = part_of(part, parts, C, 6);
+  const int64_t block = plan.row_block, groups = div_up(B, plan.row_group);
+  const int64_t parts = clamp(div_up(32, groups), 1, div_up(C, plan.class_tile));
+  parallel_tasks(parallel, groups * parts, [&](int64_t task) {
+    const Range range = part_of(task % parts, parts, C, 6);
     const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
-    const Buffer<T> words(tile * layout.natural_row), scores(tile * block), lines(block * tile),
+    const int64_t row0 = task / parts * plan.row_group;
+    const int64_t row1 = row0 + plan.row_group < B ? row0 + plan.row_group : B;
+    const Buffer<T> staged(layout.natural(tile)), scores(tile * block), lines(block * tile),
         scales(tile);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
-      stage_natural(layout, keys, c0, n, words.data());
-      rule.scales(layout, words.data(), n, scales.data());
-      for (int64_t i = 0; i < div_up(B, block); ++i) {
+      const T* words = stage_natural(layout, keys, c0, n, staged.data());
+      rule.scales(layout, words, n, scales.data());
+      const int64_t left = range.end - c0 - n < tile ? range.end - c0 - n : tile;
+      Ahead next = ahead_of(keys, c0 + n, left, D);
+      for (int64_t i = row0 / block; i < div_up(row1, block); ++i) {
         const int64_t lanes = rows.width(i);
-        product<M>(n, lanes, layout.words, words.data(), layout.natural_row, int64_t{1},
-                   rows.columns(i), lanes, scores.data(), lanes, false);
+        product<M>(n, lanes, layout.words, words, layout.natural_row, int64_t{1}, rows.columns(i),
+                   lanes, scores.data(), lanes, false, next);
         tile_logits(rule, scales.data(), c0, n, lanes, scores.data());
         for (int64_t j = 0; j < n * lanes; j += Lanes<T>::n)
           store<T>(scores.data() + j, write(load<T>(scores.data() + j)));

@@ -5,7 +5,7 @@
 // powers of two: rows 4 KB apart share a cache set, and a product reads up to 96 rows at a time.
 #pragma once
 
-#include "cpu/operand.h"
+#include "cpu/product.h"
 #include "cpu/rows.h"
 
 namespace oltr {
@@ -15,29 +15,42 @@ constexpr int64_t kPad = 16;  // numbers; the widest vector, half of one in floa
 
 OLTR_INLINE int64_t padded(int64_t width) { return round_up(width, kPad); }
 
-// The width of a feature in words and the distance of two staged rows.
+// The width of a feature in words, and the distance of two staged rows.
 template <class M>
 struct Layout {
   int64_t width, full, words;            // numbers, padded numbers, words along the feature
   int64_t natural_row, interleaved_row;  // strides in words
+  bool in_place = false;
   OLTR_INLINE explicit Layout(int64_t D)
       : width(D),
         full(round_up(D, kPad * M::group)),
         words(full / M::group),
         natural_row(words + kPad),
         interleaved_row(full + kPad) {}
+  // For banks of this type: read where they lie when they are words already and need no padding.
+  OLTR_INLINE Layout(int64_t D, Dtype dtype) : Layout(D) {
+    in_place = M::group == 1 && dtype == NativeDtype<typename M::Acc>::value && full == D;
+    if (in_place) natural_row = interleaved_row = D;
+  }
+  // Words that a tile of `n` rows takes.
+  OLTR_INLINE int64_t natural(int64_t n) const { return in_place ? 0 : n * natural_row; }
+  OLTR_INLINE int64_t interleaved(int64_t n) const {
+    return M::group == 1 ? 0 : div_up(n, M::group) * interleaved_row;
+  }
 };
 
 // Bank or batch rows whose feature is summed over: words along the row.
 template <class M, class T = typename M::Acc>
-OLTR_INLINE void stage_natural(const Layout<M>& layout, Matrix m, int64_t first, int64_t n,
-                               T* out) {
+OLTR_INLINE const T* stage_natural(const Layout<M>& layout, Matrix m, int64_t first, int64_t n,
+                                   T* out) {
+  if (layout.in_place) return static_cast<const T*>(m.data) + first * layout.width;
   const int64_t used = div_up(layout.width, M::group);
   for (int64_t i = 0; i < n; ++i) {
     T* row = out + i * layout.natural_row;
     M::words(m, (first + i) * layout.width, layout.width, row);
     fill(row + used, layout.words - used, T(0));
   }
+  return out;
 }
 
 // Rows that are summed over: the words of `group` staged rows become the numbers of one.
@@ -55,6 +68,14 @@ OLTR_INLINE const T* interleave(const Layout<M>& layout, const T* natural, int64
     }
     return out;
   }
+}
+
+// Rows [first, first + n) of a bank, to be fetched ahead; none where it is absent.
+OLTR_INLINE Ahead ahead_of(Matrix m, int64_t first, int64_t n, int64_t width) {
+  if (m.data == nullptr || n <= 0) return {};
+  const char* data = static_cast<const char*>(m.data);
+  const int64_t row = width * dtype_bytes(m.dtype);
+  return {data + first * row, data + (first + n) * row};
 }
 
 // out[d, r] = in[r, d] for n x count words, by squares that stay in L1.

@@ -16,6 +16,13 @@
 namespace oltr {
 namespace OLTR_ISA {
 
+// Memory to ask for while a product computes, a little at every k: the next tile of the bank, so
+// that staging it finds it in cache.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+};
+
 template <class T>
 struct ProductArgs {
   int64_t k;
@@ -30,7 +37,8 @@ struct ProductArgs {
 
 // MR rows by NV vectors of C.
 template <class M, int MR, int NV>
-OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row, int64_t column) {
+OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row, int64_t column,
+                              Ahead& ahead) {
   using T = typename M::Acc;
   constexpr int L = Lanes<T>::n;
   const T* a = g.a + row * g.a_row;
@@ -42,7 +50,12 @@ OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j)
       acc[i][j] = g.accumulate ? load<T>(c + i * g.c_row + j * L) : Vec<T>{};
+  const bool some = ahead.at < ahead.end;
+  const char* next = some ? ahead.at : reinterpret_cast<const char*>(b);
+  const int64_t step = some ? 32 : 0;
   for (int64_t k = 0; k < g.k; ++k) {
+    __builtin_prefetch(next, 0, 2);
+    next += step;
     Vec<T> row_b[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) row_b[j] = load<T>(b + j * L);
@@ -55,6 +68,7 @@ OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row
     a += g.a_col;
     b += g.b_row;
   }
+  if (some) ahead.at = next;
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -62,23 +76,24 @@ OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row
 }
 
 template <class M, int NV>
-static void product_columns(const ProductArgs<typename M::Acc>& g, int64_t m, int64_t column) {
+static void product_columns(const ProductArgs<typename M::Acc>& g, int64_t m, int64_t column,
+                            Ahead& ahead) {
   int64_t i = 0;
-  for (; i + 6 <= m; i += 6) product_tile<M, 6, NV>(g, i, column);
-  for (; i + 2 <= m; i += 2) product_tile<M, 2, NV>(g, i, column);
-  for (; i < m; ++i) product_tile<M, 1, NV>(g, i, column);
+  for (; i + 6 <= m; i += 6) product_tile<M, 6, NV>(g, i, column, ahead);
+  for (; i + 2 <= m; i += 2) product_tile<M, 2, NV>(g, i, column, ahead);
+  for (; i < m; ++i) product_tile<M, 1, NV>(g, i, column, ahead);
 }
 
 template <class M, class T = typename M::Acc>
 static void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col,
-                    const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+                    const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate, Ahead& ahead) {
   constexpr int L = Lanes<T>::n, kWide = OLTR_VECTOR_BYTES == 64 ? 4 : 2;  // 32 registers or 16
   const ProductArgs<T> g{k, a, a_row, a_col, b, b_row, c, c_row, accumulate};
   int64_t j = 0;
-  for (; j + kWide * L <= n; j += kWide * L) product_columns<M, kWide>(g, m, j);
+  for (; j + kWide * L <= n; j += kWide * L) product_columns<M, kWide>(g, m, j, ahead);
   if constexpr (kWide > 2)
-    for (; j + 2 * L <= n; j += 2 * L) product_columns<M, 2>(g, m, j);
-  for (; j < n; j += L) product_columns<M, 1>(g, m, j);
+    for (; j + 2 * L <= n; j += 2 * L) product_columns<M, 2>(g, m, j, ahead);
+  for (; j < n; j += L) product_columns<M, 1>(g, m, j, ahead);
 }
 
 }  // namespace OLTR_ISA

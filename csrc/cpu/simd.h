@@ -8,6 +8,7 @@
 #include <new>
 
 #include "common/merge.h"
+#include "cpu/scratch.h"
 
 #define OLTR_INLINE inline __attribute__((always_inline))
 
@@ -120,19 +121,17 @@ OLTR_INLINE double exp_scalar(double x) { return __builtin_exp(x); }
 template <class T>
 class Buffer {
  public:
-  OLTR_INLINE explicit Buffer(int64_t n) : data_(static_cast<T*>(aligned_alloc(64, bytes(n)))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  ~Buffer() { free(data_); }  // callable from implicit destructors, which carry no target
+  OLTR_INLINE explicit Buffer(int64_t n)
+      : bytes_(static_cast<size_t>(n) * sizeof(T)),
+        data_(static_cast<T*>(scratch_allocate(bytes_))) {}
+  ~Buffer() { scratch_free(data_, bytes_); }  // implicit destructors carry no target
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   OLTR_INLINE T* data() const { return data_; }
   OLTR_INLINE T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  static OLTR_INLINE size_t bytes(int64_t n) {
-    return (static_cast<size_t>(n > 0 ? n : 1) * sizeof(T) + 63) / 64 * 64;
-  }
+  size_t bytes_;
   T* data_;
 };
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <atomic>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -153,11 +154,13 @@ class Call {
   std::vector<Tensor> kept_;
 };
 
-// torch's intra-op pool. Tasks are large, so each is a grain of its own.
+// torch's intra-op pool. Its threads take the tasks one by one: these differ in length, and a thread
+// may be late.
 inline Parallel torch_threads() {
   return {[](int64_t tasks, void (*body)(void*, int64_t), void* context) {
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(context, i);
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
+      for (int64_t i = next++; i < tasks; i = next++) body(context, i);
     });
   }};
 }
