@@ -103,9 +103,9 @@ def test_raw_ops_check_too():
     """torch.ops is reachable without the public functions and must not read out of bounds."""
     x = torch.randn(3, 4)
     with pytest.raises(RuntimeError, match=r"expected memory of shape \(5, 4\), got \(5, 3\)"):
-        torch.ops.oltr_ext.nearest_centroid(x, torch.randn(5, 3))
+        torch.ops.oltr_ext.nearest_centroid(x, torch.randn(5, 3), "highest")
     with pytest.raises(RuntimeError, match="expected memory of dtype float32, got float64"):
-        torch.ops.oltr_ext.nearest_centroid(x, torch.randn(5, 4).double())
+        torch.ops.oltr_ext.nearest_centroid(x, torch.randn(5, 4).double(), "highest")
     index = torch.tensor([0, 9, 1])
     with pytest.raises(RuntimeError, match="got 9 at row 1"):
         torch.ops.oltr_ext.nearest_centroid_backward(x[:, 0], x, torch.randn(5, 4), index, True)

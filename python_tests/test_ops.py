@@ -9,7 +9,7 @@ import torch
 from op_cases import BY_NAME, CASES, Case, cast, relative_error, run
 from torch.library import opcheck
 
-from oltr_ext import use_backend
+from oltr_ext import _C, ops, use_backend
 from oltr_ext.ops._backend import OPS
 
 SHAPES = [(1, 1, 16), (3, 2, 1), (5, 7, 17), (16, 65, 33), (65, 300, 40), (64, 1000, 512)]
@@ -45,11 +45,46 @@ def test_half_precision_accumulates_in_float32(case: Case, dtype, bound):
         assert relative_error(got, want[name]) < bound, name
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.fixture
+def medium_precision():
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@every_op
+@pytest.mark.parametrize("shape", [(5, 7, 17), (65, 300, 40)], ids=str)
+def test_medium_precision_rounds_operands_only(case: Case, shape, medium_precision):
+    """At most bfloat16's own rounding; values stay float32, near distances exact."""
+    inputs = cast(case.make(*shape), torch.float32, case)
+    want = run(case, cast(inputs, torch.float64, case), "reference")
+    for name, got in run(case, inputs).items():
+        if name == "out1" and case.name == "nearest_centroid":
+            continue  # two classes at nearly one distance may change places
+        assert got.dtype in (torch.float32, want[name].dtype), name
+        assert relative_error(got, want[name]) < 2e-2, name
+
+
+def test_medium_precision_measures_the_winner_exactly(medium_precision):
+    memory = torch.randn(200, 64)
+    x = memory[::4] * (1 + 1e-4)
+    distance, index = ops.nearest_centroid(x, memory)
+    assert index.tolist() == list(range(0, 200, 4))
+    want = (x.double() - memory[index].double()).norm(dim=1)
+    assert ((distance - want).abs() / want).max() < 1e-3
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(isa, run_python):
     """The choice is made once per process, so each instruction set runs in its own."""
+    found = _C.cpu_features()
+    has = {"avx512_bf16": found["avx512_bf16"], "avx512": found["avx512f"], "avx2": found["avx2"]}
+    if not has.get(isa, True):
+        pytest.skip(f"this processor has no {isa}")
     run_python(
         "import torch\n"
+        "from oltr_ext import _C\n"
+        f"assert _C.cpu_features()['isa'] == {isa!r}\n"
         "from op_cases import CASES, cast, relative_error, run\n"
         "torch.manual_seed(1)\n"
         "for case in CASES:\n"
@@ -78,10 +113,11 @@ def _raw_arguments(name: str) -> tuple:
     case = BY_NAME[name]
     i = cast(case.make(6, 9, 11), torch.float32, case)
     extra = {
-        "memory_attention": (True,),
-        "meta_embedding": (10.0, 1e-6, True),
-        "cosine_logits": (16.0,),
-        "cosine_cross_entropy": (16.0, 0.1, -100),
+        "memory_attention": (True, "highest"),
+        "nearest_centroid": ("highest",),
+        "meta_embedding": (10.0, 1e-6, True, "highest"),
+        "cosine_logits": (16.0, "highest"),
+        "cosine_cross_entropy": (16.0, 0.1, -100, "highest"),
         "disc_centroids_loss": (1e3, 0.5, False),
     }.get(name, ())
     order = {

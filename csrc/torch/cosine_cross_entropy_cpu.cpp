@@ -13,11 +13,9 @@ static void check_prior(const char* op, const void* data, int64_t classes) {
       fail(op, "expected class_prior to be finite and not negative, it is not for class ", c);
 }
 
-static std::tuple<Tensor, Tensor> cosine_cross_entropy(const Tensor& v, const Tensor& weight,
-                                                       const Tensor& target,
-                                                       const OptionalTensor& log_prior,
-                                                       double scale, double label_smoothing,
-                                                       int64_t ignore_index) {
+static std::tuple<Tensor, Tensor> cosine_cross_entropy(
+    const Tensor& v, const Tensor& weight, const Tensor& target, const OptionalTensor& log_prior,
+    double scale, double label_smoothing, int64_t ignore_index, const std::string& precision) {
   constexpr const char* op = "cosine_cross_entropy";
   Call call(op, "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
@@ -27,6 +25,7 @@ static std::tuple<Tensor, Tensor> cosine_cross_entropy(const Tensor& v, const Te
   CosineCrossEntropyForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("cosine_cross_entropy", precision);
   p.scale = scale;
   p.label_smoothing = label_smoothing;
   p.ignore_index = ignore_index;
@@ -47,13 +46,14 @@ static std::tuple<Tensor, Tensor> cosine_cross_entropy(const Tensor& v, const Te
 static std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(
     const Tensor& grad_loss, const Tensor& v, const Tensor& weight, const Tensor& target,
     const OptionalTensor& log_prior, const Tensor& lse, double scale, double label_smoothing,
-    int64_t ignore_index) {
+    int64_t ignore_index, const std::string& precision) {
   Call call("cosine_cross_entropy_backward", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   const Tensor grad_v = call.empty({B, D}), grad_weight = call.empty({C, D});
   CosineCrossEntropyBackward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("cosine_cross_entropy_backward", precision);
   p.scale = scale;
   p.label_smoothing = label_smoothing;
   p.ignore_index = ignore_index;

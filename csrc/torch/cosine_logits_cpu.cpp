@@ -3,7 +3,8 @@
 
 namespace oltr {
 
-static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale) {
+static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale,
+                            const std::string& precision) {
   Call call("cosine_logits", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   call.at_least_one("class", C);
@@ -12,6 +13,7 @@ static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale)
   CosineLogitsForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("cosine_logits", precision);
   p.scale = scale;
   p.v = call.in("v", v, {B, D});
   p.weight = call.in("weight", weight, {C, D});
@@ -21,13 +23,15 @@ static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale)
 }
 
 static std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& grad_logits, const Tensor& v,
-                                                         const Tensor& weight, double scale) {
+                                                         const Tensor& weight, double scale,
+                                                         const std::string& precision) {
   Call call("cosine_logits_backward", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   const Tensor grad_v = call.empty({B, D}), grad_weight = call.empty({C, D});
   CosineLogitsBackward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("cosine_logits_backward", precision);
   p.scale = scale;
   p.grad_logits = call.in("grad_logits", grad_logits, {B, C});
   p.v = call.in("v", v, {B, D});

@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -67,6 +68,14 @@ inline Dtype kernel_dtype(const char* op, const char* name, const Tensor& t) {
 
 inline ScalarType accumulator(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
+// "highest", "high" or "medium", as torch.get_float32_matmul_precision() has it.
+inline Precision kernel_precision(const char* op, const std::string& name) {
+  if (name == "highest") return Precision::kHighest;
+  if (name == "high") return Precision::kHigh;
+  if (name == "medium") return Precision::kMedium;
+  fail(op, "expected precision to be highest, high or medium, got ", name);
 }
 
 // One op call: checks arguments against the first one and turns them into kernel views. Keeps the

@@ -5,7 +5,7 @@ namespace oltr {
 
 static std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor& keys,
                                                    const Tensor& key_bias, const Tensor& memory,
-                                                   bool) {
+                                                   bool, const std::string& precision) {
   Call call("memory_attention", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
   call.at_least_one("class", C);
@@ -14,6 +14,7 @@ static std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor
   MemoryAttentionForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("memory_attention", precision);
   p.x = call.in("x", x, {B, D});
   p.keys = call.in("keys", keys, {C, D});
   p.key_bias = call.in("key_bias", key_bias, {C});
@@ -26,7 +27,8 @@ static std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& keys, const Tensor& key_bias,
-    const Tensor& memory, const Tensor& out, const Tensor& lse, bool memory_grad) {
+    const Tensor& memory, const Tensor& out, const Tensor& lse, bool memory_grad,
+    const std::string& precision) {
   Call call("memory_attention_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
   const Tensor grad_x = call.empty({B, D}), grad_keys = call.empty({C, D}),
@@ -34,6 +36,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
   MemoryAttentionBackward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("memory_attention_backward", precision);
   p.grad_out = call.in("grad_out", grad_out, {B, D});
   p.x = call.in("x", x, {B, D});
   p.keys = call.in("keys", keys, {C, D});

@@ -5,7 +5,8 @@ namespace oltr {
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding(
     const Tensor& x, const Tensor& memory, const Tensor& keys, const Tensor& key_bias,
-    const Tensor& selector_weight, const Tensor& selector_bias, double scale, double eps, bool) {
+    const Tensor& selector_weight, const Tensor& selector_bias, double scale, double eps, bool,
+    const std::string& precision) {
   Call call("meta_embedding", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   call.at_least_one("class", C);
@@ -16,6 +17,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding
   MetaEmbeddingForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("meta_embedding", precision);
   p.scale = scale;
   p.eps = eps;
   p.x = call.in("x", x, {B, D});
@@ -39,7 +41,8 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding
     const OptionalTensor& grad_selector, const OptionalTensor& grad_distance, const Tensor& x,
     const Tensor& memory, const Tensor& keys, const Tensor& key_bias, const Tensor& selector_weight,
     const Tensor& memory_feature, const Tensor& selector, const Tensor& distance,
-    const Tensor& nearest, const Tensor& lse, double scale, double eps, bool memory_grad) {
+    const Tensor& nearest, const Tensor& lse, double scale, double eps, bool memory_grad,
+    const std::string& precision) {
   Call call("meta_embedding_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   const Tensor grad_x = call.empty({B, D}), grad_memory = call.empty({memory_grad ? C : 0, D}),
@@ -48,6 +51,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding
   MetaEmbeddingBackward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("meta_embedding_backward", precision);
   p.scale = scale;
   p.eps = eps;
   p.grad_embedding = call.in("grad_embedding", grad_embedding, {B, D});

@@ -3,7 +3,8 @@
 
 namespace oltr {
 
-static std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor& memory) {
+static std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor& memory,
+                                                   const std::string& precision) {
   Call call("nearest_centroid", "x", x);
   const CurrentDevice device(x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
@@ -13,6 +14,7 @@ static std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor
   NearestCentroidForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
+  p.precision = kernel_precision("nearest_centroid", precision);
   p.x = call.in("x", x, {B, D});
   p.memory = call.in("memory", memory, {C, D});
   p.distance = call.out(distance);

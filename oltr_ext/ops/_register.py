@@ -23,6 +23,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@torch.compiler.assume_constant_result
+def precision() -> str:
+    """How products of float32 inputs may be computed: "highest", "high" or "medium".
+
+    torch.compile fixes it when it traces.
+    """
+    return torch.get_float32_matmul_precision()
+
+
 def _cast(op: str, device: str, value: Any) -> Any:
     eligible = (
         isinstance(value, Tensor)
@@ -94,4 +103,4 @@ def register(
     _register_autocast(op)
 
 
-__all__ = ["accumulator", "call_reference", "register"]
+__all__ = ["accumulator", "call_reference", "precision", "register"]

@@ -10,14 +10,15 @@ from torch import Tensor
 from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
-from oltr_ext.ops._register import accumulator, call_reference, register
+from oltr_ext.ops._register import accumulator, call_reference, precision, register
 
 _OP = "cosine_cross_entropy"
 _REDUCTIONS = ("mean", "sum", "none")
 
 
 class CosineCrossEntropy(torch.autograd.Function):
-    """(v, weight, target, log_prior, scale, label_smoothing, ignore_index) -> (loss, lse)."""
+    """(v, weight, target, log_prior, scale, label_smoothing, ignore_index, precision)
+    -> (loss, lse)."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -34,18 +35,10 @@ class CosineCrossEntropy(torch.autograd.Function):
         g = torch.ops.oltr_ext.cosine_cross_entropy_backward(
             grads[0].contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        return *g, None, None, None, None, None
+        return *g, None, None, None, None, None, None
 
 
-def _fake(
-    v: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    log_prior: Tensor | None,
-    scale: float,
-    label_smoothing: float,
-    ignore_index: int,
-) -> Any:
+def _fake(v: Tensor, *rest: Any) -> Any:
     statistics = accumulator(v.dtype)
     return v.new_empty(v.shape[0], dtype=statistics), v.new_empty(v.shape[0], dtype=statistics)
 
@@ -114,7 +107,7 @@ def cosine_cross_entropy(
         log_prior = class_prior.detach().to(accumulator(v.dtype)).log()
     arguments = (v, weight, target, log_prior, scale, label_smoothing, ignore_index)
     if use_native(_OP, v, weight):
-        loss = torch.ops.oltr_ext.cosine_cross_entropy(*arguments)[0]
+        loss = torch.ops.oltr_ext.cosine_cross_entropy(*arguments, precision())[0]
     else:
         loss = call_reference(_OP, reference.cosine_cross_entropy, *arguments)
     if reduction == "none":

@@ -10,13 +10,13 @@ from torch import Tensor
 from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
-from oltr_ext.ops._register import call_reference, register
+from oltr_ext.ops._register import call_reference, precision, register
 
 _OP = "cosine_logits"
 
 
 class CosineLogits(torch.autograd.Function):
-    """(v, weight, scale) -> logits."""
+    """(v, weight, scale, precision) -> logits."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -24,22 +24,22 @@ class CosineLogits(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        v, weight, ctx.scale = inputs
+        v, weight, *ctx.settings = inputs
         ctx.save_for_backward(v, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         g = torch.ops.oltr_ext.cosine_logits_backward(
-            grads[0].contiguous(), *ctx.saved_tensors, ctx.scale
+            grads[0].contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        return *g, None
+        return *g, None, None
 
 
-def _fake(v: Tensor, weight: Tensor, scale: float) -> Tensor:
+def _fake(v: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return v.new_empty(v.shape[0], weight.shape[0])
 
 
-def _fake_backward(grad_logits: Tensor, v: Tensor, weight: Tensor, scale: float) -> Any:
+def _fake_backward(grad_logits: Tensor, v: Tensor, weight: Tensor, *rest: Any) -> Any:
     return v.new_empty(v.shape), v.new_empty(weight.shape)
 
 
@@ -74,4 +74,4 @@ def cosine_logits(v: Tensor, weight: Tensor, *, scale: float = 16.0) -> Tensor:
     scale = _check.number(_OP, "scale", scale, 0)
     if not use_native(_OP, v, weight):
         return call_reference(_OP, reference.cosine_logits, v, weight, scale=scale)
-    return torch.ops.oltr_ext.cosine_logits(v, weight, scale)
+    return torch.ops.oltr_ext.cosine_logits(v, weight, scale, precision())

@@ -10,13 +10,13 @@ from torch import Tensor
 from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
-from oltr_ext.ops._register import accumulator, call_reference, register
+from oltr_ext.ops._register import accumulator, call_reference, precision, register
 
 _OP = "memory_attention"
 
 
 class MemoryAttention(torch.autograd.Function):
-    """(x, keys, key_bias, memory, memory_grad) -> (out, lse); lse carries no gradient."""
+    """(x, keys, key_bias, memory, memory_grad, precision) -> (out, lse); lse has no gradient."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -24,7 +24,7 @@ class MemoryAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, keys, key_bias, memory, ctx.memory_grad = inputs
+        x, keys, key_bias, memory, ctx.memory_grad, ctx.precision = inputs
         out, lse = output
         ctx.mark_non_differentiable(lse)
         ctx.save_for_backward(x, keys, key_bias, memory, out, lse)
@@ -33,12 +33,12 @@ class MemoryAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         memory_grad = ctx.memory_grad and ctx.needs_input_grad[3]
         g = torch.ops.oltr_ext.memory_attention_backward(
-            grads[0].contiguous(), *ctx.saved_tensors, memory_grad
+            grads[0].contiguous(), *ctx.saved_tensors, memory_grad, ctx.precision
         )
-        return g[0], g[1], g[2], g[3] if memory_grad else None, None
+        return g[0], g[1], g[2], g[3] if memory_grad else None, None, None
 
 
-def _fake(x: Tensor, keys: Tensor, key_bias: Tensor, memory: Tensor, memory_grad: bool) -> Any:
+def _fake(x: Tensor, *rest: Any) -> Any:
     return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=accumulator(x.dtype))
 
 
@@ -51,6 +51,7 @@ def _fake_backward(
     out: Tensor,
     lse: Tensor,
     memory_grad: bool,
+    precision: str,
 ) -> Any:
     classes, width = memory.shape
     return (
@@ -97,4 +98,5 @@ def memory_attention(
         return call_reference(
             _OP, reference.memory_attention, x, keys, key_bias, memory, memory_grad=memory_grad
         )
-    return torch.ops.oltr_ext.memory_attention(x, keys, key_bias, memory, memory_grad)[0]
+    arguments = (x, keys, key_bias, memory, memory_grad, precision())
+    return torch.ops.oltr_ext.memory_attention(*arguments)[0]

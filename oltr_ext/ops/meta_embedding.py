@@ -10,7 +10,7 @@ from torch import Tensor
 from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
-from oltr_ext.ops._register import accumulator, call_reference, register
+from oltr_ext.ops._register import accumulator, call_reference, precision, register
 
 _OP = "meta_embedding"
 
@@ -31,8 +31,8 @@ class MetaEmbeddingDetails(NamedTuple):
 
 
 class MetaEmbedding(torch.autograd.Function):
-    """(x, memory, keys, key_bias, selector_weight, selector_bias, scale, eps, memory_grad)
-    -> (embedding, memory_feature, selector, distance, nearest, lse)."""
+    """(x, memory, keys, key_bias, selector_weight, selector_bias, scale, eps, memory_grad,
+    precision) -> (embedding, memory_feature, selector, distance, nearest, lse)."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -40,7 +40,8 @@ class MetaEmbedding(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, memory, keys, key_bias, selector_weight, _, ctx.scale, ctx.eps, ctx.memory_grad = inputs
+        x, memory, keys, key_bias, selector_weight, _, *settings = inputs
+        ctx.scale, ctx.eps, ctx.memory_grad, ctx.precision = settings
         _, memory_feature, selector, distance, nearest, lse = output
         ctx.mark_non_differentiable(nearest, lse)
         ctx.set_materialize_grads(False)
@@ -59,22 +60,12 @@ class MetaEmbedding(torch.autograd.Function):
         memory_grad = ctx.memory_grad and ctx.needs_input_grad[1]
         g = torch.ops.oltr_ext.meta_embedding_backward(
             embedding, memory_feature, selector, distance, *ctx.saved_tensors,
-            ctx.scale, ctx.eps, memory_grad,
+            ctx.scale, ctx.eps, memory_grad, ctx.precision,
         )  # fmt: skip
-        return g[0], g[1] if memory_grad else None, *g[2:], None, None, None
+        return g[0], g[1] if memory_grad else None, *g[2:], None, None, None, None
 
 
-def _fake(
-    x: Tensor,
-    memory: Tensor,
-    keys: Tensor,
-    key_bias: Tensor,
-    selector_weight: Tensor,
-    selector_bias: Tensor,
-    scale: float,
-    eps: float,
-    memory_grad: bool,
-) -> Any:
+def _fake(x: Tensor, *rest: Any) -> Any:
     rows, statistics = x.shape[0], accumulator(x.dtype)
     return (
         x.new_empty(x.shape),
@@ -91,7 +82,7 @@ def _fake_backward(*args: Any) -> Any:
     classes, width = memory.shape
     return (
         x.new_empty(x.shape),
-        x.new_empty(classes if args[-1] else 0, width),
+        x.new_empty(classes if args[-2] else 0, width),
         x.new_empty(keys.shape),
         x.new_empty(key_bias.shape),
         x.new_empty(selector_weight.shape),
@@ -187,7 +178,9 @@ def meta_embedding(
     eps = _check.number(_OP, "eps", eps, 0)
     banks = (x, memory, keys, key_bias, selector_weight, selector_bias)
     if use_native(_OP, *banks):
-        outputs = torch.ops.oltr_ext.meta_embedding(*banks, scale, eps, memory_grad)[:5]
+        outputs = torch.ops.oltr_ext.meta_embedding(*banks, scale, eps, memory_grad, precision())[
+            :5
+        ]
     else:
         outputs = call_reference(
             _OP, reference.meta_embedding, *banks, scale=scale, eps=eps, memory_grad=memory_grad

@@ -10,7 +10,7 @@ from torch import Tensor
 from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
-from oltr_ext.ops._register import call_reference, register
+from oltr_ext.ops._register import call_reference, precision, register
 
 _OP = "nearest_centroid"
 
@@ -32,7 +32,7 @@ class NearestCentroid(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_backward(*inputs[:2], output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -40,10 +40,10 @@ class NearestCentroid(torch.autograd.Function):
         grad_x, grad_memory = torch.ops.oltr_ext.nearest_centroid_backward(
             grads[0].contiguous(), *ctx.saved_tensors, need_memory
         )
-        return grad_x, grad_memory if need_memory else None
+        return grad_x, grad_memory if need_memory else None, None
 
 
-def _fake(x: Tensor, memory: Tensor) -> Any:
+def _fake(x: Tensor, memory: Tensor, precision: str) -> Any:
     return x.new_empty(x.shape[0]), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
@@ -83,4 +83,4 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
     _check.bank(_OP, "memory", memory, width, x)
     if not use_native(_OP, x, memory):
         return Nearest(*call_reference(_OP, reference.nearest_centroid, x, memory))
-    return Nearest(*torch.ops.oltr_ext.nearest_centroid(x, memory))
+    return Nearest(*torch.ops.oltr_ext.nearest_centroid(x, memory, precision()))
