@@ -50,10 +50,10 @@ STABLE_TORCH_LIBRARY(oltr_ext, m) {
 
   m.def(
       "disc_centroids_loss(Tensor x, Tensor target, Tensor centroids, float margin, "
-      "float repel_weight, bool official) -> (Tensor loss, Tensor active)");
+      "float repel_weight, bool official) -> (Tensor loss, Tensor sums)");
   m.def(
       "disc_centroids_loss_backward(Tensor grad_loss, Tensor x, Tensor target, Tensor centroids, "
-      "Tensor active, float repel_weight, bool official) -> (Tensor grad_x, Tensor grad_centroids)");
+      "Tensor sums, float repel_weight, bool official) -> (Tensor grad_x, Tensor grad_centroids)");
 
   m.def("class_means(Tensor x, Tensor target, int num_classes) -> (Tensor means, Tensor counts)");
   m.def("class_means_backward(Tensor grad_means, Tensor target, Tensor counts) -> Tensor grad_x");

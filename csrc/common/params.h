@@ -123,13 +123,14 @@ struct DiscCentroidsForward {
   double margin, repel_weight;
   Matrix x, centroids;
   const int64_t* target;
-  double* loss;    // scalar
-  double* active;  // 1 where the repel clamp lets the gradient through, else 0
+  double* loss;  // scalar
+  double* sums;  // (1 + 2 D) for the backward: 1 where the repel clamp is open, sums of x and c
 };
 struct DiscCentroidsBackward {
   Sizes size;
   Dtype dtype;
-  double grad_loss, repel_weight, active;
+  double grad_loss, repel_weight;
+  const double* sums;
   bool official;  // the released code's centroid gradient of the attract term
   Matrix x, centroids;
   const int64_t* target;

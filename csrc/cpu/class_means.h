@@ -2,7 +2,7 @@
 // Backward: grad_x_r = grad_means_t / n_t.
 #pragma once
 
-#include "cpu/rows.h"
+#include "cpu/output.h"
 
 namespace oltr {
 namespace OLTR_ISA {
@@ -25,15 +25,17 @@ static void class_means_forward(const ClassMeansForward& p, const Parallel& para
   using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   const Grouping groups(p.target, B, C);
-  parallel_ranges(parallel, C, int64_t{64}, [&](int64_t begin, int64_t end) {
+  Output(p.means, D).prepare(C);
+  parallel_ranges(parallel, C, int64_t{1024}, [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(D), mean(D);
+    Output out(p.means, D);
     for (int64_t c = begin; c < end; ++c) {
       const int64_t count = groups.start[c + 1] - groups.start[c];
       fill(mean.data(), D, T(0));
       for (int64_t i = groups.start[c]; i < groups.start[c + 1]; ++i)
         add_scaled(mean.data(), T(1), rows(p.x, groups.order[i], 1, D, scratch.data()), D);
       for (int64_t d = 0; count > 0 && d < D; ++d) mean[d] /= static_cast<T>(count);
-      convert_out(mean.data(), D, p.means.data, p.means.dtype, c * D);
+      out.write(mean.data(), D, c, 1, end);
       p.counts[c] = count;
     }
   });

@@ -125,13 +125,19 @@ class DiscCentroidsLoss : public Op {
     target = random_labels(B(), C(), r);
   }
   Arrays naive(const Arrays& in) const override {
+    Array sums(1 + 2 * D());
+    if (B() == 0) return {{0.0}, sums};
     double own = 0, others = 0;
     for (int64_t b = 0; b < B(); ++b)
       for (int64_t c = 0; c < C(); ++c)
         (c == target[b] ? own : others) += distance2(&in[0][b * D()], &in[1][c * D()], D());
     const double gap = margin() - others / (B() * C());
-    if (B() == 0) return {{0.0}, {0.0}};
-    return {{own / (2 * B()) + kRepel * std::clamp(gap, 0.0, 1e6)}, {gap >= 0 ? 1.0 : 0.0}};
+    sums[0] = gap >= 0 ? 1.0 : 0.0;
+    for (int64_t d = 0; d < D(); ++d) {
+      for (int64_t b = 0; b < B(); ++b) sums[1 + d] += in[0][b * D() + d] - in[1][d];
+      for (int64_t c = 0; c < C(); ++c) sums[1 + D() + d] += in[1][c * D() + d] - in[1][d];
+    }
+    return {{own / (2 * B()) + kRepel * std::clamp(gap, 0.0, 1e6)}, sums};
   }
 
  protected:
@@ -140,12 +146,12 @@ class DiscCentroidsLoss : public Op {
   Labels target;
 
   Arrays forward(const KernelTable& table, Storage& s) const override {
-    Array loss(1), active(1);
+    Array loss(1), sums(1 + 2 * D());
     DiscCentroidsForward p{size,         s.dtype(),       margin(),
                            kRepel,       s.in(inputs[0]), s.in(inputs[1]),
-                           s.in(target), loss.data(),     active.data()};
+                           s.in(target), loss.data(),     sums.data()};
     table.disc_centroids_forward(p, parallel);
-    return {loss, active};
+    return {loss, sums};
   }
   Arrays backward(const KernelTable& table, Storage& s, const Arrays& out,
                   const Arrays& grads) const override {
@@ -153,7 +159,7 @@ class DiscCentroidsLoss : public Op {
                             s.dtype(),
                             grads[0][0],
                             kRepel,
-                            out[1][0],
+                            out[1].data(),
                             false,
                             s.in(inputs[0]),
                             s.in(inputs[1]),

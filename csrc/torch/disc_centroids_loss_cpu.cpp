@@ -16,8 +16,8 @@ static std::tuple<Tensor, Tensor> disc_centroids_loss(const Tensor& x, const Ten
   Call call("disc_centroids_loss", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = centroids.size(0);
   call.at_least_one("class", C);
-  const Tensor loss = call.empty_acc({}), active = call.empty_acc({});
-  double value = 0, open = 0;
+  const Tensor loss = call.empty_acc({}), sums = call.empty_sums({1 + 2 * D});
+  double value = 0;
   DiscCentroidsForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
@@ -27,17 +27,16 @@ static std::tuple<Tensor, Tensor> disc_centroids_loss(const Tensor& x, const Ten
   p.centroids = call.in("centroids", centroids, {C, D});
   p.target = call.labels("target", target, B, C);
   p.loss = &value;
-  p.active = &open;
+  p.sums = sums.mutable_data_ptr<double>();
   kernels().disc_centroids_forward(p, torch_threads());
-  const MutableMatrix out = call.out(loss), flag = call.out(active);
+  const MutableMatrix out = call.out(loss);
   convert_out(&value, 1, out.data, out.dtype, 0);
-  convert_out(&open, 1, flag.data, flag.dtype, 0);
-  return {loss, active};
+  return {loss, sums};
 }
 
 static std::tuple<Tensor, Tensor> disc_centroids_loss_backward(
     const Tensor& grad_loss, const Tensor& x, const Tensor& target, const Tensor& centroids,
-    const Tensor& active, double repel_weight, bool official) {
+    const Tensor& sums, double repel_weight, bool official) {
   constexpr const char* op = "disc_centroids_loss_backward";
   Call call(op, "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = centroids.size(0);
@@ -46,7 +45,7 @@ static std::tuple<Tensor, Tensor> disc_centroids_loss_backward(
   p.size = {B, C, D};
   p.dtype = call.dtype();
   p.grad_loss = scalar(op, "grad_loss", grad_loss);
-  p.active = scalar(op, "active", active);
+  p.sums = call.in_sums("sums", sums, {1 + 2 * D});
   p.repel_weight = repel_weight;
   p.official = official;
   p.x = call.in("x", x, {B, D});

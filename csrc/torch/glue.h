@@ -109,6 +109,10 @@ class Call {
     check(name, t, ScalarType::Long, shape);
     return static_cast<const int64_t*>(keep(t));
   }
+  const double* in_sums(const char* name, const Tensor& t, std::vector<int64_t> shape) {
+    check(name, t, ScalarType::Double, shape);
+    return static_cast<const double*>(keep(t));
+  }
   // Labels in [0, classes), or ignore_index where the op has one.
   const int64_t* labels(const char* name, const Tensor& t, int64_t batch, int64_t classes,
                         std::optional<int64_t> ignore_index = std::nullopt) {
@@ -124,6 +128,7 @@ class Call {
   Tensor empty(std::vector<int64_t> shape) const { return empty(shape, lead_.scalar_type()); }
   Tensor empty_acc(std::vector<int64_t> shape) const { return empty(shape, accumulator(dtype_)); }
   Tensor empty_index(std::vector<int64_t> shape) const { return empty(shape, ScalarType::Long); }
+  Tensor empty_sums(std::vector<int64_t> shape) const { return empty(shape, ScalarType::Double); }
   MutableMatrix out(const Tensor& t) const {
     return {t.mutable_data_ptr(), kernel_dtype(op_, "output", t)};
   }

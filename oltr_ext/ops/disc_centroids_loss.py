@@ -17,7 +17,7 @@ _COMPAT = ("fixed", "official")
 
 
 class DiscCentroidsLoss(torch.autograd.Function):
-    """(x, target, centroids, margin, repel_weight, official) -> (loss, active)."""
+    """(x, target, centroids, margin, repel_weight, official) -> (loss, sums)."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -45,8 +45,8 @@ def _fake(
     repel_weight: float,
     official: bool,
 ) -> Any:
-    statistics = accumulator(x.dtype)
-    return x.new_empty((), dtype=statistics), x.new_empty((), dtype=statistics)
+    sums = x.new_empty(1 + 2 * x.shape[1], dtype=torch.float64)
+    return x.new_empty((), dtype=accumulator(x.dtype)), sums
 
 
 def _fake_backward(
