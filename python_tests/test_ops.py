@@ -97,6 +97,22 @@ def test_every_instruction_set(isa, run_python):
     )
 
 
+def test_gradients_larger_than_huge_pages_are_written_whole():
+    """Beyond 32 MB the memory of an output is asked for in pieces; none may be left out."""
+    classes, width = 140_001, 61
+    inputs = [torch.randn(3, width), torch.randn(classes, width), torch.randn(classes, width)]
+    inputs = [t.requires_grad_() for t in inputs]
+    bias = torch.zeros(classes, requires_grad=True)
+    grads = {}
+    for backend in ("native", "reference"):
+        with use_backend(backend):
+            x, keys, memory = inputs
+            out = ops.memory_attention(x, keys, bias, memory)
+            grads[backend] = torch.autograd.grad(out.square().sum(), (*inputs, bias))
+    for got, want in zip(grads["native"], grads["reference"], strict=True):
+        assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
 @every_op
 def test_gradcheck(case: Case):
     inputs = cast(case.make(4, 5, 6), torch.float64, case)

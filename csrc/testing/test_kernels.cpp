@@ -3,6 +3,7 @@
 // same bits at any number of threads.
 #include <string>
 
+#include "common/plan.h"
 #include "cpu/cpu_features.h"
 #include "testing/loss_ops.h"
 #include "testing/ops.h"
@@ -135,6 +136,27 @@ TYPED_TEST(Kernels, MatchNaiveLoops) {
   }
 }
 
+// So many that several row blocks share a tile and every pass has several parts.
+TYPED_TEST(Kernels, MatchNaiveLoopsWhereBlocksShareATile) {
+  constexpr Sizes kMany{260, 6200, 8};
+  ASSERT_GT(make_plan(kMany.batch, kMany.classes, kMany.width, 4).row_group, 64);
+  thread_count = 2;
+  std::mt19937 random(5);
+  const TypeParam typed(kMany, random);
+  const Op& op = typed;
+  const Arrays want = op.naive(op.inputs);
+  const Arrays grads = gradients_of(op, random);
+  const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
+  for (const KernelTable* table : tables()) {
+    for (const Tolerance& t : kTolerances) {
+      SCOPED_TRACE(label(*table, t.dtype, kMany));
+      expect_close(op.forward(*table, t.dtype), want, t.forward, "output");
+      expect_close(op.backward(*table, t.dtype, grads), exact, t.backward, "gradient");
+      if (this->HasFatalFailure()) return;
+    }
+  }
+}
+
 TYPED_TEST(Kernels, SameBitsAtAnyNumberOfThreads) {
   std::mt19937 random(11);
   const TypeParam typed(Sizes{130, 1100, 20}, random);
@@ -145,7 +167,7 @@ TYPED_TEST(Kernels, SameBitsAtAnyNumberOfThreads) {
     thread_count = 1;
     const Arrays out = op.forward(*table, Dtype::kFloat32);
     const Arrays in = op.backward(*table, Dtype::kFloat32, grads);
-    for (const int threads : {2, 5}) {
+    for (const int threads : {2, 4, 5}) {
       thread_count = threads;
       EXPECT_TRUE(op.forward(*table, Dtype::kFloat32) == out) << threads << " threads";
       EXPECT_TRUE(op.backward(*table, Dtype::kFloat32, grads) == in) << threads << " threads";
