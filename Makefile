@@ -15,16 +15,20 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST_ARGS ?=
 PRESET ?= debug
+BENCH_ARGS ?=
 OLDEST_TORCH := 2.11.0
 OP_TESTS := test_ops.py test_op_arguments.py test_nearest_centroid.py test_meta_embedding.py \
   test_cosine_cross_entropy.py test_disc_centroids_loss.py
 
 ENV := $(VENV)/.env-done
 BUILD := $(VENV)/.build-done
+PEERS := $(VENV)/.peers-done
+SUITES ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build native-test sanitize test-oldest lint format cuda-build wheel clean
+.PHONY: help demo test build native-test sanitize test-oldest bench bench-full lint format \
+  cuda-build wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +73,27 @@ test-oldest: wheel  ## the wheel under the oldest torch; about 3 GB more to down
 	build/oldest/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
 	cd build/oldest && OMP_NUM_THREADS=1 OLTR_EXT_BACKEND=native bin/pytest -q -p no:cacheprovider \
 	  $(addprefix ../../python_tests/,$(OP_TESTS))
+
+# On all cores of a machine left alone; each suite in a process of its own.
+define run-bench
+	rm -rf build/bench && mkdir -p build/bench
+	set -e; for suite in $(SUITES); do \
+	  OLTR_EXT_BACKEND=native $(BIN)/python -m pytest -q benchmarks/bench_$$suite.py $(1) \
+	    $(BENCH_ARGS) --benchmark-columns=median,iqr,rounds --benchmark-json=build/bench/$$suite.json; \
+	done
+	$(BIN)/python benchmarks/plots.py $$($(BIN)/python benchmarks/collect.py build/bench/*.json)
+endef
+
+bench: $(BUILD) $(PEERS)  ## ops against their peers, about 10 minutes; benchmarks/README.md
+	$(call run-bench,--quick)
+
+bench-full: $(BUILD) $(PEERS)  ## every case, torch.compile and peak memory too: hours
+	$(call run-bench,--compile --memory)
+
+$(PEERS): benchmarks/requirements.txt $(ENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< || \
+	  echo "make: not all peers could be installed; their rows will say so"
+	@touch $@
 
 lint: $(ENV)  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

@@ -1,0 +1,16 @@
+"""Cosine logits against a normalised copy of the weights: forward, backward, and both."""
+
+import pytest
+from harness import Case, Settings, cases, measure
+
+CASES = [
+    *cases([(256, 8142, 512)], ["forward", "full"], quick=True),
+    *cases([(256, 8142, 512)], ["backward"]),
+    *cases([(256, 8142, 512)], ["forward", "full"], ["bfloat16", "medium"]),
+    *cases([(64, 100_000, 512)], ["forward", "full"]),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cosine_logits(benchmark, settings: Settings, case: Case):
+    measure(benchmark, settings, "cosine_logits", case)

@@ -1,0 +1,64 @@
+"""Reduces the JSON of pytest-benchmark to what the figures and tables need.
+
+    python benchmarks/collect.py RAW.json... [--results benchmarks/results]
+
+Writes RESULTS/MACHINE/SUITE.json, SUITE being the name of the raw file, and prints the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _rounded(value: Any) -> Any:
+    """Five significant digits are more than a shared machine can repeat."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return value
+
+
+def reduced(raw: dict[str, Any]) -> dict[str, Any]:
+    """Machine, commit and one record a benchmark; single times and the host's name go."""
+    commit = raw.get("commit_info", {})
+    records = [
+        {"test": b["fullname"].rpartition("/")[2], **_rounded(b["extra_info"])}
+        for b in raw["benchmarks"]
+        if b["extra_info"]
+    ]
+    return {
+        "machine": raw["machine_info"],
+        "commit": {"id": commit.get("id", "unknown"), "dirty": commit.get("dirty")},
+        "date": raw["machine_info"]["date"],
+        "records": records,
+    }
+
+
+def collect(path: Path, results: Path) -> Path:
+    """Reduces one file; returns the folder of its machine."""
+    result = reduced(json.loads(path.read_text()))
+    folder = results / result["machine"]["slug"]
+    folder.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({k: v for k, v in result.items() if k != "records"})
+    records = ",\n".join(json.dumps(r) for r in result["records"])  # a record a line, for diffs
+    (folder / path.name).write_text(f'{head[:-1]}, "records": [\n{records}\n]}}\n')
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("raw", nargs="+", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    for folder in sorted({collect(path, options.results) for path in options.raw}):
+        print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The benchmarks measure the right thing: peers agree with the reference, floors with the text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from oltr_ext import use_backend
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import collect  # noqa: E402
+import floors  # noqa: E402
+import harness  # noqa: E402
+import machine  # noqa: E402
+import peak_memory  # noqa: E402
+import peaks  # noqa: E402
+import plots  # noqa: E402
+import table  # noqa: E402
+from peers import PEERS  # noqa: E402
+from workloads import WORKLOADS, caller  # noqa: E402
+
+B, C, D = 6, 11, 5
+NAMED = [
+    # KeOps compiles each formula for seconds.
+    pytest.param(op, name, marks=[pytest.mark.slow] if peer.module == "pykeops" else [])
+    for op, peers in PEERS.items()
+    for name, peer in peers.items()
+]
+
+
+@pytest.mark.parametrize(("op", "name"), NAMED)
+def test_peer_gives_outputs_and_gradients_of_the_reference(op, name):
+    peer, workload = PEERS[op][name], WORKLOADS[op]
+    if peer.module:
+        pytest.importorskip(peer.module)
+    mode, dtype = ("full", torch.float64) if peer.grad else ("forward", torch.float32)
+    inputs = workload.inputs(B, C, D, dtype, peer.grad)
+    shape = workload.shape(B, C, D)
+    got = caller(peer.call, inputs, mode, shape)()
+    with use_backend("reference"):
+        want = caller(workload.ours, inputs, mode, shape)()
+    if isinstance(want, torch.Tensor):
+        got, want = (got,), (want,)
+    torch.testing.assert_close(tuple(got), tuple(want))
+
+
+def test_modes_of_a_call_agree():
+    workload = WORKLOADS["meta_embedding"]
+    inputs = workload.inputs(B, C, D, torch.float64, True)
+    calls = {m: caller(workload.ours, inputs, m, (B, D)) for m in ("forward", "backward", "full")}
+    output, *grads = calls["full"]()
+    torch.testing.assert_close(output, calls["forward"]())
+    for _ in range(2):  # the graph is kept, and nothing is added up
+        torch.testing.assert_close(tuple(grads), calls["backward"]())
+
+
+def test_what_cannot_run_says_why():
+    released = PEERS["meta_embedding"]["released"]
+    assert released.why_not("full", 256, 1000, 512, torch.float32) == ""
+    assert released.why_not("full", 256, 8142, 512, torch.float32) == "needs 4.3 GB for one tensor"
+    faiss = PEERS["nearest_centroid"]["faiss"]
+    assert faiss.why_not("full", B, C, D, torch.float32) in (
+        "has no backward",
+        "faiss is not installed",
+    )
+
+
+def test_floors():
+    product, square = B * C * D, B * D * D
+    for op, forward, full in (
+        ("memory_attention", 4 * product, 14 * product),
+        ("nearest_centroid", 2 * product, 2 * product),
+        ("meta_embedding", 6 * product + 2 * square, 16 * product + 6 * square),
+        ("cosine_logits", 2 * product, 6 * product),
+        ("cosine_cross_entropy", 2 * product, 8 * product),
+        ("training_step", 8 * product + 2 * square, 22 * product + 6 * square),
+    ):
+        assert floors.floor(op, "forward", B, C, D).flops == forward
+        assert floors.floor(op, "full", B, C, D).flops == full
+    least = floors.floor("disc_centroids_loss", "forward", B, C, D)
+    assert least == (0, 4 * (B * D + C * D))
+    assert least.seconds(1, 1) == pytest.approx(4e-9 * (B * D + C * D))
+    assert set(WORKLOADS) == set(PEERS)
+
+
+def test_peaks_are_rates():
+    assert peaks.fp32_gflops() > 1
+    assert peaks.bf16_gflops() >= 0
+    assert peaks.read_gbytes(peaks.buffer(0)) > 0.1
+
+
+def test_machine_names_no_host():
+    facts = machine.machine()
+    assert facts["slug"].endswith(f"-{torch.get_num_threads()}-threads")
+    assert os.uname().nodename not in json.dumps(facts).split('"')
+    assert machine.watch_others()() >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_sees_the_matrix_of_the_eager_peer():
+    case = harness.Case("forward", 256, 40_000, 16)
+    logits = 4 * 256 * 40_000  # 41 MB
+    assert peak_memory.measure("memory_attention", case, "eager") > logits
+    assert peak_memory.measure("memory_attention", case) < logits / 2
+
+
+@pytest.mark.slow
+def test_a_suite_runs_and_is_drawn(tmp_path):
+    raw = tmp_path / "training_step.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", BENCHMARKS / "bench_training_step.py", "--smoke",
+         "--quick", "-p", "no:cacheprovider", f"--benchmark-json={raw}"],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "OLTR_EXT_BACKEND": "native"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = collect.collect(raw, tmp_path / "results")
+    record = table.load(folder)["training_step"]["records"][0]
+    assert record["ours"]["rounds"] >= harness.LEAST_ROUNDS
+    assert record["best_peer"] == "eager" and record["ratio"] > 0
+    assert set(record["baselines"]) == {"linear + cross-entropy", "cosine, eager"}
+    figures = plots.draw(folder)
+    assert figures == ["training_step.png"] and (folder / figures[0]).stat().st_size > 1000
+    assert "| 2x10x16 |" in table.page(folder, figures)
