@@ -48,8 +48,8 @@ struct BankForward {
   int64_t* index = nullptr;         // (B)
 };
 
-// Logits of one tile for one block from the products, batch in the lanes; returns nothing new for
-// the cross-entropy's backward, which needs them too.
+// Logits of one tile for one block from the products, batch in the lanes. The backward needs them
+// too.
 template <class T>
 OLTR_INLINE void tile_logits(const LogitRule<T>& rule, const T* scales, int64_t first, int64_t n,
                              int64_t block, T* scores) {
