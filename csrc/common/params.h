@@ -103,6 +103,7 @@ struct CosineCrossEntropyForward {
   Matrix v, weight, log_prior;  // log_prior (C) acc, may be absent; -inf removes a class
   const int64_t* target;        // (B)
   MutableMatrix loss, lse;      // (B) acc; an ignored row has loss 0
+  MutableMatrix counted;        // () acc, the number of rows not ignored
   Precision precision = Precision::kHighest;
 };
 struct CosineCrossEntropyBackward {

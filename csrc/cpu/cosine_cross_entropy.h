@@ -67,12 +67,15 @@ static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
   bank_forward(bank, parallel);
   T mean_prior = 0;
   if (a > 0) mean_prior = possible_mean(p.weight, scale, prior, C, D, mean.data(), parallel);
+  int64_t counted = 0;
   for (int64_t r = 0; r < B; ++r) {
     loss[r] = 0;
     if (p.target[r] == p.ignore_index) continue;
+    ++counted;
     loss[r] = lse[r] - (1 - a) * picked[r];
     if (a > 0) loss[r] -= a * (dot(u.data() + r * D, mean.data(), D) + mean_prior);
   }
+  *static_cast<T*>(p.counted.data) = static_cast<T>(counted);
 }
 
 template <class M>

@@ -67,7 +67,7 @@ class CosineCrossEntropy : public Op {
     for (int64_t b = 2; b < B(); b += 5) target[b] = kIgnore;
   }
   Arrays naive(const Arrays& in) const override {
-    Array loss(B()), lse(B());
+    Array loss(B()), lse(B()), counted(1);
     for (int64_t b = 0; b < B(); ++b) {
       Array z = CosineLogits::logits(&in[0][b * D()], in[1], C(), D());
       double sum = 0, possible = 0;
@@ -79,9 +79,10 @@ class CosineCrossEntropy : public Op {
       }
       lse[b] = log_sum_exp(z);
       if (target[b] == kIgnore) continue;
+      ++counted[0];
       loss[b] = lse[b] - (1 - kSmoothing) * z[target[b]] - kSmoothing * sum / possible;
     }
-    return {loss, lse};
+    return {loss, lse, counted};
   }
 
  protected:
@@ -93,9 +94,9 @@ class CosineCrossEntropy : public Op {
   Arrays forward(const KernelTable& table, Storage& s) const override {
     CosineCrossEntropyForward p{size,         s.dtype(),       kScale,          kSmoothing,
                                 kIgnore,      s.in(inputs[0]), s.in(inputs[1]), s.in_acc(log_prior),
-                                s.in(target), s.out_acc(B()),  s.out_acc(B())};
+                                s.in(target), s.out_acc(B()),  s.out_acc(B()), s.out_acc(1)};
     table.cosine_cross_entropy_forward(p, parallel);
-    return {read(p.loss, B()), read(p.lse, B())};
+    return {read(p.loss, B()), read(p.lse, B()), read(p.counted, 1)};
   }
   Arrays backward(const KernelTable& table, Storage& s, const Arrays& out,
                   const Arrays& grads) const override {

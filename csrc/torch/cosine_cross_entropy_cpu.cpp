@@ -13,7 +13,7 @@ static void check_prior(const char* op, const void* data, int64_t classes) {
       fail(op, "expected class_prior to be finite and not negative, it is not for class ", c);
 }
 
-static std::tuple<Tensor, Tensor> cosine_cross_entropy(
+static std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy(
     const Tensor& v, const Tensor& weight, const Tensor& target, const OptionalTensor& log_prior,
     double scale, double label_smoothing, int64_t ignore_index, const std::string& precision) {
   constexpr const char* op = "cosine_cross_entropy";
@@ -21,7 +21,7 @@ static std::tuple<Tensor, Tensor> cosine_cross_entropy(
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   call.at_least_one("class", C);
   call.at_least_one("feature", D);
-  const Tensor loss = call.empty_acc({B}), lse = call.empty_acc({B});
+  const Tensor loss = call.empty_acc({B}), lse = call.empty_acc({B}), counted = call.empty_acc({});
   CosineCrossEntropyForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
@@ -39,8 +39,9 @@ static std::tuple<Tensor, Tensor> cosine_cross_entropy(
   p.target = call.labels("target", target, B, C, ignore_index);
   p.loss = call.out(loss);
   p.lse = call.out(lse);
+  p.counted = call.out(counted);
   kernels().cosine_cross_entropy_forward(p, torch_threads());
-  return {loss, lse};
+  return {loss, lse, counted};
 }
 
 static std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(

@@ -158,7 +158,8 @@ class Call {
     fail(op_, "expected ", name, " of shape (", want.str(), "), got (", got.str(), ")");
   }
   const void* keep(const Tensor& t) {
-    kept_.push_back(torch::stable::contiguous(t));
+    // A dispatched call a tensor would show in the cost of a small op.
+    kept_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     return kept_.back().const_data_ptr();
   }
 

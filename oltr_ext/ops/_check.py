@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +34,12 @@ def bank(op: str, name: str, t: Tensor, width: int, like: Tensor) -> int:
     return classes
 
 
-def same(op: str, name: str, t: Tensor, shape: Sequence[int], like: Tensor) -> None:
+def same(op: str, name: str, t: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     """Checks shape, device and dtype of a tensor against the leading argument `like`."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: expected {name} to be a Tensor, got {type(t).__name__}")
-    if tuple(t.shape) != tuple(shape):
-        raise ValueError(f"{op}: expected {name} of shape {tuple(shape)}, got {tuple(t.shape)}")
+    if t.shape != shape:
+        raise ValueError(f"{op}: expected {name} of shape {shape}, got {tuple(t.shape)}")
     on_device(op, name, t, like)
     if t.dtype != like.dtype and not _autocast(like):
         raise TypeError(f"{op}: expected {name} of dtype {like.dtype}, got {t.dtype}")
@@ -57,7 +56,7 @@ def labels(op: str, target: Tensor, rows: int, like: Tensor) -> None:
         raise TypeError(f"{op}: expected target to be a Tensor, got {type(target).__name__}")
     if target.dtype != torch.int64:
         raise TypeError(f"{op}: expected target of dtype torch.int64, got {target.dtype}")
-    if tuple(target.shape) != (rows,):
+    if target.shape != (rows,):
         raise ValueError(f"{op}: expected target of shape ({rows},), got {tuple(target.shape)}")
     on_device(op, "target", target, like)
 

@@ -18,7 +18,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 class CosineCrossEntropy(torch.autograd.Function):
     """(v, weight, target, log_prior, scale, label_smoothing, ignore_index, precision)
-    -> (loss, lse)."""
+    -> (loss, lse, counted)."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -27,7 +27,7 @@ class CosineCrossEntropy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         v, weight, target, log_prior, *ctx.settings = inputs
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(output[1], output[2])
         ctx.save_for_backward(v, weight, target, log_prior, output[1])
 
     @staticmethod
@@ -40,7 +40,7 @@ class CosineCrossEntropy(torch.autograd.Function):
 
 def _fake(v: Tensor, *rest: Any) -> Any:
     statistics = accumulator(v.dtype)
-    return v.new_empty(v.shape[0], dtype=statistics), v.new_empty(v.shape[0], dtype=statistics)
+    return tuple(v.new_empty(shape, dtype=statistics) for shape in ((v.shape[0],), (v.shape[0],), ()))
 
 
 def _fake_backward(grad_loss: Tensor, v: Tensor, weight: Tensor, *rest: Any) -> Any:
@@ -107,10 +107,10 @@ def cosine_cross_entropy(
         log_prior = class_prior.detach().to(accumulator(v.dtype)).log()
     arguments = (v, weight, target, log_prior, scale, label_smoothing, ignore_index)
     if use_native(_OP, v, weight):
-        loss = torch.ops.oltr_ext.cosine_cross_entropy(*arguments, precision())[0]
+        loss, _, counted = torch.ops.oltr_ext.cosine_cross_entropy(*arguments, precision())
     else:
-        loss = call_reference(_OP, reference.cosine_cross_entropy, *arguments)
+        loss, counted = call_reference(_OP, reference.cosine_cross_entropy, *arguments)
     if reduction == "none":
         return loss
     total = loss.sum()
-    return total if reduction == "sum" else total / (target != ignore_index).sum()
+    return total if reduction == "sum" else total / counted

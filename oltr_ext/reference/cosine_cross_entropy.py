@@ -15,8 +15,8 @@ def cosine_cross_entropy(
     scale: float,
     label_smoothing: float,
     ignore_index: int,
-) -> Tensor:
-    """One loss a row of the whole (B, C) logits; 0 where the target is ignore_index."""
+) -> tuple[Tensor, Tensor]:
+    """One loss a row of the whole (B, C) logits, 0 where the target is ignore_index; rows counted."""
     op = "cosine_cross_entropy"
     check_labels(op, target, weight.shape[0], ignore_index)
     logits = cosine_logits(*widen(v, weight), scale=scale)
@@ -32,4 +32,4 @@ def cosine_cross_entropy(
     if label_smoothing > 0:
         mean = torch.where(possible, logits, 0).sum(dim=1) / possible.sum()
         loss = loss - label_smoothing * mean
-    return torch.where(counted, loss, torch.zeros_like(loss))
+    return torch.where(counted, loss, torch.zeros_like(loss)), counted.sum()
