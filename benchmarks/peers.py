@@ -19,6 +19,10 @@ MOST_BYTES = 2e9
 """A peer that needs a larger tensor than this is not run, and its row says so."""
 
 
+KEOPS_MOST = 2e8
+"""On a CPU its compiled loops take 3 s for both passes of a meta-embedding of this size."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """One alternative, and where it can run."""
@@ -31,6 +35,8 @@ class Peer:
     grad: bool = True
     half: bool = True
     """Whether it takes bfloat16 inputs."""
+    most: float = float("inf")
+    """The largest B C D that it is given, because beyond it a call takes many seconds."""
 
     def why_not(self, mode: str, B: int, C: int, D: int, dtype: torch.dtype) -> str:
         """The reason that it cannot run here; empty if it can."""
@@ -40,6 +46,8 @@ class Peer:
             return "has no backward"
         if dtype == torch.bfloat16 and not self.half:
             return "takes no bfloat16"
+        if self.most < B * C * D:
+            return f"takes many seconds a call beyond B C D = {self.most:.0e}"
         size = 4 * {"": 0, "BC": B * C, "BCD": B * C * D}[self.needs]
         return f"needs {size / 1e9:.1f} GB for one tensor" if size > MOST_BYTES else ""
 
@@ -186,20 +194,22 @@ PEERS: dict[str, dict[str, Peer]] = {
     "memory_attention": {
         "eager": Peer(attend, "BC"),
         "sdpa": Peer(attend_sdpa),
-        "keops": Peer(attend_keops, module="pykeops", half=False),
+        "keops": Peer(attend_keops, module="pykeops", half=False, most=KEOPS_MOST),
     },
     "nearest_centroid": {
         "released": Peer(nearest_released, "BCD"),
         "eager cdist": Peer(nearest_cdist, "BC"),
         "eager addmm": Peer(nearest_addmm, "BC"),
         "faiss": Peer(nearest_faiss, module="faiss", grad=False, half=False),
-        "keops": Peer(nearest_keops, module="pykeops", half=False),
+        "keops": Peer(nearest_keops, module="pykeops", half=False, most=KEOPS_MOST),
     },
     "meta_embedding": {
         "released": Peer(_meta(attend, nearest_released), "BCD"),
         "eager cdist": Peer(_meta(attend, nearest_cdist), "BC"),
         "eager addmm": Peer(_meta(attend, nearest_addmm), "BC"),
-        "keops": Peer(_meta(attend_keops, nearest_keops), module="pykeops", half=False),
+        "keops": Peer(
+            _meta(attend_keops, nearest_keops), module="pykeops", half=False, most=KEOPS_MOST
+        ),
     },
     "cosine_logits": {
         "eager": Peer(logits_normalised, "BC"),
@@ -208,7 +218,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     "cosine_cross_entropy": {
         "eager": Peer(_entropy(logits_normalised), "BC"),
         "eager columns": Peer(_entropy(logits_columns), "BC"),
-        "keops": Peer(entropy_keops, module="pykeops", half=False),
+        "keops": Peer(entropy_keops, module="pykeops", half=False, most=KEOPS_MOST),
     },
     "disc_centroids_loss": {
         "released": Peer(centroids_matrix, "BC"),

@@ -40,7 +40,9 @@ class CosineCrossEntropy(torch.autograd.Function):
 
 def _fake(v: Tensor, *rest: Any) -> Any:
     statistics = accumulator(v.dtype)
-    return tuple(v.new_empty(shape, dtype=statistics) for shape in ((v.shape[0],), (v.shape[0],), ()))
+    return tuple(
+        v.new_empty(shape, dtype=statistics) for shape in ((v.shape[0],), (v.shape[0],), ())
+    )
 
 
 def _fake_backward(grad_loss: Tensor, v: Tensor, weight: Tensor, *rest: Any) -> Any:
