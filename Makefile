@@ -28,7 +28,7 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test build native-test sanitize test-oldest bench bench-full lint format \
-  cuda-build wheel clean
+  cuda-build gpu-check wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -109,6 +109,18 @@ format: $(ENV)  ## rewrite in the house style
 cuda-build: $(ENV)  ## as build, but fail where the CUDA library cannot be built; no GPU needed
 	OLTR_EXT_WITH_CUDA=1 $(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
 	@touch $(BUILD)
+
+# Where there is no GPU, what can be checked without one: every architecture compiles, and the same
+# kernels run on the host (native-test). PARTS: tests sanitizer bench train.
+PARTS ?=
+gpu-check: cuda-build  ## on a GPU: tests, sanitizers, benchmarks, training; writes the evidence
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/python benchmarks/gpu_check.py $(PARTS); \
+	else \
+	  echo "make: no GPU here; checking what needs none"; \
+	  $(MAKE) --no-print-directory native-test && \
+	  $(BIN)/python -m pytest -q python_tests/test_cuda.py; \
+	fi
 
 wheel: $(ENV)  ## sdist and wheel into dist/
 	rm -rf dist

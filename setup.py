@@ -187,6 +187,10 @@ def decide_cuda() -> tuple[Path | None, str, str]:
             found = f"nvcc is CUDA {release} and torch is CUDA {theirs}"
             repair = f"set CUDA_HOME to a toolkit of CUDA {theirs.split('.')[0]}"
             home = None
+        elif find_cublas(home) is None:
+            found = f"neither the toolkit at {home} nor torch's packages hold cuBLAS"
+            repair = "install the whole toolkit"
+            home = None
     if home is None:
         if wish == "1":
             stop(
@@ -199,6 +203,20 @@ def decide_cuda() -> tuple[Path | None, str, str]:
         archs = [a for a in WANTED_ARCHS if a in known] or known[-1:] or ["8.0"]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
     return home, release, f"built: CUDA {release}, {found}"
+
+
+def find_cublas(home: Path) -> tuple[list[str], list[str]] | None:
+    """(compiler flags, link arguments) for cuBLAS: the toolkit's, else that of torch's packages."""
+    spec = importlib.util.find_spec("nvidia")
+    packages = [Path(p) for p in spec.submodule_search_locations or []] if spec else []
+    for place in [home, *(d for p in packages for d in sorted(p.iterdir()))]:
+        if not (place / "include" / "cublas_v2.h").is_file():
+            continue
+        for folder in ("lib64", "lib", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu"):
+            for library in sorted((place / folder).glob("libcublas.so*")):
+                # Its soname is what the loader looks for, and torch has that loaded already.
+                return [f"-I{place / 'include'}"], [f"-L{library.parent}", f"-l:{library.name}"]
+    return None
 
 
 # --- build info ---------------------------------------------------------------------------------
@@ -265,15 +283,18 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     archs = ""
     if toolkit is not None:
         archs = os.environ["TORCH_CUDA_ARCH_LIST"]
+        cublas = find_cublas(toolkit)
+        assert cublas is not None  # or decide_cuda() had said no
         say(f"CUDA architectures: {archs}, flags {' '.join(NVCC_FLAGS)}")
         built.append(
             CUDAExtension(
                 "oltr_ext._oltr_cuda",
-                sources("torch/*_cuda.cpp", "cuda/*.cu"),
+                sources("torch/*_cuda.cpp", "cuda/*.cpp", "cuda/*.cu"),
                 extra_compile_args={
-                    "cxx": [*CXX_FLAGS, "-DUSE_CUDA", *PLAIN_FLAGS],
+                    "cxx": [*CXX_FLAGS, "-DUSE_CUDA", *PLAIN_FLAGS, *cublas[0]],
                     "nvcc": NVCC_FLAGS,
                 },
+                extra_link_args=cublas[1],
                 **stable,
             )
         )

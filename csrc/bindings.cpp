@@ -60,10 +60,12 @@ py::dict plan(int64_t B, int64_t C, int64_t D, const std::string& dtype,
   }
   py::dict out;
   if (device == "cuda") {
-    const oltr::cuda::Launch l = oltr::cuda::nearest_centroid_launch(B, accumulator_bytes(dtype));
-    out["blocks"] = l.blocks;
-    out["threads"] = l.threads;
-    out["shared_bytes"] = l.shared_bytes;
+    using namespace oltr::cuda;
+    const int64_t acc = accumulator_bytes(dtype);
+    const ElementBytes bytes{dtype == "bfloat16" || dtype == "float16" ? 2 : acc, acc};
+    out["forward_chunk"] = forward_chunk({B, C, D}, bytes, true, true, kChunkBytes);
+    out["backward_chunk"] = backward_chunk({B, C, D}, bytes, kChunkBytes);
+    out["threads"] = kThreads;
     return out;
   }
   if (device != "cpu") throw py::value_error("plan: expected device cpu or cuda, got " + device);
@@ -86,5 +88,6 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets found at run time, and under \"isa\" the one that the kernels use.");
   m.def("plan", &plan, py::arg("B"), py::arg("C"), py::arg("D"), py::arg("dtype") = "float32",
         py::arg("device") = "cpu",
-        "How an op over B rows, C classes and width D is cut; raises ValueError on bad input.");
+        "How meta_embedding over B rows, C classes and width D is cut; raises ValueError on bad "
+        "input.");
 }

@@ -33,3 +33,10 @@ def run_python(tmp_path):
         return done.stdout
 
     return run
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request):
+    """Each device in turn, as the one where new tensors are made."""
+    with torch.device(request.param):
+        yield request.param

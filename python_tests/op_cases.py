@@ -12,6 +12,7 @@ from torch import Tensor
 from oltr_ext import ops, use_backend
 
 Inputs = dict[str, Any]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ CASES = [
 BY_NAME = {case.name: case for case in CASES}
 
 
-def cast(inputs: Inputs, dtype: torch.dtype, case: Case, grad: bool = True) -> Inputs:
-    """Fresh leaves of another dtype."""
-    out = dict(inputs)
+def cast(
+    inputs: Inputs, dtype: torch.dtype, case: Case, grad: bool = True, device: str | None = None
+) -> Inputs:
+    """Fresh leaves of another dtype, and all of it on `device` where one is given."""
+    out = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
     for name in case.differentiable:
-        out[name] = inputs[name].detach().to(dtype).clone().requires_grad_(grad)
+        out[name] = out[name].detach().to(dtype).clone().requires_grad_(grad)
     return out
 
 
@@ -126,11 +129,11 @@ def run(case: Case, inputs: Inputs, backend: str = "native") -> dict[str, Tensor
         outputs = case.call(**inputs)
     result = {f"out{i}": o.detach() for i, o in enumerate(outputs)}
     generator = torch.Generator().manual_seed(7)
-    total = torch.zeros((), dtype=torch.float64)
+    total = outputs[0].new_zeros((), dtype=torch.float64)
     for o in outputs:
         if o.is_floating_point():
             weight = torch.randn(o.shape, generator=generator, dtype=torch.float64)
-            total = total + (o.double() * weight).sum()
+            total = total + (o.double() * weight.to(o.device)).sum()
     leaves = [inputs[n] for n in case.differentiable]
     grads = torch.autograd.grad(total, leaves)
     result.update({f"grad_{n}": g for n, g in zip(case.differentiable, grads, strict=True)})
@@ -141,5 +144,5 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     """Largest difference over the largest magnitude (1 at least)."""
     if got.numel() == 0:
         return 0.0
-    scale = max(1.0, want.double().abs().max().item())
-    return (got.double() - want.double()).abs().max().item() / scale
+    got, want = got.double().cpu(), want.double().cpu()
+    return (got - want).abs().max().item() / max(1.0, want.abs().max().item())

@@ -7,6 +7,8 @@ import torch
 
 from oltr_ext import ops, use_backend
 
+pytestmark = pytest.mark.usefixtures("device")
+
 BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])
 
 

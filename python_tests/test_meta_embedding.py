@@ -8,6 +8,8 @@ from op_cases import BY_NAME, cast
 
 from oltr_ext import ops, use_backend
 
+pytestmark = pytest.mark.usefixtures("device")
+
 CASE = BY_NAME["meta_embedding"]
 ARGUMENTS = ("x", "memory", "keys", "key_bias", "selector_weight", "selector_bias")
 

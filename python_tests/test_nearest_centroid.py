@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oltr_ext import ops, use_backend
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
@@ -90,10 +92,15 @@ def test_shared_winner_sums_its_gradient():
         torch.testing.assert_close(a, b)
 
 
-@settings(max_examples=40, deadline=None)
+# The device stays the same for all examples.
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.integers(1, 20), st.integers(1, 600), st.integers(1, 40), st.integers(0, 2**31))
 def test_matches_cdist_at_any_size(rows, classes, width, seed):
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(torch.get_default_device()).manual_seed(seed)
     x = torch.randn(rows, width, generator=g, dtype=torch.float64)
     memory = torch.randn(classes, width, generator=g, dtype=torch.float64)
     distance, index = ops.nearest_centroid(x, memory)

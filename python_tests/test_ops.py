@@ -6,27 +6,29 @@ import importlib
 
 import pytest
 import torch
-from op_cases import BY_NAME, CASES, Case, cast, relative_error, run
+from op_cases import BY_NAME, CASES, DEVICES, Case, cast, relative_error, run
 from torch.library import opcheck
 
-from oltr_ext import _C, ops, use_backend
+from oltr_ext import ops, use_backend
 from oltr_ext.ops._backend import OPS
 
 SHAPES = [(1, 1, 16), (3, 2, 1), (5, 7, 17), (16, 65, 33), (65, 300, 40), (64, 1000, 512)]
 every_op = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+every_device = pytest.mark.parametrize("device", DEVICES)
 
 
 def test_every_op_has_a_case():
     assert [c.name for c in CASES] == list(OPS)
 
 
+@every_device
 @every_op
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, 2e-5), (torch.float64, 1e-11)], ids=["f32", "f64"]
 )
-def test_value_and_gradient_against_float64(case: Case, shape, dtype, bound):
-    inputs = cast(case.make(*shape), dtype, case)
+def test_value_and_gradient_against_float64(case: Case, shape, dtype, bound, device):
+    inputs = cast(case.make(*shape), dtype, case, device=device)
     want = run(case, cast(inputs, torch.float64, case), "reference")
     got = run(case, inputs)
     for name in want:
@@ -34,12 +36,13 @@ def test_value_and_gradient_against_float64(case: Case, shape, dtype, bound):
         assert relative_error(got[name], want[name]) < bound, name
 
 
+@every_device
 @every_op
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)], ids=["bf16", "f16"]
 )
-def test_half_precision_accumulates_in_float32(case: Case, dtype, bound):
-    inputs = cast(case.make(9, 130, 48), dtype, case)
+def test_half_precision_accumulates_in_float32(case: Case, dtype, bound, device):
+    inputs = cast(case.make(9, 130, 48), dtype, case, device=device)
     want = run(case, cast(inputs, torch.float64, case), "reference")
     for name, got in run(case, inputs).items():
         assert relative_error(got, want[name]) < bound, name
@@ -52,11 +55,12 @@ def medium_precision():
     torch.set_float32_matmul_precision("highest")
 
 
+@every_device
 @every_op
 @pytest.mark.parametrize("shape", [(5, 7, 17), (65, 300, 40)], ids=str)
-def test_medium_precision_rounds_operands_only(case: Case, shape, medium_precision):
+def test_medium_precision_rounds_operands_only(case: Case, shape, medium_precision, device):
     """At most bfloat16's own rounding; values stay float32, near distances exact."""
-    inputs = cast(case.make(*shape), torch.float32, case)
+    inputs = cast(case.make(*shape), torch.float32, case, device=device)
     want = run(case, cast(inputs, torch.float64, case), "reference")
     for name, got in run(case, inputs).items():
         if name == "out1" and case.name == "nearest_centroid":
@@ -65,8 +69,9 @@ def test_medium_precision_rounds_operands_only(case: Case, shape, medium_precisi
         assert relative_error(got, want[name]) < 2e-2, name
 
 
-def test_medium_precision_measures_the_winner_exactly(medium_precision):
-    memory = torch.randn(200, 64)
+@every_device
+def test_medium_precision_measures_the_winner_exactly(medium_precision, device):
+    memory = torch.randn(200, 64).to(device)
     x = memory[::4] * (1 + 1e-4)
     distance, index = ops.nearest_centroid(x, memory)
     assert index.tolist() == list(range(0, 200, 4))
@@ -77,6 +82,7 @@ def test_medium_precision_measures_the_winner_exactly(medium_precision):
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(isa, run_python):
     """The choice is made once per process, so each instruction set runs in its own."""
+    _C = pytest.importorskip("oltr_ext._C")
     found = _C.cpu_features()
     has = {"avx512_bf16": found["avx512_bf16"], "avx512": found["avx512f"], "avx2": found["avx2"]}
     if not has.get(isa, True):
@@ -113,9 +119,10 @@ def test_gradients_larger_than_huge_pages_are_written_whole():
         assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
+@every_device
 @every_op
-def test_gradcheck(case: Case):
-    inputs = cast(case.make(4, 5, 6), torch.float64, case)
+def test_gradcheck(case: Case, device):
+    inputs = cast(case.make(4, 5, 6), torch.float64, case, device=device)
     names = case.differentiable
 
     def function(*leaves):
@@ -125,9 +132,9 @@ def test_gradcheck(case: Case):
     assert torch.autograd.gradcheck(function, tuple(inputs[n] for n in names))
 
 
-def _raw_arguments(name: str) -> tuple:
+def _raw_arguments(name: str, device: str) -> tuple:
     case = BY_NAME[name]
-    i = cast(case.make(6, 9, 11), torch.float32, case)
+    i = cast(case.make(6, 9, 11), torch.float32, case, device=device)
     extra = {
         "memory_attention": (True, "highest"),
         "nearest_centroid": ("highest",),
@@ -143,13 +150,15 @@ def _raw_arguments(name: str) -> tuple:
     return (*values, *extra)
 
 
+@every_device
 @pytest.mark.parametrize("name", OPS)
-def test_opcheck(name):
-    opcheck(getattr(torch.ops.oltr_ext, name).default, _raw_arguments(name))
+def test_opcheck(name, device):
+    opcheck(getattr(torch.ops.oltr_ext, name).default, _raw_arguments(name, device))
 
 
+@every_device
 @pytest.mark.parametrize("name", OPS)
-def test_opcheck_backward(name):
+def test_opcheck_backward(name, device):
     """The backward op is an op of its own: schema and fake tensors must hold for it too."""
     seen = []
 
@@ -159,7 +168,7 @@ def test_opcheck_backward(name):
                 seen.append((func, args))
             return func(*args, **(kwargs or {}))
 
-    outputs = getattr(torch.ops.oltr_ext, name)(*_raw_arguments(name))
+    outputs = getattr(torch.ops.oltr_ext, name)(*_raw_arguments(name, device))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     total = sum(o.sum() for o in outputs if o.requires_grad)
     with Spy():
@@ -169,9 +178,10 @@ def test_opcheck_backward(name):
     opcheck(func, detached, test_utils=("test_schema", "test_faketensor"))
 
 
+@every_device
 @every_op
-def test_fullgraph_compile(case: Case):
-    inputs = cast(case.make(6, 9, 11), torch.float32, case)
+def test_fullgraph_compile(case: Case, device):
+    inputs = cast(case.make(6, 9, 11), torch.float32, case, device=device)
     want = run(case, inputs)
     compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager")
     got = run(Case(case.name, case.make, compiled, case.differentiable), inputs)
@@ -179,14 +189,15 @@ def test_fullgraph_compile(case: Case):
         torch.testing.assert_close(got[name], want[name])
 
 
+@every_device
 @every_op
-def test_any_strides(case: Case):
-    inputs = cast(case.make(6, 9, 11), torch.float32, case)
+def test_any_strides(case: Case, device):
+    inputs = cast(case.make(6, 9, 11), torch.float32, case, device=device)
     want = run(case, inputs)
     strided = dict(inputs)
     for name in case.differentiable:
         t = inputs[name].detach()
-        wide = torch.full([2 * n for n in t.shape], float("nan"))
+        wide = torch.full([2 * n for n in t.shape], float("nan"), device=device)
         view = wide[tuple(slice(None, None, 2) for _ in t.shape)]
         view.copy_(t)
         if t.dim() == 2:
@@ -200,10 +211,11 @@ def test_any_strides(case: Case):
         assert torch.equal(got[name], want[name]), name
 
 
+@every_device
 @every_op
-def test_expanded_gradient(case: Case):
+def test_expanded_gradient(case: Case, device):
     """sum() sends back an expanded scalar: zero strides."""
-    inputs = cast(case.make(6, 9, 11), torch.float32, case)
+    inputs = cast(case.make(6, 9, 11), torch.float32, case, device=device)
     leaves = [inputs[n] for n in case.differentiable]
     first = torch.autograd.grad(case.call(**inputs)[0].sum(), leaves, allow_unused=True)
     with use_backend("reference"):
@@ -212,10 +224,11 @@ def test_expanded_gradient(case: Case):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@every_device
 @every_op
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_empty_batch(case: Case, backend):
-    inputs = cast(case.make(0, 4, 5), torch.float32, case)
+def test_empty_batch(case: Case, backend, device):
+    inputs = cast(case.make(0, 4, 5), torch.float32, case, device=device)
     for name, value in run(case, inputs, backend).items():
         assert torch.isfinite(value).all(), name
         if name.startswith("grad_"):
@@ -239,13 +252,14 @@ def test_same_bits_at_any_thread_count(case: Case, shape):
             assert torch.equal(other[name], results[0][name]), name
 
 
+@every_device
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(
     "name", ["memory_attention", "nearest_centroid", "meta_embedding", "cosine_logits"]
 )
-def test_nan_stays_in_its_row(name, backend):
+def test_nan_stays_in_its_row(name, backend, device):
     case = BY_NAME[name]
-    inputs = cast(case.make(40, 90, 12), torch.float32, case, grad=False)
+    inputs = cast(case.make(40, 90, 12), torch.float32, case, grad=False, device=device)
     first = case.differentiable[0]
     with use_backend(backend):
         clean = case.call(**inputs)
@@ -259,12 +273,13 @@ def test_nan_stays_in_its_row(name, backend):
     assert dirty[0][17].isnan().all()
 
 
+@every_device
 @every_op
-def test_autocast(case: Case):
-    inputs = cast(case.make(6, 9, 16), torch.float32, case)
+def test_autocast(case: Case, device):
+    inputs = cast(case.make(6, 9, 16), torch.float32, case, device=device)
     lower = case.name in ("memory_attention", "cosine_logits")
     for backend in ("native", "reference"):
-        with torch.autocast("cpu", torch.bfloat16), use_backend(backend):
+        with torch.autocast(device, torch.bfloat16), use_backend(backend):
             first = case.call(**inputs)[0]
         assert first.dtype == (torch.bfloat16 if lower else torch.float32)
         leaf = inputs[case.differentiable[0]]
@@ -272,27 +287,30 @@ def test_autocast(case: Case):
         assert grad.dtype == torch.float32
 
 
+@every_device
 @every_op
-def test_autocast_takes_mixed_dtypes(case: Case):
+def test_autocast_takes_mixed_dtypes(case: Case, device):
     """Under autocast the features come in half precision and the banks in float32."""
-    inputs = cast(case.make(6, 9, 16), torch.float32, case)
+    inputs = cast(case.make(6, 9, 16), torch.float32, case, device=device)
     lead = case.differentiable[0]
     inputs[lead] = inputs[lead].detach().bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         assert torch.isfinite(case.call(**inputs)[0].float()).all()
 
 
+@every_device
 @every_op
-def test_double_backward_is_refused(case: Case):
-    inputs = cast(case.make(4, 5, 6), torch.float32, case)
+def test_double_backward_is_refused(case: Case, device):
+    inputs = cast(case.make(4, 5, 6), torch.float32, case, device=device)
     leaf = inputs[case.differentiable[0]]
     (grad,) = torch.autograd.grad(case.call(**inputs)[0].square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         grad.sum().backward()
 
 
+@every_device
 @every_op
-def test_function_and_registered_formula_are_one(case: Case):
+def test_function_and_registered_formula_are_one(case: Case, device):
     module = importlib.import_module(f"oltr_ext.ops.{case.name}")
     functions = [
         f
@@ -300,7 +318,7 @@ def test_function_and_registered_formula_are_one(case: Case):
         if isinstance(f, type) and issubclass(f, torch.autograd.Function)
     ]
     assert len(functions) == 1
-    arguments = _raw_arguments(case.name)
+    arguments = _raw_arguments(case.name, device)
     a = functions[0].apply(*arguments)
     b = getattr(torch.ops.oltr_ext, case.name)(*arguments)
     a, b = (t if isinstance(t, tuple) else (t,) for t in (a, b))

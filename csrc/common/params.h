@@ -124,13 +124,14 @@ struct DiscCentroidsForward {
   double margin, repel_weight;
   Matrix x, centroids;
   const int64_t* target;
-  double* loss;  // scalar
+  MutableMatrix loss;  // () acc
   double* sums;  // (1 + 2 D) for the backward: 1 where the repel clamp is open, sums of x and c
 };
 struct DiscCentroidsBackward {
   Sizes size;
   Dtype dtype;
-  double grad_loss, repel_weight;
+  double repel_weight;
+  Matrix grad_loss;  // () acc
   const double* sums;
   bool official;  // the released code's centroid gradient of the attract term
   Matrix x, centroids;
@@ -146,6 +147,8 @@ struct ClassMeansForward {
   const int64_t* target;
   MutableMatrix means;
   int64_t* counts;
+  // On a GPU only: the labels sorted, and their rows in that order, equal labels as they came.
+  const int64_t *sorted = nullptr, *order = nullptr;
 };
 struct ClassMeansBackward {
   Sizes size;

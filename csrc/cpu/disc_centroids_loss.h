@@ -89,7 +89,8 @@ static void disc_centroids_forward(const DiscCentroidsForward& p, const Parallel
   using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   double *active = p.sums, *sum_x = p.sums + 1, *sum_c = p.sums + 1 + D;
-  *p.loss = 0;  // an empty batch asks for nothing
+  const auto set_loss = [&](double loss) { convert_out(&loss, 1, p.loss.data, p.loss.dtype, 0); };
+  set_loss(0);  // an empty batch asks for nothing
   fill(p.sums, 1 + 2 * D, 0.0);
   if (B == 0) return;
   const Buffer<double> shift(D);
@@ -111,7 +112,7 @@ static void disc_centroids_forward(const DiscCentroidsForward& p, const Parallel
   const double R = (b * norms_c + n * norms_x - 2 * cross - own) / (b * n);
   const double gap = p.margin - R;
   const double repel = gap < 0 ? 0 : gap > 1e6 ? 1e6 : gap;  // NaN passes through
-  *p.loss = own / (2 * b) + p.repel_weight * repel;
+  set_loss(own / (2 * b) + p.repel_weight * repel);
   *active = gap >= 0 && gap <= 1e6 ? 1 : 0;
 }
 
@@ -124,9 +125,11 @@ static void disc_centroids_backward(const DiscCentroidsBackward& p, const Parall
   convert_in(p.centroids.data, p.centroids.dtype, 0, D, shift.data());
   const Grouping groups(p.target, B, C);
   const int64_t rows_or_one = B > 0 ? B : 1;
-  const double g = p.grad_loss / static_cast<double>(rows_or_one);
+  double incoming = 0;
+  convert_in(p.grad_loss.data, p.grad_loss.dtype, 0, 1, &incoming);
+  const double g = incoming / static_cast<double>(rows_or_one);
   const double n = static_cast<double>(rows_or_one) * static_cast<double>(C);
-  const double w = -p.grad_loss * p.repel_weight * p.sums[0] * 2 / n;
+  const double w = -incoming * p.repel_weight * p.sums[0] * 2 / n;
   parallel_ranges(parallel, B, int64_t{64}, [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(D), other(D), line(D);
     for (int64_t i = begin; i < end; ++i) {

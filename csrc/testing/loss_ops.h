@@ -94,7 +94,7 @@ class CosineCrossEntropy : public Op {
   Arrays forward(const KernelTable& table, Storage& s) const override {
     CosineCrossEntropyForward p{size,         s.dtype(),       kScale,          kSmoothing,
                                 kIgnore,      s.in(inputs[0]), s.in(inputs[1]), s.in_acc(log_prior),
-                                s.in(target), s.out_acc(B()),  s.out_acc(B()), s.out_acc(1)};
+                                s.in(target), s.out_acc(B()),  s.out_acc(B()),  s.out_acc(1)};
     table.cosine_cross_entropy_forward(p, parallel);
     return {read(p.loss, B()), read(p.lse, B()), read(p.counted, 1)};
   }
@@ -147,19 +147,19 @@ class DiscCentroidsLoss : public Op {
   Labels target;
 
   Arrays forward(const KernelTable& table, Storage& s) const override {
-    Array loss(1), sums(1 + 2 * D());
+    Array sums(1 + 2 * D());
     DiscCentroidsForward p{size,         s.dtype(),       margin(),
                            kRepel,       s.in(inputs[0]), s.in(inputs[1]),
-                           s.in(target), loss.data(),     sums.data()};
+                           s.in(target), s.out_acc(1),    sums.data()};
     table.disc_centroids_forward(p, parallel);
-    return {loss, sums};
+    return {read(p.loss, 1), sums};
   }
   Arrays backward(const KernelTable& table, Storage& s, const Arrays& out,
                   const Arrays& grads) const override {
     DiscCentroidsBackward p{size,
                             s.dtype(),
-                            grads[0][0],
                             kRepel,
+                            s.in_acc(grads[0]),
                             out[1].data(),
                             false,
                             s.in(inputs[0]),

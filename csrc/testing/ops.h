@@ -56,6 +56,14 @@ inline Array random_array(int64_t n, std::mt19937& random) {
   for (double& v : a) v = std::clamp(std::round(normal(random) * 64), -255.0, 255.0) / 64;
   return a;
 }
+// Rows whose products with others of this width stay about as large as one element: their softmax
+// does not sit on one class. Scaled by a power of two, so still exact.
+inline Array random_keys(int64_t rows, int64_t width, std::mt19937& random) {
+  Array a = random_array(rows * width, random);
+  const double scale = std::exp2(-std::floor(std::log2(static_cast<double>(width)) / 2));
+  for (double& v : a) v *= scale;
+  return a;
+}
 inline Labels random_labels(int64_t n, int64_t classes, std::mt19937& random) {
   Labels a(n);
   for (int64_t& v : a) v = static_cast<int64_t>(random() % classes);
@@ -91,7 +99,7 @@ class MemoryAttention : public Op {
  public:
   MemoryAttention(Sizes s, std::mt19937& r) {
     size = s;
-    inputs = {random_array(B() * D(), r), random_array(C() * D(), r), random_array(C(), r),
+    inputs = {random_array(B() * D(), r), random_keys(C(), D(), r), random_array(C(), r),
               random_array(C() * D(), r)};
   }
   static void attend(const double* x, const Array& keys, const Array& bias, const Array& memory,
@@ -184,8 +192,8 @@ class MetaEmbedding : public Op {
   MetaEmbedding(Sizes s, std::mt19937& r) {
     size = s;
     with_gradient = 4;
-    inputs = {random_array(B() * D(), r), random_array(C() * D(), r), random_array(C() * D(), r),
-              random_array(C(), r),       random_array(D() * D(), r), random_array(D(), r)};
+    inputs = {random_array(B() * D(), r), random_array(C() * D(), r), random_keys(C(), D(), r),
+              random_array(C(), r),       random_keys(D(), D(), r),   random_array(D(), r)};
   }
   Arrays naive(const Arrays& in) const override {
     Array embedding(B() * D()), recalled(B() * D()), selector(B() * D()), distance(B()), lse(B()),

@@ -1,5 +1,5 @@
-// What every glue file needs: checks that name the op first, then what was expected and what came;
-// the views kernels take; torch's thread pool as oltr::Parallel.
+// What every op's glue needs: checks that name the op first, then what was expected and what came,
+// and the views that kernels take. torch/<op>.h is written with it, once for all devices.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <atomic>
+#include <array>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "common/params.h"
-#include "cpu/parallel.h"
 
 namespace oltr {
 
@@ -78,6 +77,10 @@ inline Precision kernel_precision(const char* op, const std::string& name) {
   fail(op, "expected precision to be highest, high or medium, got ", name);
 }
 
+struct Sorted {
+  Tensor labels, order;
+};
+
 // One op call: checks arguments against the first one and turns them into kernel views. Keeps the
 // contiguous copies it makes alive until the kernel is done.
 class Call {
@@ -113,16 +116,34 @@ class Call {
     check(name, t, ScalarType::Double, shape);
     return static_cast<const double*>(keep(t));
   }
-  // Labels in [0, classes), or ignore_index where the op has one.
+  // Labels in [0, classes), or ignore_index where the op has one. A GPU's labels are not looked at,
+  // for that would wait for it: its kernels make NaN of what a wrong one reaches.
   const int64_t* labels(const char* name, const Tensor& t, int64_t batch, int64_t classes,
                         std::optional<int64_t> ignore_index = std::nullopt) {
     const int64_t* p = in_index(name, t, {batch});
-    for (int64_t i = 0; i < batch; ++i) {
+    for (int64_t i = 0; lead_.is_cpu() && i < batch; ++i) {
       if (ignore_index.has_value() && p[i] == *ignore_index) continue;
       if (p[i] < 0 || p[i] >= classes)
         fail(op_, "expected every ", name, " in [0, ", classes, "), got ", p[i], " at row ", i);
     }
     return p;
+  }
+
+  // Labels in order, for the ops that group rows by class on a GPU: torch's sort is as fast as any.
+  std::optional<Sorted> sort_labels(const Tensor& t) const {
+    if (lead_.is_cpu()) return std::nullopt;
+    using torch::stable::detail::from;
+    std::array<StableIValue, 4> stack{from(t), from(std::optional<bool>(true)), from(int64_t{-1}),
+                                      from(false)};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+    return Sorted{torch::stable::detail::to<Tensor>(stack[0]),
+                  torch::stable::detail::to<Tensor>(stack[1])};
+  }
+
+  template <class Device, class Params>
+  void run(const Params& p) const {
+    Device::run(op_, lead_, p);
   }
 
   Tensor empty(std::vector<int64_t> shape) const { return empty(shape, lead_.scalar_type()); }
@@ -168,16 +189,5 @@ class Call {
   Dtype dtype_;
   std::vector<Tensor> kept_;
 };
-
-// torch's intra-op pool. Its threads take the tasks one by one: these differ in length, and a thread
-// may be late.
-inline Parallel torch_threads() {
-  return {[](int64_t tasks, void (*body)(void*, int64_t), void* context) {
-    std::atomic<int64_t> next{0};
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
-      for (int64_t i = next++; i < tasks; i = next++) body(context, i);
-    });
-  }};
-}
 
 }  // namespace oltr

@@ -16,7 +16,7 @@ def cosine_cross_entropy(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """One loss a row of the whole (B, C) logits, 0 where the target is ignore_index; rows counted."""
+    """(loss a row of the whole (B, C) logits, 0 where the target is ignore_index; rows counted)."""
     op = "cosine_cross_entropy"
     check_labels(op, target, weight.shape[0], ignore_index)
     logits = cosine_logits(*widen(v, weight), scale=scale)

@@ -1,4 +1,4 @@
-// A host's stand-in for the CUDA runtime: the .cu sources, included by a test, run here unchanged.
+// A host's stand-in for the CUDA runtime: the .cu sources compile and run here unchanged.
 //
 // Each CUDA thread is a fiber. A fiber runs until it must wait for others (a barrier, a warp
 // exchange) and the next one is drawn at random, so that code which forgets to wait reads what has
@@ -24,6 +24,11 @@
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "a CUDA error"; }
+inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  std::memset(data, value, bytes);
+  return cudaSuccess;
+}
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -38,110 +43,136 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStack]};
   dim3 thread;
-  bool done = false;
-  int barriers = 0;             // passed or waited at
-  int exchanges = 0;            // likewise, within the warp
-  unsigned char slot[2][8];     // what this lane gives; two, for the next exchange may start early
-  std::function<bool()> ready;  // empty: can run
+  int exchanges;             // within the warp, so far
+  unsigned char slot[2][8];  // what this lane gives; two, for the next exchange may start early
 };
 
 struct Block {
   dim3 index, threads, blocks;
   std::vector<unsigned char> shared;
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  std::vector<int> runnable;
+  std::vector<std::vector<int>> in_warp;  // fibers that wait for their warp's exchange
+  std::vector<int> at_barrier;
+  int live;
+  ucontext_t launcher;
   Fiber* current = nullptr;
   const std::function<void()>* kernel = nullptr;
+  std::mt19937 random;
 };
 inline Block* block = nullptr;
 inline unsigned seed = 0;  // of the next launch's schedule
-
-inline void wait_until(std::function<bool()> ready) {
-  Fiber* self = block->current;
-  self->ready = std::move(ready);
-  swapcontext(&self->context, &block->scheduler);
-}
 
 [[noreturn]] inline void stop(const char* why) {
   std::fprintf(stderr, "host_cuda: %s\n", why);
   std::abort();
 }
 
-inline void barrier() {
-  const int mine = ++block->current->barriers;
-  wait_until([mine] {
-    for (const Fiber& f : block->fibers)
-      if (!f.done && f.barriers < mine) return false;
-    return true;
-  });
+inline int self() { return static_cast<int>(block->current - block->fibers.data()); }
+
+// Leaves `from` for one of the fibers that can run.
+inline void run_another(ucontext_t& from) {
+  std::vector<int>& able = block->runnable;
+  if (able.empty()) stop("every thread waits: not all of a block reach the same barrier");
+  std::swap(able[block->random() % able.size()], able.back());
+  block->current = &block->fibers[able.back()];
+  able.pop_back();
+  if (&block->current->context != &from) swapcontext(&from, &block->current->context);
 }
+
+inline void release(std::vector<int>& waiting) {
+  block->runnable.insert(block->runnable.end(), waiting.begin(), waiting.end());
+  waiting.clear();
+}
+
+inline void barrier() {
+  Fiber* me = block->current;
+  block->at_barrier.push_back(self());
+  if (static_cast<int>(block->at_barrier.size()) == block->live) release(block->at_barrier);
+  run_another(me->context);
+}
+
+// Gives `value` to the warp and returns once every lane has given its own: read(lane) gets them.
+template <class T>
+class Exchange {
+ public:
+  explicit Exchange(T value) : me_(block->current) {
+    static_assert(sizeof(T) <= 8, "");
+    parity_ = ++me_->exchanges % 2;
+    std::memcpy(me_->slot[parity_], &value, sizeof(T));
+    first_ = self() / kWarp * kWarp;
+    std::vector<int>& waiting = block->in_warp[first_ / kWarp];
+    waiting.push_back(self());
+    if (waiting.size() == kWarp) release(waiting);
+    run_another(me_->context);
+  }
+  int lane() const { return static_cast<int>(me_->thread.x) % kWarp; }
+  T read(int lane) const {
+    const Fiber& f = block->fibers[first_ + lane];
+    T value;
+    std::memcpy(&value, f.slot[parity_], sizeof(T));
+    return value;
+  }
+
+ private:
+  Fiber* me_;
+  int first_, parity_;
+};
 
 template <class T>
 T exchange_xor(T value, int lane_mask) {
-  static_assert(sizeof(T) <= 8, "");
-  Fiber* self = block->current;
-  const int warp = static_cast<int>(self->thread.x) / kWarp * kWarp;
-  const int mine = ++self->exchanges;
-  std::memcpy(self->slot[mine % 2], &value, sizeof(T));
-  wait_until([warp, mine] {
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const Fiber& f = block->fibers[warp + lane];
-      if (f.done) stop("a lane of the exchange has left the kernel");
-      if (f.exchanges < mine) return false;
-    }
-    return true;
-  });
-  const int lane = static_cast<int>(self->thread.x) % kWarp ^ lane_mask;
-  std::memcpy(&value, block->fibers[warp + lane].slot[mine % 2], sizeof(T));
-  return value;
+  const Exchange<T> all(value);
+  return all.read(all.lane() ^ lane_mask);
+}
+inline unsigned ballot(bool mine) {
+  const Exchange<bool> all(mine);
+  unsigned votes = 0;
+  for (int lane = 0; lane < kWarp; ++lane) votes |= unsigned{all.read(lane)} << lane;
+  return votes;
 }
 
 inline void enter() {
   (*block->kernel)();
-  block->current->done = true;
+  Fiber* me = block->current;
+  if (!block->in_warp[self() / kWarp].empty()) stop("lanes wait for one that leaves the kernel");
+  if (--block->live == 0) setcontext(&block->launcher);
+  if (static_cast<int>(block->at_barrier.size()) == block->live) release(block->at_barrier);
+  run_another(me->context);
 }
 
-inline void start(Fiber& f, unsigned thread) {
-  f.thread = {thread, 0, 0};
-  getcontext(&f.context);
-  f.context.uc_stack.ss_sp = f.stack.get();
-  f.context.uc_stack.ss_size = kStack;
-  f.context.uc_link = &block->scheduler;
-  makecontext(&f.context, enter, 0);
-}
-
-inline void run_block(Block& b, std::mt19937& random) {
+inline void run_block(Block& b) {
   block = &b;
-  for (size_t t = 0; t < b.fibers.size(); ++t) start(b.fibers[t], static_cast<unsigned>(t));
-  for (size_t left = b.fibers.size(); left > 0;) {
-    const size_t first = random() % b.fibers.size();
-    Fiber* next = nullptr;
-    for (size_t i = 0; i < b.fibers.size() && next == nullptr; ++i) {
-      Fiber& f = b.fibers[(first + i) % b.fibers.size()];
-      if (!f.done && (!f.ready || f.ready())) next = &f;
-    }
-    if (next == nullptr) stop("every thread waits: not all of a block reach the same barrier");
-    next->ready = nullptr;
-    b.current = next;
-    swapcontext(&b.scheduler, &next->context);
-    left -= next->done;
+  b.live = static_cast<int>(b.fibers.size());
+  for (int t = 0; t < b.live; ++t) {
+    Fiber& f = b.fibers[t];
+    f.thread = {static_cast<unsigned>(t), 0, 0};
+    f.exchanges = 0;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, enter, 0);
+    b.runnable.push_back(t);
   }
+  run_another(b.launcher);
   block = nullptr;
 }
 
 template <class Kernel, class... Args>
 void launch(Kernel kernel, int64_t blocks, int64_t threads, int64_t shared_bytes, Args... args) {
-  std::mt19937 random(seed++);
   const std::function<void()> body = [&] { kernel(args...); };
   Block b;
+  b.random.seed(seed++);
   b.kernel = &body;
   b.threads.x = static_cast<unsigned>(threads);
   b.blocks.x = static_cast<unsigned>(blocks);
+  b.fibers = std::vector<Fiber>(static_cast<size_t>(threads));
+  b.in_warp.resize(static_cast<size_t>(threads) / kWarp);
   for (int64_t i = 0; i < blocks; ++i) {
     b.index = {static_cast<unsigned>(i), 0, 0};
-    b.shared.assign(static_cast<size_t>(shared_bytes), 0xff);  // NaN until written
-    b.fibers = std::vector<Fiber>(static_cast<size_t>(threads));
-    run_block(b, random);
+    // Its own memory for each block, of its very size: NaN until written, fenced by the sanitizer.
+    b.shared = std::vector<unsigned char>(static_cast<size_t>(shared_bytes), 0xff);
+    run_block(b);
   }
 }
 
@@ -153,6 +184,8 @@ void launch(Kernel kernel, int64_t blocks, int64_t threads, int64_t shared_bytes
 #define gridDim (host_cuda::block->blocks)
 #define __syncthreads() host_cuda::barrier()
 #define __shfl_xor_sync(mask, value, lane_mask) host_cuda::exchange_xor(value, lane_mask)
+#define __ballot_sync(mask, predicate) host_cuda::ballot(predicate)
+inline int __ffs(int v) { return __builtin_ffs(v); }
 
 #define OLTR_DYNAMIC_SHARED(name) unsigned char* name = host_cuda::block->shared.data()
 #define OLTR_LAUNCH(kernel, l, stream, ...) \

@@ -1,9 +1,11 @@
-#include "cpu/kernels.h"
+#pragma once
+
 #include "torch/glue.h"
 
 namespace oltr {
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding(
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding(
     const Tensor& x, const Tensor& memory, const Tensor& keys, const Tensor& key_bias,
     const Tensor& selector_weight, const Tensor& selector_bias, double scale, double eps, bool,
     const std::string& precision) {
@@ -32,11 +34,12 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding
   p.distance = call.out(distance);
   p.lse = call.out(lse);
   p.nearest = nearest.mutable_data_ptr<int64_t>();
-  kernels().meta_embedding_forward(p, torch_threads());
+  call.run<Device>(p);
   return {embedding, memory_feature, selector, distance, nearest, lse};
 }
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding_backward(
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding_backward(
     const Tensor& grad_embedding, const OptionalTensor& grad_memory_feature,
     const OptionalTensor& grad_selector, const OptionalTensor& grad_distance, const Tensor& x,
     const Tensor& memory, const Tensor& keys, const Tensor& key_bias, const Tensor& selector_weight,
@@ -74,13 +77,8 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding
   p.grad_key_bias = call.out(grad_key_bias);
   p.grad_selector_weight = call.out(grad_selector_weight);
   p.grad_selector_bias = call.out(grad_selector_bias);
-  kernels().meta_embedding_backward(p, torch_threads());
+  call.run<Device>(p);
   return {grad_x, grad_memory, grad_keys, grad_key_bias, grad_selector_weight, grad_selector_bias};
-}
-
-STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("meta_embedding", TORCH_BOX(&meta_embedding));
-  m.impl("meta_embedding_backward", TORCH_BOX(&meta_embedding_backward));
 }
 
 }  // namespace oltr

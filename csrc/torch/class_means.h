@@ -1,10 +1,11 @@
-#include "cpu/kernels.h"
+#pragma once
+
 #include "torch/glue.h"
 
 namespace oltr {
 
-static std::tuple<Tensor, Tensor> class_means(const Tensor& x, const Tensor& target,
-                                              int64_t num_classes) {
+template <class Device>
+std::tuple<Tensor, Tensor> class_means(const Tensor& x, const Tensor& target, int64_t num_classes) {
   Call call("class_means", "x", x);
   const int64_t B = x.size(0), D = x.size(1);
   call.at_least_one("class", num_classes);
@@ -16,12 +17,17 @@ static std::tuple<Tensor, Tensor> class_means(const Tensor& x, const Tensor& tar
   p.target = call.labels("target", target, B, num_classes);
   p.means = call.out(means);
   p.counts = counts.mutable_data_ptr<int64_t>();
-  kernels().class_means_forward(p, torch_threads());
+  const std::optional<Sorted> groups = call.sort_labels(target);
+  if (groups.has_value()) {
+    p.sorted = groups->labels.const_data_ptr<int64_t>();
+    p.order = groups->order.const_data_ptr<int64_t>();
+  }
+  call.run<Device>(p);
   return {means, counts};
 }
 
-static Tensor class_means_backward(const Tensor& grad_means, const Tensor& target,
-                                   const Tensor& counts) {
+template <class Device>
+Tensor class_means_backward(const Tensor& grad_means, const Tensor& target, const Tensor& counts) {
   Call call("class_means_backward", "grad_means", grad_means);
   const int64_t B = target.numel(), C = grad_means.size(0), D = grad_means.size(1);
   const Tensor grad_x = call.empty({B, D});
@@ -32,13 +38,8 @@ static Tensor class_means_backward(const Tensor& grad_means, const Tensor& targe
   p.target = call.labels("target", target, B, C);
   p.counts = call.in_index("counts", counts, {C});
   p.grad_x = call.out(grad_x);
-  kernels().class_means_backward(p, torch_threads());
+  call.run<Device>(p);
   return grad_x;
-}
-
-STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("class_means", TORCH_BOX(&class_means));
-  m.impl("class_means_backward", TORCH_BOX(&class_means_backward));
 }
 
 }  // namespace oltr

@@ -1,19 +1,23 @@
+#pragma once
+
 #include <cmath>
 
-#include "cpu/kernels.h"
 #include "torch/glue.h"
 
 namespace oltr {
 
-template <class T>
-static void check_prior(const char* op, const void* data, int64_t classes) {
-  const T* p = static_cast<const T*>(data);
-  for (int64_t c = 0; p != nullptr && c < classes; ++c)
-    if (std::isnan(p[c]) || p[c] == HUGE_VAL)
+// On the CPU alone: reading a GPU's prior would wait for it; there, a wrong one makes NaN of losses.
+inline void check_prior(const char* op, const Tensor& v, Matrix log_prior, int64_t classes) {
+  for (int64_t c = 0; v.is_cpu() && log_prior.data != nullptr && c < classes; ++c) {
+    double p = 0;
+    convert_in(log_prior.data, log_prior.dtype, c, 1, &p);
+    if (std::isnan(p) || p == HUGE_VAL)
       fail(op, "expected class_prior to be finite and not negative, it is not for class ", c);
+  }
 }
 
-static std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy(
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy(
     const Tensor& v, const Tensor& weight, const Tensor& target, const OptionalTensor& log_prior,
     double scale, double label_smoothing, int64_t ignore_index, const std::string& precision) {
   constexpr const char* op = "cosine_cross_entropy";
@@ -32,19 +36,17 @@ static std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy(
   p.v = call.in("v", v, {B, D});
   p.weight = call.in("weight", weight, {C, D});
   p.log_prior = call.in_acc_optional("log_prior", log_prior, {C});
-  if (p.dtype == Dtype::kFloat64)
-    check_prior<double>(op, p.log_prior.data, C);
-  else
-    check_prior<float>(op, p.log_prior.data, C);
+  check_prior(op, v, p.log_prior, C);
   p.target = call.labels("target", target, B, C, ignore_index);
   p.loss = call.out(loss);
   p.lse = call.out(lse);
   p.counted = call.out(counted);
-  kernels().cosine_cross_entropy_forward(p, torch_threads());
+  call.run<Device>(p);
   return {loss, lse, counted};
 }
 
-static std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(
+template <class Device>
+std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(
     const Tensor& grad_loss, const Tensor& v, const Tensor& weight, const Tensor& target,
     const OptionalTensor& log_prior, const Tensor& lse, double scale, double label_smoothing,
     int64_t ignore_index, const std::string& precision) {
@@ -66,13 +68,8 @@ static std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(
   p.target = call.labels("target", target, B, C, ignore_index);
   p.grad_v = call.out(grad_v);
   p.grad_weight = call.out(grad_weight);
-  kernels().cosine_cross_entropy_backward(p, torch_threads());
+  call.run<Device>(p);
   return {grad_v, grad_weight};
-}
-
-STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("cosine_cross_entropy", TORCH_BOX(&cosine_cross_entropy));
-  m.impl("cosine_cross_entropy_backward", TORCH_BOX(&cosine_cross_entropy_backward));
 }
 
 }  // namespace oltr

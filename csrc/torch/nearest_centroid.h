@@ -1,10 +1,12 @@
-#include "cpu/kernels.h"
+#pragma once
+
 #include "torch/glue.h"
 
 namespace oltr {
 
-static std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor& memory,
-                                                   const std::string& precision) {
+template <class Device>
+std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor& memory,
+                                            const std::string& precision) {
   Call call("nearest_centroid", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   call.at_least_one("class", C);
@@ -18,13 +20,14 @@ static std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor
   p.memory = call.in("memory", memory, {C, D});
   p.distance = call.out(distance);
   p.index = index.mutable_data_ptr<int64_t>();
-  kernels().nearest_centroid_forward(p, torch_threads());
+  call.run<Device>(p);
   return {distance, index};
 }
 
-static std::tuple<Tensor, Tensor> nearest_centroid_backward(const Tensor& grad_distance,
-                                                            const Tensor& x, const Tensor& memory,
-                                                            const Tensor& index, bool memory_grad) {
+template <class Device>
+std::tuple<Tensor, Tensor> nearest_centroid_backward(const Tensor& grad_distance, const Tensor& x,
+                                                     const Tensor& memory, const Tensor& index,
+                                                     bool memory_grad) {
   Call call("nearest_centroid_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   const Tensor grad_x = call.empty({B, D}), grad_memory = call.empty({memory_grad ? C : 0, D});
@@ -37,13 +40,8 @@ static std::tuple<Tensor, Tensor> nearest_centroid_backward(const Tensor& grad_d
   p.index = call.labels("index", index, B, C);
   p.grad_x = call.out(grad_x);
   if (memory_grad) p.grad_memory = call.out(grad_memory);
-  kernels().nearest_centroid_backward(p, torch_threads());
+  call.run<Device>(p);
   return {grad_x, grad_memory};
-}
-
-STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("nearest_centroid", TORCH_BOX(&nearest_centroid));
-  m.impl("nearest_centroid_backward", TORCH_BOX(&nearest_centroid_backward));
 }
 
 }  // namespace oltr

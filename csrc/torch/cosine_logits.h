@@ -1,10 +1,12 @@
-#include "cpu/kernels.h"
+#pragma once
+
 #include "torch/glue.h"
 
 namespace oltr {
 
-static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale,
-                            const std::string& precision) {
+template <class Device>
+Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale,
+                     const std::string& precision) {
   Call call("cosine_logits", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   call.at_least_one("class", C);
@@ -18,13 +20,14 @@ static Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale,
   p.v = call.in("v", v, {B, D});
   p.weight = call.in("weight", weight, {C, D});
   p.logits = call.out(logits);
-  kernels().cosine_logits_forward(p, torch_threads());
+  call.run<Device>(p);
   return logits;
 }
 
-static std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& grad_logits, const Tensor& v,
-                                                         const Tensor& weight, double scale,
-                                                         const std::string& precision) {
+template <class Device>
+std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& grad_logits, const Tensor& v,
+                                                  const Tensor& weight, double scale,
+                                                  const std::string& precision) {
   Call call("cosine_logits_backward", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   const Tensor grad_v = call.empty({B, D}), grad_weight = call.empty({C, D});
@@ -38,13 +41,8 @@ static std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& grad_logi
   p.weight = call.in("weight", weight, {C, D});
   p.grad_v = call.out(grad_v);
   p.grad_weight = call.out(grad_weight);
-  kernels().cosine_logits_backward(p, torch_threads());
+  call.run<Device>(p);
   return {grad_v, grad_weight};
-}
-
-STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("cosine_logits", TORCH_BOX(&cosine_logits));
-  m.impl("cosine_logits_backward", TORCH_BOX(&cosine_logits_backward));
 }
 
 }  // namespace oltr

@@ -1,11 +1,13 @@
-#include "cpu/kernels.h"
+#pragma once
+
 #include "torch/glue.h"
 
 namespace oltr {
 
-static std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor& keys,
-                                                   const Tensor& key_bias, const Tensor& memory,
-                                                   bool, const std::string& precision) {
+template <class Device>
+std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor& keys,
+                                            const Tensor& key_bias, const Tensor& memory, bool,
+                                            const std::string& precision) {
   Call call("memory_attention", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
   call.at_least_one("class", C);
@@ -21,11 +23,12 @@ static std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor
   p.memory = call.in("memory", memory, {C, D});
   p.out = call.out(out);
   p.lse = call.out(lse);
-  kernels().memory_attention_forward(p, torch_threads());
+  call.run<Device>(p);
   return {out, lse};
 }
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& keys, const Tensor& key_bias,
     const Tensor& memory, const Tensor& out, const Tensor& lse, bool memory_grad,
     const std::string& precision) {
@@ -48,13 +51,8 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> memory_attention_backward(
   p.grad_keys = call.out(grad_keys);
   p.grad_key_bias = call.out(grad_key_bias);
   if (memory_grad) p.grad_memory = call.out(grad_memory);
-  kernels().memory_attention_backward(p, torch_threads());
+  call.run<Device>(p);
   return {grad_x, grad_keys, grad_key_bias, grad_memory};
-}
-
-STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("memory_attention", TORCH_BOX(&memory_attention));
-  m.impl("memory_attention_backward", TORCH_BOX(&memory_attention_backward));
 }
 
 }  // namespace oltr

@@ -1,0 +1,280 @@
+"""The ops on a GPU against their peers: CUDA events, cold inputs, medians of rounds in turn.
+
+`make gpu-check` runs this on a machine with a GPU and nothing else: torch alone is needed. Inputs
+rotate through copies that together are larger than the L2 cache. Each round calls every function
+once; medians over rounds are compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import floors
+import torch
+import torch.nn.functional as F
+from peers import PEERS
+from torch import Tensor
+from workloads import WORKLOADS, caller
+
+ROUNDS = 11
+MOST_BYTES = 24e9
+"""A peer that needs a larger tensor is not run, and its row says so."""
+
+# (op, mode, B, C, D, goal in microseconds where there is one), bfloat16.
+CASES = [
+    ("meta_embedding", "forward", 256, 1000, 512, 45),
+    ("meta_embedding", "backward", 256, 1000, 512, 90),
+    ("meta_embedding", "forward", 256, 8142, 2048, 50),
+    ("meta_embedding", "backward", 256, 8142, 2048, 95),
+    ("meta_embedding", "forward", 512, 100_000, 512, 280),
+    ("meta_embedding", "backward", 512, 100_000, 512, 550),
+    ("meta_embedding", "forward", 1024, 1_000_000, 512, 5600),
+    ("meta_embedding", "backward", 1024, 1_000_000, 512, 11_000),
+    ("meta_embedding", "forward", 64, 1_000_000, 512, 890),
+    ("memory_attention", "forward", 512, 100_000, 512, None),
+    ("nearest_centroid", "forward", 512, 100_000, 512, None),
+    ("cosine_logits", "forward", 512, 100_000, 512, None),
+    ("cosine_cross_entropy", "full", 512, 100_000, 512, None),
+    ("cosine_cross_entropy", "full", 1024, 1_000_000, 512, None),
+    ("disc_centroids_loss", "full", 1024, 1_000_000, 512, None),
+    ("class_means", "forward", 100_000, 1000, 512, None),
+]
+
+# Tuning takes a minute a case.
+COMPILED = {
+    ("meta_embedding", "forward", 256, 8142),
+    ("meta_embedding", "forward", 512, 100_000),
+    ("cosine_cross_entropy", "full", 512, 100_000),
+}
+
+
+def microseconds(calls: dict[str, list[Callable[[], Any]]], rounds: int = ROUNDS) -> dict:
+    """Median, and spread between quartiles, of every function, in turn.
+
+    Args:
+        calls: for each name the same call on different copies of its inputs.
+    """
+    for copies in calls.values():
+        for call in copies:
+            call()
+    torch.cuda.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds):
+        for name, copies in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(200_000)  # the launches are queued before the first of them runs
+            begin.record()
+            result = copies[i % len(copies)]()
+            end.record()
+            end.synchronize()
+            del result
+            times[name].append(1e3 * begin.elapsed_time(end))
+    quarters = {n: statistics.quantiles(t, n=4) for n, t in times.items()}
+    return {n: {"median_us": q[1], "iqr_us": q[2] - q[0]} for n, q in quarters.items()}
+
+
+def products_alone(x: Tensor, memory: Tensor, keys: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
+    """What the meta-embedding's forward asks of the library, in chunks as ours; nothing else."""
+    chunk = max(128, (24 << 20) // (10 * x.shape[0] + 4 * x.shape[1]) // 128 * 128)
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for first in range(0, memory.shape[0], chunk):
+        part = memory[first : first + chunk]
+        weights = x @ keys[first : first + chunk].t()
+        x @ part.t()
+        out += weights @ part
+    return out, x @ rest["selector_weight"].t()
+
+
+def peers_of(op: str, mode: str, B: int, C: int, D: int) -> Iterator[tuple[str, Any]]:
+    """(name, function, or the reason why not)."""
+    for name, peer in PEERS[op].items():
+        size = 2 * {"": 0, "BC": 2 * B * C, "BCD": B * C * D}[peer.needs]
+        if peer.module:
+            yield name, f"{peer.module} is not carried"
+        elif size > MOST_BYTES:
+            yield name, f"needs {size / 1e9:.0f} GB for one tensor"
+        else:
+            yield name, peer.call
+    if op == "meta_embedding" and mode == "forward":
+        yield "products alone", products_alone
+
+
+def peaks() -> dict[str, float]:
+    """TFLOP/s of a large bfloat16 product, and GB/s of a copy, read and written."""
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    found = microseconds({"product": [lambda: a @ b], "copy": [lambda: target.copy_(source)]})
+    return {
+        "bf16_tflops": 2 * n**3 / found["product"]["median_us"] / 1e6,
+        "copy_gbytes": 2 * source.numel() * 4 / found["copy"]["median_us"] / 1e3,
+    }
+
+
+def graphed(call: Callable[[], Any]) -> Callable[[], None]:
+    """The call as a CUDA graph's replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, float]) -> dict:
+    """One case: ours and every peer that can run."""
+    workload = WORKLOADS[op]
+    element = 2
+    one = workload.inputs(2, 3, D, torch.bfloat16, False)
+    banks = sum(1 for n in workload.leaves if one[n].dim() == 2 and one[n].shape[0] == 3)
+    cold = 2 * torch.cuda.get_device_properties(0).L2_cache_size
+    copies = max(1, min(8, -(-cold // (banks * C * D * element))))
+
+    def inputs() -> dict[str, Any]:
+        made = workload.inputs(B, C, D, torch.bfloat16, False)
+        moved = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in made.items()}
+        for n in workload.leaves:
+            moved[n].requires_grad_(mode != "forward")
+        return moved
+
+    sets = [inputs() for _ in range(copies)]
+    shape = workload.shape(B, C, D)
+
+    def prepared(function: Callable[..., Any]) -> list[Callable[[], Any]]:
+        return [caller(function, s, mode, shape) for s in sets]
+
+    calls = {"ours": prepared(workload.ours)}
+    unavailable: dict[str, str] = {}
+    for name, function in peers_of(op, mode, B, C, D):
+        if isinstance(function, str):
+            unavailable[name] = function
+            continue
+        try:
+            candidates = prepared(function)
+            candidates[0]()
+            torch.cuda.synchronize()
+            calls[name] = candidates
+        except Exception as error:  # a peer's failure is a finding
+            unavailable[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            torch.cuda.empty_cache()
+    eager = [n for n in calls if n.startswith("eager")]
+    if (op, mode, B, C) in COMPILED:
+        times = microseconds({n: calls[n] for n in eager}, rounds=3)
+        best = min(eager, key=lambda n: times[n]["median_us"])
+        try:
+            torch._dynamo.reset()
+            compiled = torch.compile(
+                PEERS[op][best].call, dynamic=False, mode="max-autotune-no-cudagraphs"
+            )
+            calls[f"compiled {best.removeprefix('eager ')}"] = prepared(compiled)
+            calls[f"compiled {best.removeprefix('eager ')}"][0]()
+        except Exception as error:
+            unavailable["compiled"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    if mode == "forward" and C <= 10_000:
+        calls["ours, graph"] = [graphed(c) for c in calls["ours"]]
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    calls["ours"][0]()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    found = microseconds(calls)
+    least = floors.floor(op, mode, B, C, D, element)
+    floor_us = 1e6 * least.seconds(1e3 * ceilings["bf16_tflops"], ceilings["copy_gbytes"])
+    ours = found["ours"]["median_us"]
+    rivals = {n: f["median_us"] for n, f in found.items() if not n.startswith(("ours", "products"))}
+    best_peer = min(rivals, key=lambda n: rivals[n], default=None)
+    return {
+        "op": op, "mode": mode, "B": B, "C": C, "D": D, "dtype": "bfloat16", "copies": copies,
+        "times": found, "unavailable": unavailable, "floor_us": floor_us,
+        "share_of_floor": floor_us / ours, "best_peer": best_peer,
+        "ratio": rivals[best_peer] / ours if best_peer else None, "peak_mb": peak / 2**20,
+    }  # fmt: skip
+
+
+def training_step(B: int = 1024, C: int = 1_000_000, D: int = 512) -> dict:
+    """The head's whole step on bfloat16 copies of float32 banks, SGD with momentum."""
+    from oltr_ext import ops
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    banks = {n: torch.randn(C, D, device="cuda") / D**0.5 for n in ("keys", "weight", "memory")}
+    bias, square = torch.zeros(C, device="cuda"), torch.randn(D, D, device="cuda") / D**0.5
+    parameters = [banks["keys"], bias, square, banks["weight"], banks["memory"]]
+    for p in parameters:
+        p.requires_grad_()
+    gate_bias = torch.zeros(D, device="cuda", requires_grad=True)
+    optimizer = torch.optim.SGD([*parameters, gate_bias], lr=1e-3, momentum=0.9, fused=True)
+    x = torch.randn(B, D, device="cuda", dtype=torch.bfloat16)
+    target = torch.randint(C, (B,), device="cuda")
+
+    def step() -> None:
+        keys, b, w_s, weight, memory = (p.bfloat16() for p in parameters)
+        v = ops.meta_embedding(x, memory.detach(), keys, b, w_s, gate_bias.bfloat16())
+        loss = ops.cosine_cross_entropy(v, weight, target)
+        loss = loss + 0.01 * ops.disc_centroids_loss(x, target, memory)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    found = microseconds({"ours": [step]}, rounds=5)["ours"]
+    return {"B": B, "C": C, "D": D, **found, "peak_gb": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def accuracy(B: int = 256, C: int = 8142, D: int = 512) -> list[dict]:
+    """Error against float64, over the largest value, for every dtype and precision."""
+    from oltr_ext import ops
+
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.float64)
+
+    x, memory, keys, bias = rand(B, D), rand(C, D), rand(C, D) / D**0.5, rand(C)
+    near = memory[:B] + 1e-2 * F.normalize(rand(B, D)) * memory[:B].norm(dim=1, keepdim=True)
+    rows = []
+    for dtype, precision in [
+        (torch.float32, "highest"), (torch.float32, "high"), (torch.float32, "medium"),
+        (torch.bfloat16, "highest"), (torch.float16, "highest"),
+    ]:  # fmt: skip
+        torch.set_float32_matmul_precision(precision)
+        a = [t.to(dtype) for t in (x, keys, bias, memory)]
+        wide = [t.double() for t in a]
+        want = torch.softmax(torch.addmm(wide[2], wide[0], wide[1].t()), 1) @ wide[3]
+        attention = (ops.memory_attention(*a).double() - want).abs().max() / want.abs().max()
+        close = near.to(dtype)
+        distance, index = ops.nearest_centroid(close, a[3])
+        true = (close.double() - a[3][index].double()).norm(dim=1)
+        rows.append(
+            {
+                "dtype": str(dtype).removeprefix("torch."), "precision": precision,
+                "attention": attention.item(),
+                "near_distance": ((distance.double() - true).abs() / true).max().item(),
+                "nearest_found": (index == torch.arange(B, device="cuda")).float().mean().item(),
+            }
+        )  # fmt: skip
+    torch.set_float32_matmul_precision("highest")
+    return rows
+
+
+def run() -> dict:
+    """Everything, as plain data."""
+    ceilings = peaks()
+    rows = []
+    for op, mode, B, C, D, goal in CASES:
+        torch.cuda.empty_cache()
+        try:
+            rows.append({**measure(op, mode, B, C, D, ceilings), "goal_us": goal})
+        except Exception as error:
+            rows.append({"op": op, "mode": mode, "B": B, "C": C, "D": D, "error": repr(error)})
+        print(rows[-1], flush=True)
+    step = training_step()
+    print(step, flush=True)
+    return {"peaks": ceilings, "cases": rows, "training_step": step, "accuracy": accuracy()}

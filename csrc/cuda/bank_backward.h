@@ -1,0 +1,254 @@
+// Gradients through one pass over the class bank, recomputed chunk by chunk. A chunk's own gradients
+// are written once, without atomics; the gradient of x is the sum of the chunks' shares in order.
+//
+// With logits S_rc = q_r s_c (keys_c . x_r) + b_c and G their gradient, a rule gives, for each of
+// them, G q s (and P for the gradient of the memory):
+//   attention      G = P (M_c . g_r - delta_r),  g = grad of the recalled feature, delta_r = g_r . o_r
+//   cross-entropy  G = g_r (P - (1 - a) [c = target_r] - a u_c),  u uniform over possible classes
+//   given          G = grad_logits[r, c]
+#pragma once
+
+#include <limits>
+
+#include "cuda/rows.h"
+
+namespace oltr::cuda {
+
+template <class S>
+struct AttentionGradient {
+  const Acc<S>*logits, *along;  // (B, stride) x keys', g memory'
+  const S* bias;                // (count)
+  const Acc<S>*lse, *delta;     // (B)
+  S* weights;                   // (B, stride) P; may be absent
+  __device__ Acc<S> operator()(int64_t row, int64_t c, int64_t at) const {
+    const Acc<S> weight = exp(logits[at] + widen(bias[c]) - lse[row]);
+    if (weights != nullptr) weights[at] = narrow<S>(weight);
+    return weight * (along[at] - delta[row]);
+  }
+};
+
+template <class S>
+struct CrossEntropyGradient {
+  const Acc<S>* products;        // (B, stride) v weight'
+  const Acc<S>*row, *column;     // (B) q, (count) s
+  const Acc<S>* prior;           // (count) log prior; may be absent
+  const Acc<S>*lse, *grad_loss;  // (B)
+  const int64_t* target;         // (B)
+  const Acc<S>* uniform;         // () u
+  Acc<S> smoothing;              // a
+  int64_t first, classes, ignore_index;
+  __device__ Acc<S> operator()(int64_t r, int64_t c, int64_t at) const {
+    using T = Acc<S>;
+    constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+    const int64_t own = target[r];
+    if (own == ignore_index) return T(0);
+    if (own < 0 || own >= classes) return kNan;
+    const T scale = row[r] * column[c];
+    const T logit = products[at] * scale + (prior == nullptr ? T(0) : prior[c]);
+    const bool possible = prior == nullptr || prior[c] > Identity<T>::max;
+    T g = exp(logit - lse[r]);
+    if (possible) g -= smoothing * *uniform;
+    if (first + c == own) g -= 1 - smoothing;
+    return g * grad_loss[r] * scale;
+  }
+};
+
+template <class S>
+struct GivenGradient {
+  const S* grad_logits;  // (B,C) from this chunk's first column on
+  int64_t classes;
+  const Acc<S>*row, *column;  // (B) q, (count) s
+  __device__ Acc<S> operator()(int64_t r, int64_t c, int64_t) const {
+    return widen(grad_logits[r * classes + c]) * row[r] * column[c];
+  }
+};
+
+// gradient[r, c] = rule(r, c); and for the bias, sums[part, c] = their sum over the block's rows.
+// A block has kGradientRows x kGradientColumns of them, its threads a column and half the rows each.
+template <class S, class Rule>
+__global__ void logit_gradient_kernel(Rule rule, int64_t rows, int64_t count, int64_t column_blocks,
+                                      int64_t stride, S* gradient, Acc<S>* sums) {
+  using T = Acc<S>;
+  OLTR_DYNAMIC_SHARED(shared);
+  constexpr int64_t kShares = kThreads / kGradientColumns;
+  const int64_t part = blockIdx.x / column_blocks;
+  const int64_t column = threadIdx.x % kGradientColumns, share = threadIdx.x / kGradientColumns;
+  const int64_t c = blockIdx.x % column_blocks * kGradientColumns + column;
+  T sum = 0;
+  if (c < count) {
+    for (int64_t i = share; i < kGradientRows; i += kShares) {
+      const int64_t r = part * kGradientRows + i;
+      if (r >= rows) break;
+      const int64_t at = r * stride + c;
+      const T g = rule(r, c, at);
+      gradient[at] = narrow<S>(g);
+      sum += g;
+    }
+  }
+  if (sums == nullptr) return;
+  T* shares = reinterpret_cast<T*>(shared);
+  shares[threadIdx.x] = sum;
+  __syncthreads();
+  if (share != 0 || c >= count) return;
+  for (int64_t i = 1; i < kShares; ++i) sum += shares[i * kGradientColumns + column];
+  sums[part * count + c] = sum;
+}
+
+template <class S, class Rule>
+void logit_gradient(Queue& queue, const Rule& rule, int64_t rows, int64_t count, int64_t stride,
+                    S* gradient, Acc<S>* sums = nullptr) {
+  const int64_t column_blocks = div_up(count, kGradientColumns);
+  Launch l = blocks_of(div_up(rows, kGradientRows) * column_blocks);
+  l.shared_bytes = kThreads * static_cast<int64_t>(sizeof(Acc<S>));
+  launch(queue, logit_gradient_kernel<S, Rule>, l, rule, rows, count, column_blocks, stride,
+         gradient, sums);
+}
+
+// memory_attention's backward, in two parts of meta_embedding's and on its own.
+template <class S>
+struct AttentionBackward {
+  using T = Acc<S>;
+  Sizes size;
+  int64_t chunk;
+  T *logits, *along, *delta, *sums;
+  S *weights, *gradient;
+
+  AttentionBackward(Carver& carve, Sizes sizes, int64_t chunk_bytes) : size(sizes) {
+    const int64_t B = size.batch;
+    chunk = backward_chunk(size, {sizeof(S), sizeof(T)}, chunk_bytes);
+    logits = carve.array<T>(B * chunk);
+    along = carve.array<T>(B * chunk);
+    weights = carve.array<S>(B * chunk);
+    gradient = carve.array<S>(B * chunk);
+    delta = carve.array<T>(B);
+    sums = carve.array<T>(div_up(B, kGradientRows) * chunk);
+  }
+
+  // `p` holds x, keys, key_bias, memory, lse and where their gradients go; `recalled` and `grad` are
+  // the recalled feature and its gradient. grad_x (B,D) is overwritten, or added to where `add`.
+  template <class Params>
+  void run(Queue& queue, const Params& p, const S* recalled, const S* grad, T* grad_x,
+           bool add) const {
+    const int64_t B = size.batch, C = size.classes, D = size.width;
+    const S *x = rows_of<S>(p.x), *bias = rows_of<S>(p.key_bias);
+    launch(queue, row_dots_kernel<S>, blocks_of(B, kWarps), grad, recalled, B, D, delta);
+    const bool memory_grad = p.grad_memory.data != nullptr;
+    for (int64_t c0 = 0; c0 < C; c0 += chunk) {
+      const int64_t n = C - c0 < chunk ? C - c0 : chunk;
+      const S *keys = rows_of<S>(p.keys, c0, D), *memory = rows_of<S>(p.memory, c0, D);
+      product<S>(queue, p.precision, B, n, D, plain(x, D), transposed(keys, D), logits, chunk);
+      product<S>(queue, p.precision, B, n, D, plain(grad, D), transposed(memory, D), along, chunk);
+      const AttentionGradient<S> rule{
+          logits, along, bias + c0, rows_of<T>(p.lse), delta, memory_grad ? weights : nullptr};
+      logit_gradient(queue, rule, B, n, chunk, gradient, sums);
+      launch(queue, add_parts_kernel<S, T>, blocks_of(n, kThreads), sums, div_up(B, kGradientRows),
+             n, rows_of<S>(p.grad_key_bias, c0, 1));
+      product<S>(queue, p.precision, n, D, B, transposed(gradient, chunk), plain(x, D),
+                 rows_of<S>(p.grad_keys, c0, D), D);
+      if (memory_grad)
+        product<S>(queue, p.precision, n, D, B, transposed(weights, chunk), plain(grad, D),
+                   rows_of<S>(p.grad_memory, c0, D), D);
+      product<S>(queue, p.precision, B, D, n, plain(gradient, chunk), plain(keys, D), grad_x, D,
+                 add || c0 > 0);
+    }
+  }
+
+  // An empty batch leaves nothing but zeros.
+  template <class Params>
+  static void clear(Queue& queue, const Params& p) {
+    const int64_t C = p.size.classes, D = p.size.width;
+    set_zero(queue, p.grad_keys, C * D);
+    set_zero(queue, p.grad_key_bias, C);
+    set_zero(queue, p.grad_memory, C * D);
+  }
+};
+
+// out = h - k (k . h) with h the gradient of s k's direction, k = w / |w|: what is left of a class's
+// gradient once its length, which the cosine ignores, cannot change. A block a class.
+template <class S>
+__global__ void off_direction_kernel(const Acc<S>* h, const S* w, int64_t width, S* out) {
+  using T = Acc<S>;
+  OLTR_DYNAMIC_SHARED(shared);
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * width;
+  const T squares = block_sum<T>(width, shared, [&](int64_t i) {
+    const T v = widen(w[at + i]);
+    return v * v;
+  });
+  const T dot =
+      block_sum<T>(width, shared, [&](int64_t i) { return widen(w[at + i]) * h[at + i]; });
+  const T along = squares == T(0) ? T(0) : dot / squares;
+  for (int64_t i = threadIdx.x; i < width; i += kThreads)
+    out[at + i] = narrow<S>(h[at + i] - along * widen(w[at + i]));
+}
+
+// Through v -> v / (1 + |v|): with h = sum_c G s_c keys_c / (1 + |v|),
+//   grad_v = h - v (v . h) / (|v| (1 + |v|)),  the second term zero at v = 0. A block a row.
+template <class S>
+__global__ void unsquash_kernel(const Acc<S>* h, const S* v, int64_t width, S* grad_v) {
+  using T = Acc<S>;
+  OLTR_DYNAMIC_SHARED(shared);
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * width;
+  const T squares = block_sum<T>(width, shared, [&](int64_t i) {
+    const T a = widen(v[at + i]);
+    return a * a;
+  });
+  const T dot =
+      block_sum<T>(width, shared, [&](int64_t i) { return widen(v[at + i]) * h[at + i]; });
+  const T norm = sqrt(squares);
+  const T along = norm == T(0) ? T(0) : dot / (norm * (1 + norm));
+  for (int64_t i = threadIdx.x; i < width; i += kThreads)
+    grad_v[at + i] = narrow<S>(h[at + i] - along * widen(v[at + i]));
+}
+
+// What the two cosine ops share.
+template <class S>
+struct CosineBackward {
+  using T = Acc<S>;
+  Sizes size;
+  bool recompute;  // the logits
+  int64_t chunk;
+  T *products, *row, *column, *grad_v, *grad_direction;
+  S* gradient;
+
+  CosineBackward(Carver& carve, Sizes sizes, bool with_logits, int64_t chunk_bytes)
+      : size(sizes), recompute(with_logits) {
+    const int64_t B = size.batch, D = size.width;
+    chunk = chunk_classes(size.classes,
+                          static_cast<int64_t>(B * ((recompute ? sizeof(T) : 0) + sizeof(S)) +
+                                               D * (2 * sizeof(S) + sizeof(T))),
+                          chunk_bytes);
+    products = carve.array<T>(recompute ? B * chunk : 0);
+    gradient = carve.array<S>(B * chunk);
+    row = carve.array<T>(B);
+    column = carve.array<T>(chunk);
+    grad_v = carve.array<T>(B * D);
+    grad_direction = carve.array<T>(chunk * D);
+  }
+
+  // rule_of(first class) gives a chunk's rule, once row, column and products are enqueued.
+  template <class Params, class RuleOf>
+  void run(Queue& queue, const Params& p, RuleOf rule_of) const {
+    const int64_t B = size.batch, C = size.classes, D = size.width;
+    if (B == 0) return set_zero(queue, p.grad_weight, C * D);
+    const S* v = rows_of<S>(p.v);
+    row_norms(queue, v, B, D, Squash<T>(), row);
+    for (int64_t c0 = 0; c0 < C; c0 += chunk) {
+      const int64_t n = C - c0 < chunk ? C - c0 : chunk;
+      const S* weight = rows_of<S>(p.weight, c0, D);
+      row_norms(queue, weight, n, D, CosineScale<T>{static_cast<T>(p.scale)}, column);
+      if (recompute)
+        product<S>(queue, p.precision, B, n, D, plain(v, D), transposed(weight, D), products,
+                   chunk);
+      logit_gradient(queue, rule_of(c0), B, n, chunk, gradient);
+      product<S>(queue, p.precision, n, D, B, transposed(gradient, chunk), plain(v, D),
+                 grad_direction, D);
+      launch(queue, off_direction_kernel<S>, blocks_of(n), grad_direction, weight, D,
+             rows_of<S>(p.grad_weight, c0, D));
+      product<S>(queue, p.precision, B, D, n, plain(gradient, chunk), plain(weight, D), grad_v, D,
+                 c0 > 0);
+    }
+    launch(queue, unsquash_kernel<S>, blocks_of(B), grad_v, v, D, rows_of<S>(p.grad_v));
+  }
+};
+
+}  // namespace oltr::cuda

@@ -1,0 +1,212 @@
+// One chunk of classes meets every row of the batch: what follows the products of a forward pass.
+// A block has one row. It reads the row's logits (still in L2), updates the row's state by the merge
+// rule (common/merge.h), and leaves exp(logit - max) for the product with the memory.
+#pragma once
+
+#include <limits>
+
+#include "cuda/rows.h"
+
+namespace oltr::cuda {
+
+// Columns [0, count) of a chunk are the classes from `first` on; rows of logits are `stride` apart.
+struct Chunk {
+  int64_t first, count, stride;
+  bool opens;  // the first chunk: there is no state yet
+};
+
+// Softmax: (m, l, o) of the row state.
+template <class S>
+struct Attention {
+  const Acc<S>* logits;         // (B, stride) x keys'
+  const S* bias;                // (count)
+  S* weights;                   // (B, stride) exp(logit - m)
+  Acc<S>*max, *sum, *recalled;  // (B) (B) (B,D)
+  int64_t width;
+};
+
+// Minimum: (d2, k) of the row state. The product |c|^2/2 - x.c only *selects*: every class within
+// its rounding error of the best is measured as sum (x-c)^2, so the winner is the true one.
+template <class S>
+struct Nearest {
+  const Acc<S>* products;   // (B, stride) x memory'
+  const Acc<S>* norms2;     // (count)
+  const S *x, *memory;      // (B,D), (count,D)
+  const Acc<S>* length;     // (B) |x|
+  Acc<S>*best, *distance2;  // (B) smallest score so far; its true square
+  int64_t* index;           // (B)
+  int64_t width;
+  Acc<S> unit;  // rounding error of a score per unit of |x| |c| and of |c|^2
+};
+
+// The rounding error of scores: the sum's own, and that of operands that the product rounds. These
+// errors average out over the width in bfloat16, which rounds to nearest; TF32 may cut.
+template <class S>
+Acc<S> score_error(int64_t width, Precision precision) {
+  using T = Acc<S>;
+  const T root = static_cast<T>(sqrt(static_cast<double>(width)));
+  T error = 8 * std::numeric_limits<T>::epsilon() * (8 + root);
+  if (DtypeOf<S>::value == Dtype::kFloat32 && precision == Precision::kHigh) error += T(1.0 / 512);
+  if (DtypeOf<S>::value == Dtype::kFloat32 && precision == Precision::kMedium)
+    error += T(1.0 / 64) / root + T(1.0 / 4096);
+  return error;
+}
+
+template <class S>
+__device__ void attend(const Attention<S>& p, const Chunk& chunk, unsigned char* shared) {
+  using T = Acc<S>;
+  const int64_t row = blockIdx.x;
+  const T* z = p.logits + row * chunk.stride;
+  S* weights = p.weights + row * chunk.stride;
+  T m = chunk.opens ? Identity<T>::max : p.max[row];
+  T l = chunk.opens ? Identity<T>::sum : p.sum[row];
+  T high = Identity<T>::max;
+  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads)
+    high = Largest()(high, z[c] + widen(p.bias[c]));
+  high = Largest()(m, block_reduce(high, Largest(), shared));
+  T sum = 0;
+  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads) {
+    const T weight = exp(z[c] + widen(p.bias[c]) - high);
+    weights[c] = narrow<S>(weight);
+    sum += weight;
+  }
+  sum = block_reduce(sum, Add(), shared);
+  T keep, take;
+  merge_softmax(m, l, high, sum, keep, take, [](T a) { return static_cast<T>(exp(a)); });
+  if (threadIdx.x == 0) {
+    p.max[row] = m;
+    p.sum[row] = l;
+  }
+  if (chunk.opens || keep == T(1)) return;
+  T* recalled = p.recalled + row * p.width;
+  for (int64_t d = threadIdx.x; d < p.width; d += kThreads) recalled[d] *= keep;
+}
+
+template <class S>
+__device__ void find_nearest(const Nearest<S>& p, const Chunk& chunk, unsigned char* shared) {
+  using T = Acc<S>;
+  const int64_t row = blockIdx.x;
+  const T* products = p.products + row * chunk.stride;
+  T low = chunk.opens ? Identity<T>::distance2 : p.best[row], largest = 0;
+  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads) {
+    low = Smallest()(low, p.norms2[c] / 2 - products[c]);
+    largest = Largest()(largest, p.norms2[c]);
+  }
+  low = block_reduce(low, Smallest(), shared);
+  largest = block_reduce(largest, Largest(), shared);
+  const T limit = low + p.unit * (p.length[row] * static_cast<T>(sqrt(largest)) + largest / 2);
+
+  T distance2 = Identity<T>::distance2;
+  int64_t index = Identity<T>::index;
+  const S* x = p.x + row * p.width;
+  for (int64_t c0 = warp_index() * kWarp; c0 < chunk.count; c0 += kThreads) {
+    const int64_t mine = c0 + lane_index();
+    // NaN is a candidate too: closer() has a rule for it.
+    const bool near = mine < chunk.count && !(p.norms2[mine] / 2 - products[mine] > limit);
+    unsigned found = __ballot_sync(kAllLanes, near);
+    for (; found != 0; found &= found - 1) {
+      const int64_t c = c0 + __ffs(static_cast<int>(found)) - 1;
+      const S* centroid = p.memory + c * p.width;
+      const T d2 = warp_sum<T>(p.width, [&](int64_t i) {
+        const T gap = widen(x[i]) - widen(centroid[i]);
+        return gap * gap;
+      });
+      if (closer(d2, chunk.first + c, distance2, index)) {
+        distance2 = d2;
+        index = chunk.first + c;
+      }
+    }
+  }
+  // The warps' winners, then the row's.
+  T* distances = reinterpret_cast<T*>(shared);
+  int64_t* indices = reinterpret_cast<int64_t*>(shared + kWarps * sizeof(double));
+  __syncthreads();
+  if (lane_index() == 0) {
+    distances[warp_index()] = distance2;
+    indices[warp_index()] = index;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  distance2 = chunk.opens ? Identity<T>::distance2 : p.distance2[row];
+  index = chunk.opens ? Identity<T>::index : p.index[row];
+  for (int w = 0; w < kWarps; ++w) {
+    if (!closer(distances[w], indices[w], distance2, index)) continue;
+    distance2 = distances[w];
+    index = indices[w];
+  }
+  p.best[row] = low;
+  p.distance2[row] = distance2;
+  p.index[row] = index;
+}
+
+template <class S, bool kAttend, bool kNearest>
+__global__ void bank_forward_kernel(Attention<S> attention, Nearest<S> nearest, Chunk chunk) {
+  OLTR_DYNAMIC_SHARED(shared);
+  if (kAttend) attend(attention, chunk, shared);
+  if (kNearest) find_nearest(nearest, chunk, shared);
+}
+
+// A forward pass over the bank: memory attention, nearest centroid, or both.
+template <class S>
+struct BankForward {
+  using T = Acc<S>;
+  Sizes size;
+  Precision precision;
+  const S *x, *memory;
+  const S *keys = nullptr, *bias = nullptr;  // attention, if there
+  bool nearest = false;
+  // State and outcome, cut from the workspace.
+  int64_t chunk;  // classes
+  T *logits, *products, *norms2, *length, *max, *sum, *recalled, *best, *distance2;
+  S* weights;
+
+  // `index` is where the nearest classes go, if they are wanted.
+  BankForward(Carver& carve, Sizes sizes, bool attention, bool distances, int64_t chunk_bytes)
+      : size(sizes), nearest(distances) {
+    const int64_t B = size.batch, D = size.width;
+    chunk = forward_chunk(size, {sizeof(S), sizeof(T)}, attention, distances, chunk_bytes);
+    logits = carve.array<T>(attention ? B * chunk : 0);
+    weights = carve.array<S>(attention ? B * chunk : 0);
+    max = carve.array<T>(attention ? B : 0);
+    sum = carve.array<T>(attention ? B : 0);
+    recalled = carve.array<T>(attention ? B * D : 0);
+    products = carve.array<T>(distances ? B * chunk : 0);
+    norms2 = carve.array<T>(distances ? chunk : 0);
+    length = carve.array<T>(distances ? B : 0);
+    best = carve.array<T>(distances ? B : 0);
+    distance2 = carve.array<T>(distances ? B : 0);
+  }
+
+  void run(Queue& queue, int64_t* index) const {
+    const int64_t B = size.batch, C = size.classes, D = size.width;
+    if (B == 0) return;
+    if (nearest) row_norms(queue, x, B, D, Norm<T>(), length);
+    for (int64_t c0 = 0; c0 < C; c0 += chunk) {
+      const int64_t n = C - c0 < chunk ? C - c0 : chunk;
+      const S* centroids = memory + c0 * D;
+      Attention<S> attention{};
+      Nearest<S> found{};
+      if (keys != nullptr) {
+        product<S>(queue, precision, B, n, D, plain(x, D), transposed(keys + c0 * D, D), logits,
+                   chunk);
+        attention = {logits, bias + c0, weights, max, sum, recalled, D};
+      }
+      if (nearest) {
+        row_norms(queue, centroids, n, D, SquaredNorm<T>(), norms2);
+        product<S>(queue, precision, B, n, D, plain(x, D), transposed(centroids, D), products,
+                   chunk);
+        found = {products, norms2,    x,     centroids, length,
+                 best,     distance2, index, D,         score_error<S>(D, precision)};
+      }
+      const auto kernel = keys == nullptr ? bank_forward_kernel<S, false, true>
+                          : nearest       ? bank_forward_kernel<S, true, true>
+                                          : bank_forward_kernel<S, true, false>;
+      launch(queue, kernel, blocks_of(B), attention, found, Chunk{c0, n, chunk, c0 == 0});
+      if (keys != nullptr)
+        product<S>(queue, precision, B, D, n, plain(weights, chunk), plain(centroids, D), recalled,
+                   D, c0 > 0);
+    }
+  }
+};
+
+}  // namespace oltr::cuda

@@ -1,0 +1,206 @@
+// cosine_cross_entropy: with logits z_rc = scale u_r . w_c / |w_c| + log_prior_c and smoothing a,
+//   loss_r = lse_r - (1 - a) z_r,target - a mean_c z_rc
+// where the mean runs over classes of finite log prior.
+#include "cuda/bank_backward.h"
+#include "cuda/bank_forward.h"
+
+namespace oltr::cuda {
+namespace {
+
+// One row's softmax state, the target's logit and the sum of the possible logits. A block a row.
+template <class S>
+struct Entropy {
+  const Acc<S>*products, *row, *column, *prior;  // (B, stride) (B) (count) (count) may be absent
+  const int64_t* target;
+  Acc<S>*max, *sum, *picked, *total;  // (B)
+};
+
+template <class S>
+__global__ void entropy_kernel(Entropy<S> p, Chunk chunk) {
+  using T = Acc<S>;
+  OLTR_DYNAMIC_SHARED(shared);
+  const int64_t r = blockIdx.x, own = p.target[r] - chunk.first;
+  const T scale = p.row[r];
+  const auto logit = [&](int64_t c) {
+    const T z = p.products[r * chunk.stride + c] * scale * p.column[c];
+    return p.prior == nullptr ? z : z + p.prior[c];
+  };
+  T m = chunk.opens ? Identity<T>::max : p.max[r], l = chunk.opens ? Identity<T>::sum : p.sum[r];
+  T high = Identity<T>::max, total = 0;
+  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads) {
+    const T z = logit(c);
+    high = Largest()(high, z);
+    if (z > Identity<T>::max) total += z;
+    if (c == own) p.picked[r] = z;
+  }
+  high = Largest()(m, block_reduce(high, Largest(), shared));
+  total = block_reduce(total, Add(), shared);
+  T sum = 0;
+  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads)
+    sum += static_cast<T>(exp(logit(c) - high));
+  sum = block_reduce(sum, Add(), shared);
+  T keep, take;
+  merge_softmax(m, l, high, sum, keep, take, [](T a) { return static_cast<T>(exp(a)); });
+  if (threadIdx.x != 0) return;
+  p.max[r] = m;
+  p.sum[r] = l;
+  p.total[r] = chunk.opens ? total : p.total[r] + total;
+}
+
+// u = 1 / the number of classes that are possible. One block.
+template <class T>
+__global__ void uniform_kernel(const T* prior, int64_t classes, T* uniform) {
+  OLTR_DYNAMIC_SHARED(shared);
+  int64_t count = prior == nullptr && threadIdx.x == 0 ? classes : 0;
+  for (int64_t c = threadIdx.x; prior != nullptr && c < classes; c += kThreads)
+    count += prior[c] > Identity<T>::max;
+  count = block_reduce(count, Add(), shared);
+  if (threadIdx.x == 0) *uniform = count > 0 ? 1 / static_cast<T>(count) : T(0);
+}
+// Losses and the number of rows that count. One block.
+template <class T>
+struct Losses {
+  const T *max, *sum, *picked, *total, *uniform;
+  const int64_t* target;
+  int64_t rows, classes, ignore_index;
+  T smoothing;
+  T *loss, *lse, *counted;
+};
+template <class T>
+__global__ void finish_entropy_kernel(Losses<T> p) {
+  OLTR_DYNAMIC_SHARED(shared);
+  constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+  int64_t counted = 0;
+  for (int64_t r = threadIdx.x; r < p.rows; r += kThreads) {
+    const int64_t own = p.target[r];
+    const T lse = p.max[r] + log(p.sum[r]);
+    p.lse[r] = lse;
+    p.loss[r] = 0;
+    if (own == p.ignore_index) continue;
+    ++counted;
+    p.loss[r] = kNan;
+    if (own < 0 || own >= p.classes) continue;
+    p.loss[r] = lse - (1 - p.smoothing) * p.picked[r];
+    if (p.smoothing > 0) p.loss[r] -= p.smoothing * p.total[r] * *p.uniform;
+  }
+  counted = block_reduce(counted, Add(), shared);
+  if (threadIdx.x == 0) *p.counted = static_cast<T>(counted);
+}
+
+template <class S>
+struct Forward {
+  using T = Acc<S>;
+  int64_t chunk;
+  T *products, *row, *column, *max, *sum, *picked, *total, *uniform;
+  int64_t bytes;
+  Forward(Carver carve, Sizes size, int64_t chunk_bytes) {
+    const int64_t B = size.batch;
+    chunk = chunk_classes(
+        size.classes, static_cast<int64_t>(B * sizeof(T) + size.width * sizeof(S)), chunk_bytes);
+    products = carve.array<T>(B * chunk);
+    column = carve.array<T>(chunk);
+    row = carve.array<T>(B);
+    max = carve.array<T>(B);
+    sum = carve.array<T>(B);
+    picked = carve.array<T>(B);
+    total = carve.array<T>(B);
+    uniform = carve.array<T>(1);
+    bytes = carve.bytes();
+  }
+};
+
+template <class S>
+struct Backward {
+  CosineBackward<S> bank;
+  Acc<S>* uniform;
+  int64_t bytes;
+  Backward(Carver carve, Sizes size, int64_t chunk_bytes)
+      : bank(carve, size, true, chunk_bytes),
+        uniform(carve.array<Acc<S>>(1)),
+        bytes(carve.bytes()) {}
+};
+
+}  // namespace
+
+int64_t workspace_bytes(const CosineCrossEntropyForward& p, int64_t chunk_bytes) {
+  int64_t bytes = 0;
+  with_element(p.dtype, [&](auto s) {
+    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+  });
+  return bytes;
+}
+
+void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  with_element(p.dtype, [&](auto s) {
+    using S = decltype(s);
+    using T = Acc<S>;
+    const Forward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const S* v = rows_of<S>(p.v);
+    const T* prior = rows_of<T>(p.log_prior);
+    row_norms(queue, v, B, D, Squash<T>(), work.row);
+    for (int64_t c0 = 0; c0 < C && B > 0; c0 += work.chunk) {
+      const int64_t n = C - c0 < work.chunk ? C - c0 : work.chunk;
+      const S* weight = rows_of<S>(p.weight, c0, D);
+      row_norms(queue, weight, n, D, CosineScale<T>{static_cast<T>(p.scale)}, work.column);
+      product<S>(queue, p.precision, B, n, D, plain(v, D), transposed(weight, D), work.products,
+                 work.chunk);
+      const Entropy<S> entropy{
+          work.products, work.row, work.column, prior == nullptr ? nullptr : prior + c0,
+          p.target,      work.max, work.sum,    work.picked,
+          work.total};
+      launch(queue, entropy_kernel<S>, blocks_of(B), entropy, Chunk{c0, n, work.chunk, c0 == 0});
+    }
+    if (p.label_smoothing > 0)
+      launch(queue, uniform_kernel<T>, blocks_of(1), prior, C, work.uniform);
+    const Losses<T> losses{work.max,
+                           work.sum,
+                           work.picked,
+                           work.total,
+                           work.uniform,
+                           p.target,
+                           B,
+                           C,
+                           p.ignore_index,
+                           static_cast<T>(p.label_smoothing),
+                           rows_of<T>(p.loss),
+                           rows_of<T>(p.lse),
+                           rows_of<T>(p.counted)};
+    launch(queue, finish_entropy_kernel<T>, blocks_of(1), losses);
+  });
+}
+
+int64_t workspace_bytes(const CosineCrossEntropyBackward& p, int64_t chunk_bytes) {
+  int64_t bytes = 0;
+  with_element(p.dtype, [&](auto s) {
+    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+  });
+  return bytes;
+}
+
+void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
+  with_element(p.dtype, [&](auto s) {
+    using S = decltype(s);
+    using T = Acc<S>;
+    const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const CosineBackward<S>& bank = work.bank;
+    const T* prior = rows_of<T>(p.log_prior);
+    launch(queue, uniform_kernel<T>, blocks_of(1), prior, p.size.classes, work.uniform);
+    bank.run(queue, p, [&](int64_t first) {
+      return CrossEntropyGradient<S>{bank.products,
+                                     bank.row,
+                                     bank.column,
+                                     prior == nullptr ? nullptr : prior + first,
+                                     rows_of<T>(p.lse),
+                                     rows_of<T>(p.grad_loss),
+                                     p.target,
+                                     work.uniform,
+                                     static_cast<T>(p.label_smoothing),
+                                     first,
+                                     p.size.classes,
+                                     p.ignore_index};
+    });
+  });
+}
+
+}  // namespace oltr::cuda

@@ -1,0 +1,58 @@
+// The ops on a GPU: on torch's current stream, with torch's cuBLAS handle and memory.
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "cuda/kernels.h"
+#include "cuda/product_cublas.h"
+#include "torch/class_means.h"
+#include "torch/cosine_cross_entropy.h"
+#include "torch/cosine_logits.h"
+#include "torch/disc_centroids_loss.h"
+#include "torch/memory_attention.h"
+#include "torch/meta_embedding.h"
+#include "torch/nearest_centroid.h"
+
+namespace oltr {
+namespace {
+
+struct Cuda {
+  template <class Params>
+  static void run(const char* op, const Tensor& lead, const Params& p) {
+    const int32_t device = lead.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    void *stream = nullptr, *blas = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas));
+    // Freed when this returns, for whoever comes next on this stream.
+    const Tensor workspace = torch::stable::new_empty(
+        lead, {cuda::workspace_bytes(p, cuda::kChunkBytes)}, ScalarType::Byte);
+    cuda::Queue queue{static_cast<cudaStream_t>(stream),
+                      {cuda::product_cublas, blas},
+                      workspace.mutable_data_ptr()};
+    cuda::enqueue(p, queue);
+    if (queue.error != nullptr) fail(op, queue.error);
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CUDA, m) {
+  m.impl("memory_attention", TORCH_BOX(&memory_attention<Cuda>));
+  m.impl("memory_attention_backward", TORCH_BOX(&memory_attention_backward<Cuda>));
+  m.impl("nearest_centroid", TORCH_BOX(&nearest_centroid<Cuda>));
+  m.impl("nearest_centroid_backward", TORCH_BOX(&nearest_centroid_backward<Cuda>));
+  m.impl("meta_embedding", TORCH_BOX(&meta_embedding<Cuda>));
+  m.impl("meta_embedding_backward", TORCH_BOX(&meta_embedding_backward<Cuda>));
+  m.impl("cosine_logits", TORCH_BOX(&cosine_logits<Cuda>));
+  m.impl("cosine_logits_backward", TORCH_BOX(&cosine_logits_backward<Cuda>));
+  m.impl("cosine_cross_entropy", TORCH_BOX(&cosine_cross_entropy<Cuda>));
+  m.impl("cosine_cross_entropy_backward", TORCH_BOX(&cosine_cross_entropy_backward<Cuda>));
+  m.impl("disc_centroids_loss", TORCH_BOX(&disc_centroids_loss<Cuda>));
+  m.impl("disc_centroids_loss_backward", TORCH_BOX(&disc_centroids_loss_backward<Cuda>));
+  m.impl("class_means", TORCH_BOX(&class_means<Cuda>));
+  m.impl("class_means_backward", TORCH_BOX(&class_means_backward<Cuda>));
+}
+
+}  // namespace oltr
