@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from setuptools import Extension, setup
@@ -239,6 +240,14 @@ def git_hash() -> str:
     return run.stdout.strip() if run.returncode == 0 else ""
 
 
+def load_evidence() -> ModuleType:
+    """benchmarks/evidence.py, which knows what of these sources was run on a GPU."""
+    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
 def write_build_info(info: dict[str, str]) -> Path:
     """A header for bindings.cpp, touched only when its text changes; returns its folder."""
     rows = []
@@ -298,6 +307,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
                 **stable,
             )
         )
+    evidence = load_evidence()
     info = {
         "version": version(),
         "git": git_hash(),
@@ -309,6 +319,8 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         "cuda": cuda_release,
         "cuda_archs": archs,
         "cuda_library": decision,
+        "cuda_sources": evidence.cuda_sources()[:12],
+        "cuda_verified": evidence.verified(),
     }
     built.append(
         Extension(

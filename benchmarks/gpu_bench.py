@@ -7,6 +7,7 @@ once; medians over rounds are compared.
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -228,6 +229,27 @@ def training_step(B: int = 1024, C: int = 1_000_000, D: int = 512) -> dict:
     return {"B": B, "C": C, "D": D, **found, "peak_gb": torch.cuda.max_memory_allocated() / 2**30}
 
 
+def chunk_sizes() -> list[dict]:
+    """Time by bytes of a chunk of classes: few large ones leave L2, many small ones launch."""
+    rows = []
+    for B, C, D in [(256, 8142, 2048), (512, 100_000, 512), (64, 1_000_000, 512)]:
+        workload = WORKLOADS["meta_embedding"]
+        made = workload.inputs(B, C, D, torch.bfloat16, False)
+        inputs = {n: v.cuda().requires_grad_() for n, v in made.items()}
+        calls = {
+            m: caller(workload.ours, inputs, m, workload.shape(B, C, D))
+            for m in ("forward", "full")
+        }
+        for megabytes in (12, 24, 48, 96, 192):
+            os.environ["OLTR_EXT_CUDA_CHUNK_MB"] = str(megabytes)
+            found = microseconds({m: [call] for m, call in calls.items()}, rounds=5)
+            rows.append({"B": B, "C": C, "D": D, "chunk_mb": megabytes, **found})
+        del os.environ["OLTR_EXT_CUDA_CHUNK_MB"]
+        del inputs, calls
+        torch.cuda.empty_cache()
+    return rows
+
+
 def accuracy(B: int = 256, C: int = 8142, D: int = 512) -> list[dict]:
     """Error against float64, over the largest value, for every dtype and precision."""
     from oltr_ext import ops
@@ -277,4 +299,7 @@ def run() -> dict:
         print(rows[-1], flush=True)
     step = training_step()
     print(step, flush=True)
-    return {"peaks": ceilings, "cases": rows, "training_step": step, "accuracy": accuracy()}
+    return {
+        "peaks": ceilings, "cases": rows, "training_step": step, "accuracy": accuracy(),
+        "chunks": chunk_sizes(),
+    }  # fmt: skip

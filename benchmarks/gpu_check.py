@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from evidence import RECORD, cuda_sources
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "bench", "train")
 TESTS = (
@@ -34,21 +35,6 @@ TESTS = (
     "test_cosine_cross_entropy.py", "test_disc_centroids_loss.py",
 )  # fmt: skip
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-
-
-def cuda_sources(root: Path = ROOT) -> str:
-    """SHA-256 of csrc/cuda and csrc/common: paths in bytewise order, contents one after another."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "csrc/cuda", "csrc/common"], cwd=root, capture_output=True
-    )
-    names = [os.fsdecode(n) for n in listed.stdout.split(b"\0") if n]
-    if listed.returncode != 0 or not names:  # carried along without its history
-        folders = (root / "csrc" / "cuda", root / "csrc" / "common")
-        names = [str(p.relative_to(root)) for d in folders for p in d.rglob("*") if p.is_file()]
-    digest = hashlib.sha256()
-    for name in sorted(names, key=os.fsencode):
-        digest.update((root / name).read_bytes())
-    return digest.hexdigest()
 
 
 def environment() -> dict[str, str]:
@@ -201,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     folder = arguments.out / re.sub(r"[^a-z0-9]+", "-", where["name"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    verified_path = arguments.out / "gpu_verified.json"
+    verified_path = arguments.out / RECORD.name
     verified = json.loads(verified_path.read_text()) if verified_path.exists() else {}
     if verified.get("sha256") != sources:
         verified = {"sha256": sources, "passed": 0, "failed": 0, "sanitizer": {}}

@@ -148,7 +148,7 @@ static void disc_centroids_backward(const DiscCentroidsBackward& p, const Parall
   const Buffer<double> offset(D);
   for (int64_t d = 0; d < D; ++d) offset[d] = -slope * shift[d] - w * sum_x[d];
   Output(p.grad_centroids, D).prepare(C);
-  parallel_ranges(parallel, C, int64_t{1024}, [&](int64_t begin, int64_t end) {
+  parallel_ranges(parallel, C, clamp(div_up(C, 64), 16, 1024), [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(D), other(D), line(D);
     const Buffer<double> pull(D);
     Output out(p.grad_centroids, D);

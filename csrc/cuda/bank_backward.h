@@ -14,52 +14,64 @@
 
 namespace oltr::cuda {
 
+// A rule reads what belongs to a column once: column(c), then rule(row, c, that, place in the chunk).
 template <class S>
 struct AttentionGradient {
-  const Acc<S>*logits, *along;  // (B, stride) x keys', g memory'
-  const S* bias;                // (count)
-  const Acc<S>*lse, *delta;     // (B)
-  S* weights;                   // (B, stride) P; may be absent
-  __device__ Acc<S> operator()(int64_t row, int64_t c, int64_t at) const {
-    const Acc<S> weight = exp(logits[at] + widen(bias[c]) - lse[row]);
+  using T = Acc<S>;
+  const T *logits, *along;  // (B, stride) x keys', g memory'
+  const S* bias;            // (count)
+  const T *lse, *delta;     // (B)
+  S* weights;               // (B, stride) P; may be absent
+
+  __device__ T column(int64_t c) const { return widen(bias[c]); }
+  __device__ T operator()(int64_t r, int64_t, T offset, int64_t at) const {
+    const T weight = exp(logits[at] + offset - lse[r]);
     if (weights != nullptr) weights[at] = narrow<S>(weight);
-    return weight * (along[at] - delta[row]);
+    return weight * (along[at] - delta[r]);
   }
 };
 
 template <class S>
 struct CrossEntropyGradient {
-  const Acc<S>* products;        // (B, stride) v weight'
-  const Acc<S>*row, *column;     // (B) q, (count) s
-  const Acc<S>* prior;           // (count) log prior; may be absent
-  const Acc<S>*lse, *grad_loss;  // (B)
-  const int64_t* target;         // (B)
-  const Acc<S>* uniform;         // () u
-  Acc<S> smoothing;              // a
+  using T = Acc<S>;
+  const T* products;         // (B, stride) v weight'
+  const T *row, *scale;      // (B) q, (count) s
+  const T* prior;            // (count) log prior; may be absent
+  const T *lse, *grad_loss;  // (B)
+  const int64_t* target;     // (B)
+  const T* uniform;          // () u
+  T smoothing;               // a
   int64_t first, classes, ignore_index;
-  __device__ Acc<S> operator()(int64_t r, int64_t c, int64_t at) const {
-    using T = Acc<S>;
+
+  struct Column {
+    T scale, prior, share;
+  };
+  __device__ Column column(int64_t c) const {
+    const T p = prior == nullptr ? T(0) : prior[c];
+    return {scale[c], p, p > Identity<T>::max ? smoothing * *uniform : T(0)};
+  }
+  __device__ T operator()(int64_t r, int64_t c, const Column& column, int64_t at) const {
     constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
     const int64_t own = target[r];
     if (own == ignore_index) return T(0);
     if (own < 0 || own >= classes) return kNan;
-    const T scale = row[r] * column[c];
-    const T logit = products[at] * scale + (prior == nullptr ? T(0) : prior[c]);
-    const bool possible = prior == nullptr || prior[c] > Identity<T>::max;
-    T g = exp(logit - lse[r]);
-    if (possible) g -= smoothing * *uniform;
+    const T both = row[r] * column.scale;
+    T g = exp(products[at] * both + column.prior - lse[r]) - column.share;
     if (first + c == own) g -= 1 - smoothing;
-    return g * grad_loss[r] * scale;
+    return g * grad_loss[r] * both;
   }
 };
 
 template <class S>
 struct GivenGradient {
+  using T = Acc<S>;
   const S* grad_logits;  // (B,C) from this chunk's first column on
   int64_t classes;
-  const Acc<S>*row, *column;  // (B) q, (count) s
-  __device__ Acc<S> operator()(int64_t r, int64_t c, int64_t) const {
-    return widen(grad_logits[r * classes + c]) * row[r] * column[c];
+  const T *row, *scale;  // (B) q, (count) s
+
+  __device__ T column(int64_t c) const { return scale[c]; }
+  __device__ T operator()(int64_t r, int64_t c, T scale_c, int64_t) const {
+    return widen(grad_logits[r * classes + c]) * row[r] * scale_c;
   }
 };
 
@@ -76,11 +88,12 @@ __global__ void logit_gradient_kernel(Rule rule, int64_t rows, int64_t count, in
   const int64_t c = blockIdx.x % column_blocks * kGradientColumns + column;
   T sum = 0;
   if (c < count) {
+    const auto mine = rule.column(c);
     for (int64_t i = share; i < kGradientRows; i += kShares) {
       const int64_t r = part * kGradientRows + i;
       if (r >= rows) break;
       const int64_t at = r * stride + c;
-      const T g = rule(r, c, at);
+      const T g = rule(r, c, mine, at);
       gradient[at] = narrow<S>(g);
       sum += g;
     }
@@ -124,14 +137,13 @@ struct AttentionBackward {
     sums = carve.array<T>(div_up(B, kGradientRows) * chunk);
   }
 
-  // `p` holds x, keys, key_bias, memory, lse and where their gradients go; `recalled` and `grad` are
-  // the recalled feature and its gradient. grad_x (B,D) is overwritten, or added to where `add`.
+  // `p` holds x, keys, key_bias, memory, lse and where their gradients go; `grad` is the gradient of
+  // the recalled feature, and `delta` its product with it, row by row, is there already. grad_x (B,D)
+  // is overwritten, or added to where `add`.
   template <class Params>
-  void run(Queue& queue, const Params& p, const S* recalled, const S* grad, T* grad_x,
-           bool add) const {
+  void run(Queue& queue, const Params& p, const S* grad, T* grad_x, bool add) const {
     const int64_t B = size.batch, C = size.classes, D = size.width;
     const S *x = rows_of<S>(p.x), *bias = rows_of<S>(p.key_bias);
-    launch(queue, row_dots_kernel<S>, blocks_of(B, kWarps), grad, recalled, B, D, delta);
     const bool memory_grad = p.grad_memory.data != nullptr;
     for (int64_t c0 = 0; c0 < C; c0 += chunk) {
       const int64_t n = C - c0 < chunk ? C - c0 : chunk;

@@ -29,12 +29,11 @@ struct Attention {
 // its rounding error of the best is measured as sum (x-c)^2, so the winner is the true one.
 template <class S>
 struct Nearest {
-  const Acc<S>* products;   // (B, stride) x memory'
-  const Acc<S>* norms2;     // (count)
-  const S *x, *memory;      // (B,D), (count,D)
-  const Acc<S>* length;     // (B) |x|
-  Acc<S>*best, *distance2;  // (B) smallest score so far; its true square
-  int64_t* index;           // (B)
+  const Acc<S>* products;            // (B, stride) x memory'
+  const Acc<S>* norms2;              // (count)
+  const S *x, *memory;               // (B,D), (count,D)
+  Acc<S>*length, *best, *distance2;  // (B) |x|; smallest score so far; its true square
+  int64_t* index;                    // (B)
   int64_t width;
   Acc<S> unit;  // rounding error of a score per unit of |x| |c| and of |c|^2
 };
@@ -52,24 +51,42 @@ Acc<S> score_error(int64_t width, Precision precision) {
   return error;
 }
 
+// Columns that a thread takes at once; chunks are padded to whole packs.
+constexpr int kColumns = 4;
+
 template <class S>
 __device__ void attend(const Attention<S>& p, const Chunk& chunk, unsigned char* shared) {
   using T = Acc<S>;
   const int64_t row = blockIdx.x;
-  const T* z = p.logits + row * chunk.stride;
+  const T* logits = p.logits + row * chunk.stride;
   S* weights = p.weights + row * chunk.stride;
+  // f(logits of the columns from c on, how many there are to the end, c)
+  const auto for_each_pack = [&](auto f) {
+    for (int64_t c = kColumns * threadIdx.x; c < chunk.count; c += kColumns * kThreads) {
+      const int64_t left = chunk.count - c;
+      Pack<T, kColumns> z = load_pack<kColumns>(logits + c, left);
+      for (int j = 0; j < kColumns; ++j)
+        if (j < left) z.v[j] += widen(p.bias[c + j]);
+      f(z, left, c);
+    }
+  };
   T m = chunk.opens ? Identity<T>::max : p.max[row];
   T l = chunk.opens ? Identity<T>::sum : p.sum[row];
-  T high = Identity<T>::max;
-  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads)
-    high = Largest()(high, z[c] + widen(p.bias[c]));
+  T high = Identity<T>::max, sum = 0;
+  for_each_pack([&](const Pack<T, kColumns>& z, int64_t left, int64_t) {
+    for (int j = 0; j < kColumns; ++j)
+      if (j < left) high = Largest()(high, z.v[j]);
+  });
   high = Largest()(m, block_reduce(high, Largest(), shared));
-  T sum = 0;
-  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads) {
-    const T weight = exp(z[c] + widen(p.bias[c]) - high);
-    weights[c] = narrow<S>(weight);
-    sum += weight;
-  }
+  for_each_pack([&](const Pack<T, kColumns>& z, int64_t left, int64_t c) {
+    Pack<S, kColumns> out;
+    for (int j = 0; j < kColumns; ++j) {
+      const T weight = j < left ? static_cast<T>(exp(z.v[j] - high)) : T(0);
+      out.v[j] = narrow<S>(weight);
+      sum += weight;
+    }
+    store_pack(weights + c, out);
+  });
   sum = block_reduce(sum, Add(), shared);
   T keep, take;
   merge_softmax(m, l, high, sum, keep, take, [](T a) { return static_cast<T>(exp(a)); });
@@ -86,34 +103,64 @@ template <class S>
 __device__ void find_nearest(const Nearest<S>& p, const Chunk& chunk, unsigned char* shared) {
   using T = Acc<S>;
   const int64_t row = blockIdx.x;
+  const S* x = p.x + row * p.width;
   const T* products = p.products + row * chunk.stride;
-  T low = chunk.opens ? Identity<T>::distance2 : p.best[row], largest = 0;
-  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads) {
-    low = Smallest()(low, p.norms2[c] / 2 - products[c]);
-    largest = Largest()(largest, p.norms2[c]);
+  T length;
+  if (chunk.opens) {
+    length = sqrt(block_sum<T>(p.width, shared, [&](int64_t i) {
+      const T v = widen(x[i]);
+      return v * v;
+    }));
+    if (threadIdx.x == 0) p.length[row] = length;
+  } else {
+    length = p.length[row];
   }
-  low = block_reduce(low, Smallest(), shared);
+  // A lane's columns are the same in both passes: it knows whether one of them can be near.
+  const auto for_each_score = [&](auto f) {
+    for (int64_t c = kColumns * threadIdx.x; c < chunk.count; c += kColumns * kThreads) {
+      const int64_t left = chunk.count - c;
+      const Pack<T, kColumns> dots = load_pack<kColumns>(products + c, left);
+      const Pack<T, kColumns> squares = load_pack<kColumns>(p.norms2 + c, left);
+      for (int j = 0; j < kColumns; ++j)
+        if (j < left) f(squares.v[j] / 2 - dots.v[j], squares.v[j]);
+    }
+  };
+  T low = Identity<T>::distance2, largest = 0;
+  bool undefined = false;
+  for_each_score([&](T score, T squares) {
+    low = Smallest()(low, score);
+    largest = Largest()(largest, squares);
+    undefined |= score != score;
+  });
+  const T before = chunk.opens ? Identity<T>::distance2 : p.best[row];
+  const T best = Smallest()(before, block_reduce(low, Smallest(), shared));
   largest = block_reduce(largest, Largest(), shared);
-  const T limit = low + p.unit * (p.length[row] * static_cast<T>(sqrt(largest)) + largest / 2);
+  const T limit = best + p.unit * (length * static_cast<T>(sqrt(largest)) + largest / 2);
 
   T distance2 = Identity<T>::distance2;
   int64_t index = Identity<T>::index;
-  const S* x = p.x + row * p.width;
-  for (int64_t c0 = warp_index() * kWarp; c0 < chunk.count; c0 += kThreads) {
-    const int64_t mine = c0 + lane_index();
-    // NaN is a candidate too: closer() has a rule for it.
-    const bool near = mine < chunk.count && !(p.norms2[mine] / 2 - products[mine] > limit);
-    unsigned found = __ballot_sync(kAllLanes, near);
-    for (; found != 0; found &= found - 1) {
-      const int64_t c = c0 + __ffs(static_cast<int>(found)) - 1;
-      const S* centroid = p.memory + c * p.width;
-      const T d2 = warp_sum<T>(p.width, [&](int64_t i) {
-        const T gap = widen(x[i]) - widen(centroid[i]);
-        return gap * gap;
-      });
-      if (closer(d2, chunk.first + c, distance2, index)) {
-        distance2 = d2;
-        index = chunk.first + c;
+  const auto measure = [&](int64_t c) {
+    const S* centroid = p.memory + c * p.width;
+    const T d2 = warp_sum<T>(p.width, [&](int64_t i) {
+      const T gap = widen(x[i]) - widen(centroid[i]);
+      return gap * gap;
+    });
+    if (!closer(d2, chunk.first + c, distance2, index)) return;
+    distance2 = d2;
+    index = chunk.first + c;
+  };
+  // NaN is a candidate too, and all are where the limit is NaN: closer() has a rule for it.
+  const bool some = undefined || !(low > limit);
+  if (__ballot_sync(kAllLanes, some) != 0) {
+    constexpr int64_t kSpan = kColumns * kWarp;
+    for (int64_t c0 = warp_index() * kSpan; c0 < chunk.count; c0 += kColumns * kThreads) {
+      for (int j = 0; j < kColumns; ++j) {
+        const int64_t mine = c0 + kColumns * lane_index() + j;
+        const bool near =
+            some && mine < chunk.count && !(p.norms2[mine] / 2 - products[mine] > limit);
+        unsigned found = __ballot_sync(kAllLanes, near);
+        for (; found != 0; found &= found - 1)
+          measure(c0 + kColumns * (__ffs(static_cast<int>(found)) - 1) + j);
       }
     }
   }
@@ -134,7 +181,7 @@ __device__ void find_nearest(const Nearest<S>& p, const Chunk& chunk, unsigned c
     distance2 = distances[w];
     index = indices[w];
   }
-  p.best[row] = low;
+  p.best[row] = best;
   p.distance2[row] = distance2;
   p.index[row] = index;
 }
@@ -180,7 +227,6 @@ struct BankForward {
   void run(Queue& queue, int64_t* index) const {
     const int64_t B = size.batch, C = size.classes, D = size.width;
     if (B == 0) return;
-    if (nearest) row_norms(queue, x, B, D, Norm<T>(), length);
     for (int64_t c0 = 0; c0 < C; c0 += chunk) {
       const int64_t n = C - c0 < chunk ? C - c0 : chunk;
       const S* centroids = memory + c0 * D;

@@ -161,6 +161,31 @@ __device__ T block_reduce(T v, Join join, unsigned char* shared) {
   return v;
 }
 
+// --- wide loads ---------------------------------------------------------------------------------
+
+// n elements that one instruction loads, or two.
+template <class T, int n>
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Pack {
+  T v[n];
+};
+template <int n, class T>
+__device__ Pack<T, n> load_pack(const T* aligned) {
+  return *reinterpret_cast<const Pack<T, n>*>(aligned);
+}
+// The same where only `left` elements are there; zeros for the others.
+template <int n, class T>
+__device__ Pack<T, n> load_pack(const T* aligned, int64_t left) {
+  if (left >= n) return load_pack<n>(aligned);
+  Pack<T, n> pack{};
+  for (int i = 0; i < n; ++i)
+    if (i < left) pack.v[i] = aligned[i];
+  return pack;
+}
+template <class T, int n>
+__device__ void store_pack(T* aligned, const Pack<T, n>& pack) {
+  *reinterpret_cast<Pack<T, n>*>(aligned) = pack;
+}
+
 // --- rows ---------------------------------------------------------------------------------------
 
 // Sum over `width` elements, in every lane, of term(i); the warp's lanes take turns.

@@ -66,7 +66,10 @@ void enqueue(const MemoryAttentionBackward& p, Queue& queue) {
     using S = decltype(s);
     if (p.size.batch == 0) return AttentionBackward<S>::clear(queue, p);
     const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
-    work.bank.run(queue, p, rows_of<S>(p.out), rows_of<S>(p.grad_out), work.grad_x, false);
+    const S* grad = rows_of<S>(p.grad_out);
+    launch(queue, row_dots_kernel<S>, blocks_of(p.size.batch, kWarps), grad, rows_of<S>(p.out),
+           p.size.batch, p.size.width, work.bank.delta);
+    work.bank.run(queue, p, grad, work.grad_x, false);
     const int64_t n = p.size.batch * p.size.width;
     launch(queue, narrow_kernel<S>, blocks_of(n, kThreads), work.grad_x, n, rows_of<S>(p.grad_x));
   });

@@ -51,8 +51,8 @@ struct Gate {
   const Acc<S>* distance;                                         // (B)
   Acc<S> scale, eps;
   int64_t width;
-  S *grad_recalled, *grad_gate;  // (B,D) grad_m, grad_a
-  Acc<S>*grad_x, *weight;        // (B,D) grad_t; (B) grad_d / d
+  S *grad_recalled, *grad_gate;    // (B,D) grad_m, grad_a
+  Acc<S>*grad_x, *weight, *delta;  // (B,D) grad_t; (B) grad_d / d; (B) grad_m . m
 };
 
 template <class S>
@@ -61,7 +61,7 @@ __global__ void gate_backward_kernel(Gate<S> p) {
   OLTR_DYNAMIC_SHARED(shared);
   const int64_t r = blockIdx.x;
   const T distance = p.distance[r], reach = p.scale / distance;
-  T along = 0;  // g . t
+  T along = 0, delta = 0;  // g . t, grad_m . m
   for (int64_t d = threadIdx.x; d < p.width; d += kThreads) {
     const int64_t i = r * p.width + d;
     const T g = widen(p.grad_embedding[i]), recalled = widen(p.memory_feature[i]);
@@ -71,11 +71,14 @@ __global__ void gate_backward_kernel(Gate<S> p) {
     if (p.grad_memory_feature != nullptr) grad_recalled += widen(p.grad_memory_feature[i]);
     if (p.grad_selector != nullptr) grad_gate += widen(p.grad_selector[i]);
     p.grad_recalled[i] = narrow<S>(grad_recalled);
+    delta += widen(p.grad_recalled[i]) * recalled;  // of what the products will see
     p.grad_gate[i] = narrow<S>(grad_gate * (1 - gate * gate));
     p.grad_x[i] = grad_t;
   }
   along = block_reduce(along, Add(), shared);
+  delta = block_reduce(delta, Add(), shared);
   if (threadIdx.x != 0) return;
+  p.delta[r] = delta;
   const T given = p.grad_distance == nullptr ? T(0) : p.grad_distance[r];
   p.weight[r] = distance <= p.eps ? T(0) : (given - reach / distance * along) / distance;
 }
@@ -199,10 +202,11 @@ void enqueue(const MetaEmbeddingBackward& p, Queue& queue) {
                        work.grad_recalled,
                        work.grad_gate,
                        work.grad_x,
-                       work.weight};
+                       work.weight,
+                       work.bank.delta};
     launch(queue, gate_backward_kernel<S>, blocks_of(B), gate);
 
-    work.bank.run(queue, p, recalled, work.grad_recalled, work.grad_x, true);
+    work.bank.run(queue, p, work.grad_recalled, work.grad_x, true);
 
     product<S>(queue, p.precision, B, D, D, plain(work.grad_gate, D),
                plain(rows_of<S>(p.selector_weight), D), work.grad_x, D, true);

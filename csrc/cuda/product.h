@@ -1,5 +1,5 @@
 // Matrix products, the one thing that a library does for the kernels: cuBLAS on the device
-// (product_cublas.cpp), plain loops on the host (testing/host_cuda/product.h).
+// (product_cublas.cpp); the tests on the host bring a cuBLAS of plain loops.
 #pragma once
 
 #include <cstdint>

@@ -10,10 +10,6 @@ template <class T>
 struct SquaredNorm {
   __device__ T operator()(T squares) const { return squares; }
 };
-template <class T>
-struct Norm {
-  __device__ T operator()(T squares) const { return sqrt(squares); }
-};
 // scale / |w|, zero for a row of zeros.
 template <class T>
 struct CosineScale {
@@ -34,10 +30,22 @@ __global__ void row_norms_kernel(const S* m, int64_t rows, int64_t width, Rule r
   const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
   if (r >= rows) return;
   const S* row = m + r * width;
-  const Acc<S> squares = warp_sum<Acc<S>>(width, [&](int64_t i) {
-    const Acc<S> v = widen(row[i]);
-    return v * v;
-  });
+  // Whole packs where the row allows it; the order of the sum does not depend on that.
+  constexpr int kPack = 16 / sizeof(S);
+  const bool whole = width % kPack == 0 && reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  Acc<S> squares = 0;
+  for (int64_t i = kPack * lane_index(); i < width; i += kPack * kWarp) {
+    Pack<S, kPack> pack{};
+    if (whole)
+      pack = load_pack<kPack>(row + i);
+    else
+      for (int j = 0; j < kPack && i + j < width; ++j) pack.v[j] = row[i + j];
+    for (int j = 0; j < kPack; ++j) {
+      const Acc<S> v = widen(pack.v[j]);
+      squares += v * v;
+    }
+  }
+  squares = warp_reduce(squares, Add());
   if (lane_index() == 0) out[r] = rule(squares);
 }
 template <class S, class Rule>

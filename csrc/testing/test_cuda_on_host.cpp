@@ -4,8 +4,8 @@
 
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "cuda/product_cublas.h"
 #include "testing/checks.h"
-#include "testing/host_cuda/product.h"
 
 namespace oltr::testing {
 namespace {
@@ -16,7 +16,7 @@ int64_t chunk_bytes = 1;
 template <class Params>
 void on_host(const Params& p, const Parallel&) {
   Fenced workspace(static_cast<size_t>(cuda::workspace_bytes(p, chunk_bytes)));
-  cuda::Queue queue{nullptr, {host_cuda::product, nullptr}, workspace.data(), chunk_bytes};
+  cuda::Queue queue{nullptr, {cuda::product_cublas, nullptr}, workspace.data(), chunk_bytes};
   cuda::enqueue(p, queue);
   EXPECT_EQ(queue.error, nullptr);
   EXPECT_TRUE(workspace.intact()) << "wrote beyond the workspace";

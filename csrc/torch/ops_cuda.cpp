@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <cstdlib>
+
 #include "cuda/kernels.h"
 #include "cuda/product_cublas.h"
 #include "torch/class_means.h"
@@ -17,6 +19,13 @@
 namespace oltr {
 namespace {
 
+// OLTR_EXT_CUDA_CHUNK_MB is for tuning: what a chunk of classes may occupy (cuda/launch.h).
+int64_t chunk_bytes() {
+  const char* megabytes = std::getenv("OLTR_EXT_CUDA_CHUNK_MB");
+  const int64_t asked = megabytes == nullptr ? 0 : std::atoll(megabytes);
+  return asked > 0 ? asked << 20 : cuda::kChunkBytes;
+}
+
 struct Cuda {
   template <class Params>
   static void run(const char* op, const Tensor& lead, const Params& p) {
@@ -25,12 +34,14 @@ struct Cuda {
     void *stream = nullptr, *blas = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas));
+    const int64_t chunk = chunk_bytes();
     // Freed when this returns, for whoever comes next on this stream.
-    const Tensor workspace = torch::stable::new_empty(
-        lead, {cuda::workspace_bytes(p, cuda::kChunkBytes)}, ScalarType::Byte);
+    const Tensor workspace =
+        torch::stable::new_empty(lead, {cuda::workspace_bytes(p, chunk)}, ScalarType::Byte);
     cuda::Queue queue{static_cast<cudaStream_t>(stream),
                       {cuda::product_cublas, blas},
-                      workspace.mutable_data_ptr()};
+                      workspace.mutable_data_ptr(),
+                      chunk};
     cuda::enqueue(p, queue);
     if (queue.error != nullptr) fail(op, queue.error);
   }

@@ -73,7 +73,8 @@ def class_means(x: Tensor, target: Tensor, num_classes: int) -> Means:
     Raises:
         TypeError: not a tensor, or an unsupported dtype.
         ValueError: a shape, device or number that does not fit.
-        RuntimeError: a target out of range.
+        RuntimeError: a target out of range. CUDA kernels do not wait to look: there, it makes
+            all means NaN.
     """
     rows, width = _check.matrix(_OP, "x", x)
     _check.labels(_OP, target, rows, x)

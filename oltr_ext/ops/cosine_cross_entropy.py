@@ -88,7 +88,9 @@ def cosine_cross_entropy(
     Raises:
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``v``.
         ValueError: a shape, device or option that does not fit.
-        RuntimeError: a target out of range, or a prior that is negative or not finite.
+        RuntimeError: a target out of range, or a prior that is negative or not finite. CUDA kernels
+            do not wait to look: there, such a target makes the loss of its row NaN, and such a
+            prior all losses.
     """
     rows, width = _check.matrix(_OP, "v", v)
     classes = _check.bank(_OP, "weight", weight, width, v)

@@ -92,7 +92,8 @@ def disc_centroids_loss(
     Raises:
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
         ValueError: a shape, device or option that does not fit.
-        RuntimeError: a target out of range.
+        RuntimeError: a target out of range. CUDA kernels do not wait to look: there, it makes
+            the loss NaN.
     """
     rows, width = _check.matrix(_OP, "x", x)
     _check.bank(_OP, "centroids", centroids, width, x)

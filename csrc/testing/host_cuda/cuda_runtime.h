@@ -2,7 +2,9 @@
 //
 // Each CUDA thread is a fiber. A fiber runs until it must wait for others (a barrier, a warp
 // exchange) and the next one is drawn at random, so that code which forgets to wait reads what has
-// not been written yet. Blocks run one after another. What a kernel may use is what stands here.
+// not been written yet. One warp, also drawn at random, goes first for a long while, so that code
+// which forgets to let others read finds that overwritten. Blocks run one after another. What a
+// kernel may use is what stands here.
 #pragma once
 
 #include <math.h>
@@ -51,7 +53,8 @@ struct Block {
   dim3 index, threads, blocks;
   std::vector<unsigned char> shared;
   std::vector<Fiber> fibers;
-  std::vector<int> runnable;
+  std::vector<std::vector<int>> runnable;  // by warp
+  size_t favoured;                         // the warp that goes first
   std::vector<std::vector<int>> in_warp;  // fibers that wait for their warp's exchange
   std::vector<int> at_barrier;
   int live;
@@ -72,7 +75,11 @@ inline int self() { return static_cast<int>(block->current - block->fibers.data(
 
 // Leaves `from` for one of the fibers that can run.
 inline void run_another(ucontext_t& from) {
-  std::vector<int>& able = block->runnable;
+  const size_t warps = block->runnable.size();
+  if (block->random() % 256 == 0) block->favoured = block->random() % warps;
+  for (size_t i = 0; i < warps && block->runnable[block->favoured].empty(); ++i)
+    block->favoured = (block->favoured + 1) % warps;
+  std::vector<int>& able = block->runnable[block->favoured];
   if (able.empty()) stop("every thread waits: not all of a block reach the same barrier");
   std::swap(able[block->random() % able.size()], able.back());
   block->current = &block->fibers[able.back()];
@@ -81,7 +88,7 @@ inline void run_another(ucontext_t& from) {
 }
 
 inline void release(std::vector<int>& waiting) {
-  block->runnable.insert(block->runnable.end(), waiting.begin(), waiting.end());
+  for (const int f : waiting) block->runnable[f / kWarp].push_back(f);
   waiting.clear();
 }
 
@@ -152,8 +159,9 @@ inline void run_block(Block& b) {
     f.context.uc_stack.ss_size = kStack;
     f.context.uc_link = nullptr;
     makecontext(&f.context, enter, 0);
-    b.runnable.push_back(t);
+    b.runnable[t / kWarp].push_back(t);
   }
+  b.favoured = b.random() % b.runnable.size();
   run_another(b.launcher);
   block = nullptr;
 }
@@ -168,6 +176,7 @@ void launch(Kernel kernel, int64_t blocks, int64_t threads, int64_t shared_bytes
   b.blocks.x = static_cast<unsigned>(blocks);
   b.fibers = std::vector<Fiber>(static_cast<size_t>(threads));
   b.in_warp.resize(static_cast<size_t>(threads) / kWarp);
+  b.runnable.resize(b.in_warp.size());
   for (int64_t i = 0; i < blocks; ++i) {
     b.index = {static_cast<unsigned>(i), 0, 0};
     // Its own memory for each block, of its very size: NaN until written, fenced by the sanitizer.

@@ -1,0 +1,49 @@
+"""Which CUDA sources were run on which GPU: their hash, and the record of what passed.
+
+gpu_check.py writes the record, setup.py builds its summary into the library's build info, and
+`oltr info` shows it. The standard library alone, since builds use this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = Path("benchmarks") / "results" / "gpu_verified.json"
+
+
+def cuda_sources(root: Path = ROOT) -> str:
+    """SHA-256 of csrc/cuda and csrc/common: paths in bytewise order, contents one after another."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "csrc/cuda", "csrc/common"], cwd=root, capture_output=True
+    )
+    names = [os.fsdecode(n) for n in listed.stdout.split(b"\0") if n]
+    if listed.returncode != 0 or not names:  # an archive without its history
+        folders = (root / "csrc" / "cuda", root / "csrc" / "common")
+        names = [
+            p.relative_to(root).as_posix() for d in folders for p in d.rglob("*") if p.is_file()
+        ]
+    digest = hashlib.sha256()
+    for name in sorted(names, key=os.fsencode):
+        digest.update((root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def verified(root: Path = ROOT) -> str:
+    """What is known of these very sources on a GPU, in one line."""
+    path = root / RECORD
+    if not path.is_file():
+        return "never run on a GPU"
+    record = json.loads(path.read_text())
+    where = f"{record.get('device', 'a GPU')} on {record.get('date', '?')[:10]}"
+    if record.get("sha256") != cuda_sources(root):
+        return f"not run on a GPU as they are; an earlier state was, {where}"
+    failed = record.get("failed", 0)
+    return (
+        f"{record.get('passed', 0)} tests passed, {failed} failed, {where}; "
+        f"sanitizers: {'; '.join(record.get('sanitizer', {}).values()) or 'not run'}"
+    )
