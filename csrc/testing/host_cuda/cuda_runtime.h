@@ -55,7 +55,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<std::vector<int>> runnable;  // by warp
   size_t favoured;                         // the warp that goes first
-  std::vector<std::vector<int>> in_warp;  // fibers that wait for their warp's exchange
+  std::vector<std::vector<int>> in_warp;   // fibers that wait for their warp's exchange
   std::vector<int> at_barrier;
   int live;
   ucontext_t launcher;
