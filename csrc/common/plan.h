@@ -28,7 +28,7 @@ inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes
   constexpr int64_t kStates = int64_t{32} << 20;  // bytes that all partial states may take
   Plan plan;
   plan.row_block = clamp(round_up(B, kLanes), kLanes, 64);
-  plan.class_tile = 96;
+  plan.class_tile = 144;
   const int64_t longest = div_up(C > 0 ? C : 1, kMinSplit);
   const int64_t blocks = div_up(B > 0 ? B : 1, plan.row_block);
   const int64_t per_group = clamp(blocks * longest / kTasks, 1, 4);
