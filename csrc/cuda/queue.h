@@ -2,6 +2,8 @@
 // something fails.
 #pragma once
 
+#include <limits>
+
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 
@@ -38,6 +40,10 @@ S* rows_of(MutableMatrix m, int64_t row = 0, int64_t width = 0) {
 template <class... Parameters, class... Args>
 void launch(Queue& queue, void (*kernel)(Parameters...), Launch l, const Args&... args) {
   if (queue.error != nullptr || l.blocks == 0) return;
+  if (l.blocks > std::numeric_limits<int32_t>::max()) {
+    queue.error = "more blocks than a grid can have";
+    return;
+  }
   OLTR_LAUNCH(kernel, l, queue.stream, args...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) queue.error = cudaGetErrorString(error);

@@ -229,6 +229,17 @@ TEST(CudaPlan, ChunksCoverTheBankEvenly) {
   }
 }
 
+TEST(CudaPlan, AGridTooLargeIsAnErrorAndEndsTheQueue) {
+  cuda::Queue queue{nullptr, {cuda::product_cublas, nullptr}, nullptr};
+  Labels nothing;
+  ClassMeansForward p{};
+  p.size = {0, int64_t{1} << 31, 4};
+  p.dtype = Dtype::kFloat32;
+  p.sorted = p.order = nothing.data();
+  cuda::enqueue(p, queue);
+  EXPECT_STREQ(queue.error, "more blocks than a grid can have");
+}
+
 // --- the stand-in itself: forgetting a barrier must show ----------------------------------------
 
 void reversed(int* out, int n, bool wait) {
