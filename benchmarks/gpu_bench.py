@@ -19,6 +19,7 @@ from peers import PEERS
 from torch import Tensor
 from workloads import WORKLOADS, caller
 
+DEVICE = "cuda"
 ROUNDS = 11
 MOST_BYTES = 24e9
 """A peer that needs a larger tensor is not run, and its row says so."""
@@ -51,6 +52,12 @@ COMPILED = {
 }
 
 
+def _said(error: Exception) -> str:
+    return (
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error) else ''}"
+    )
+
+
 def microseconds(calls: dict[str, list[Callable[[], Any]]], rounds: int = ROUNDS) -> dict:
     """Median, and spread between quartiles, of every function, in turn.
 
@@ -74,6 +81,26 @@ def microseconds(calls: dict[str, list[Callable[[], Any]]], rounds: int = ROUNDS
             times[name].append(1e3 * begin.elapsed_time(end))
     quarters = {n: statistics.quantiles(t, n=4) for n, t in times.items()}
     return {n: {"median_us": q[1], "iqr_us": q[2] - q[0]} for n, q in quarters.items()}
+
+
+def l2_bytes() -> int:
+    return torch.cuda.get_device_properties(0).L2_cache_size
+
+
+def settle() -> None:
+    """Nothing left to run, no memory kept."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most memory that was taken during a call, results included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def products_alone(x: Tensor, memory: Tensor, keys: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
@@ -105,8 +132,8 @@ def peers_of(op: str, mode: str, B: int, C: int, D: int) -> Iterator[tuple[str, 
 def peaks() -> dict[str, float]:
     """TFLOP/s of a large bfloat16 product, and GB/s of a copy, read and written."""
     n = 8192
-    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    source = torch.randn(1 << 28, device="cuda")
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randn(1 << 28, device=DEVICE)
     target = torch.empty_like(source)
     found = microseconds({"product": [lambda: a @ b], "copy": [lambda: target.copy_(source)]})
     return {
@@ -133,19 +160,17 @@ def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, floa
     """One case: ours and every peer that can run."""
     workload = WORKLOADS[op]
     element = 2
-    one = workload.inputs(2, 3, D, torch.bfloat16, False)
-    banks = sum(1 for n in workload.leaves if one[n].dim() == 2 and one[n].shape[0] == 3)
-    cold = 2 * torch.cuda.get_device_properties(0).L2_cache_size
-    copies = max(1, min(8, -(-cold // (banks * C * D * element))))
 
     def inputs() -> dict[str, Any]:
         made = workload.inputs(B, C, D, torch.bfloat16, False)
-        moved = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in made.items()}
+        moved = {n: v.to(DEVICE) if isinstance(v, Tensor) else v for n, v in made.items()}
         for n in workload.leaves:
             moved[n].requires_grad_(mode != "forward")
         return moved
 
-    sets = [inputs() for _ in range(copies)]
+    sets = [inputs()]
+    size = sum(sets[0][n].numel() * element for n in workload.leaves)
+    sets += [inputs() for _ in range(min(7, 2 * l2_bytes() // size))]
     shape = workload.shape(B, C, D)
 
     def prepared(function: Callable[..., Any]) -> list[Callable[[], Any]]:
@@ -160,11 +185,11 @@ def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, floa
         try:
             candidates = prepared(function)
             candidates[0]()
-            torch.cuda.synchronize()
+            settle()
             calls[name] = candidates
         except Exception as error:  # a peer's failure is a finding
-            unavailable[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-            torch.cuda.empty_cache()
+            unavailable[name] = _said(error)
+            settle()
     eager = [n for n in calls if n.startswith("eager")]
     if (op, mode, B, C) in COMPILED:
         times = microseconds({n: calls[n] for n in eager}, rounds=3)
@@ -177,15 +202,10 @@ def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, floa
             calls[f"compiled {best.removeprefix('eager ')}"] = prepared(compiled)
             calls[f"compiled {best.removeprefix('eager ')}"][0]()
         except Exception as error:
-            unavailable["compiled"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            unavailable["compiled"] = _said(error)
     if mode == "forward" and C <= 10_000:
         calls["ours, graph"] = [graphed(c) for c in calls["ours"]]
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    calls["ours"][0]()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
+    peak = peak_bytes(calls["ours"][0])
     found = microseconds(calls)
     least = floors.floor(op, mode, B, C, D, element)
     floor_us = 1e6 * least.seconds(1e3 * ceilings["bf16_tflops"], ceilings["copy_gbytes"])
@@ -193,7 +213,7 @@ def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, floa
     rivals = {n: f["median_us"] for n, f in found.items() if not n.startswith(("ours", "products"))}
     best_peer = min(rivals, key=lambda n: rivals[n], default=None)
     return {
-        "op": op, "mode": mode, "B": B, "C": C, "D": D, "dtype": "bfloat16", "copies": copies,
+        "op": op, "mode": mode, "B": B, "C": C, "D": D, "dtype": "bfloat16", "copies": len(sets),
         "times": found, "unavailable": unavailable, "floor_us": floor_us,
         "share_of_floor": floor_us / ours, "best_peer": best_peer,
         "ratio": rivals[best_peer] / ours if best_peer else None, "peak_mb": peak / 2**20,
@@ -204,17 +224,16 @@ def training_step(B: int = 1024, C: int = 1_000_000, D: int = 512) -> dict:
     """The head's whole step on bfloat16 copies of float32 banks, SGD with momentum."""
     from oltr_ext import ops
 
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    banks = {n: torch.randn(C, D, device="cuda") / D**0.5 for n in ("keys", "weight", "memory")}
-    bias, square = torch.zeros(C, device="cuda"), torch.randn(D, D, device="cuda") / D**0.5
+    settle()
+    banks = {n: torch.randn(C, D, device=DEVICE) / D**0.5 for n in ("keys", "weight", "memory")}
+    bias, square = torch.zeros(C, device=DEVICE), torch.randn(D, D, device=DEVICE) / D**0.5
     parameters = [banks["keys"], bias, square, banks["weight"], banks["memory"]]
     for p in parameters:
         p.requires_grad_()
-    gate_bias = torch.zeros(D, device="cuda", requires_grad=True)
+    gate_bias = torch.zeros(D, device=DEVICE, requires_grad=True)
     optimizer = torch.optim.SGD([*parameters, gate_bias], lr=1e-3, momentum=0.9, fused=True)
-    x = torch.randn(B, D, device="cuda", dtype=torch.bfloat16)
-    target = torch.randint(C, (B,), device="cuda")
+    x = torch.randn(B, D, device=DEVICE, dtype=torch.bfloat16)
+    target = torch.randint(C, (B,), device=DEVICE)
 
     def step() -> None:
         keys, b, w_s, weight, memory = (p.bfloat16() for p in parameters)
@@ -225,17 +244,24 @@ def training_step(B: int = 1024, C: int = 1_000_000, D: int = 512) -> dict:
         loss.backward()
         optimizer.step()
 
+    step()  # momentum is there from now on
+    held = (
+        4 * sum(3 * p.numel() for p in (*parameters, gate_bias)) / 2**30
+    )  # with gradients, momenta
+    peak = peak_bytes(step) / 2**30
     found = microseconds({"ours": [step]}, rounds=5)["ours"]
-    return {"B": B, "C": C, "D": D, **found, "peak_gb": torch.cuda.max_memory_allocated() / 2**30}
+    return {"B": B, "C": C, "D": D, **found, "held_gb": held, "peak_beyond_gb": peak}
 
 
-def chunk_sizes() -> list[dict]:
+def chunk_sizes(
+    shapes: tuple = ((256, 8142, 2048), (512, 100_000, 512), (64, 1_000_000, 512)),
+) -> list[dict]:
     """Time by bytes of a chunk of classes: few large ones leave L2, many small ones launch."""
     rows = []
-    for B, C, D in [(256, 8142, 2048), (512, 100_000, 512), (64, 1_000_000, 512)]:
+    for B, C, D in shapes:
         workload = WORKLOADS["meta_embedding"]
         made = workload.inputs(B, C, D, torch.bfloat16, False)
-        inputs = {n: v.cuda().requires_grad_() for n, v in made.items()}
+        inputs = {n: v.to(DEVICE).requires_grad_() for n, v in made.items()}
         calls = {
             m: caller(workload.ours, inputs, m, workload.shape(B, C, D))
             for m in ("forward", "full")
@@ -246,7 +272,7 @@ def chunk_sizes() -> list[dict]:
             rows.append({"B": B, "C": C, "D": D, "chunk_mb": megabytes, **found})
         del os.environ["OLTR_EXT_CUDA_CHUNK_MB"]
         del inputs, calls
-        torch.cuda.empty_cache()
+        settle()
     return rows
 
 
@@ -254,10 +280,10 @@ def accuracy(B: int = 256, C: int = 8142, D: int = 512) -> list[dict]:
     """Error against float64, over the largest value, for every dtype and precision."""
     from oltr_ext import ops
 
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, device=DEVICE, dtype=torch.float64)
 
     x, memory, keys, bias = rand(B, D), rand(C, D), rand(C, D) / D**0.5, rand(C)
     near = memory[:B] + 1e-2 * F.normalize(rand(B, D)) * memory[:B].norm(dim=1, keepdim=True)
@@ -279,7 +305,7 @@ def accuracy(B: int = 256, C: int = 8142, D: int = 512) -> list[dict]:
                 "dtype": str(dtype).removeprefix("torch."), "precision": precision,
                 "attention": attention.item(),
                 "near_distance": ((distance.double() - true).abs() / true).max().item(),
-                "nearest_found": (index == torch.arange(B, device="cuda")).float().mean().item(),
+                "nearest_found": (index == torch.arange(B, device=DEVICE)).float().mean().item(),
             }
         )  # fmt: skip
     torch.set_float32_matmul_precision("highest")
@@ -291,11 +317,11 @@ def run() -> dict:
     ceilings = peaks()
     rows = []
     for op, mode, B, C, D, goal in CASES:
-        torch.cuda.empty_cache()
+        settle()
         try:
             rows.append({**measure(op, mode, B, C, D, ceilings), "goal_us": goal})
-        except Exception as error:
-            rows.append({"op": op, "mode": mode, "B": B, "C": C, "D": D, "error": repr(error)})
+        except Exception as error:  # the other rows are worth having
+            rows.append({"op": op, "mode": mode, "B": B, "C": C, "D": D, "error": _said(error)})
         print(rows[-1], flush=True)
     step = training_step()
     print(step, flush=True)

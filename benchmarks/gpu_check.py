@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -69,13 +70,12 @@ def tests() -> dict[str, Any]:
     report = ROOT / "build" / "gpu-check-tests.xml"
     report.parent.mkdir(exist_ok=True)
     files = [str(ROOT / "python_tests" / name) for name in TESTS]
+    limit = ["--timeout=120"] if importlib.util.find_spec("pytest_timeout") else []
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda",
-         f"--junitxml={report}", "--timeout=120", *files],
+         f"--junitxml={report}", *limit, *files],
         env=environment(), cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    if "unrecognized arguments: --timeout" in done.stderr:
-        raise SystemExit("gpu_check: tests need pytest-timeout")
     text = report.read_text() if report.exists() else ""
     head = re.search(r'errors="(\d+)" failures="(\d+)" skipped="(\d+)" tests="(\d+)"', text)
     errors, failures, skipped, total = map(int, head.groups()) if head else (1, 0, 0, 0)

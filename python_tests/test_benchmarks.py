@@ -133,3 +133,54 @@ def test_a_suite_runs_and_is_drawn(tmp_path):
     figures = plots.draw(folder)
     assert figures == ["training_step.png"] and (folder / figures[0]).stat().st_size > 1000
     assert "| 2x10x16 |" in table.page(folder, figures)
+
+
+@pytest.fixture
+def gpu_bench(monkeypatch):
+    """The GPU's benchmark on the CPU: minutes on a GPU are too dear for typing errors."""
+    import gpu_bench
+
+    def microseconds(calls, rounds=0):
+        for copies in calls.values():
+            for call in copies:
+                call()
+        return {name: {"median_us": 2.0, "iqr_us": 0.1} for name in calls}
+
+    def peak_bytes(call):
+        call()
+        return 1 << 20
+
+    for name, value in {
+        "DEVICE": "cpu", "microseconds": microseconds, "peak_bytes": peak_bytes,
+        "settle": lambda: None, "l2_bytes": lambda: 1 << 16, "graphed": lambda call: call,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(gpu_bench, name, value)
+    return gpu_bench
+
+
+def test_gpu_bench_measures_every_case(gpu_bench):
+    ceilings = {"bf16_tflops": 800.0, "copy_gbytes": 3000.0}
+    seen = set()
+    for op, mode, *_ in gpu_bench.CASES:
+        if (op, mode) in seen:
+            continue
+        seen.add((op, mode))
+        row = gpu_bench.measure(op, mode, 4, 40, 16, ceilings)
+        assert row["ratio"] == 1.0 and row["share_of_floor"] > 0, (op, mode)
+        assert set(row["unavailable"]) <= {"faiss", "keops"}, row["unavailable"]
+        json.dumps(row)
+    assert (
+        "ours, graph"
+        in gpu_bench.measure("meta_embedding", "forward", 4, 40, 16, ceilings)["times"]
+    )
+
+
+def test_gpu_bench_other_parts(gpu_bench):
+    step = gpu_bench.training_step(4, 40, 16)
+    assert step["held_gb"] > 0 and step["peak_beyond_gb"] > 0
+    rows = gpu_bench.accuracy(4, 40, 16)
+    assert [r["nearest_found"] for r in rows] == [1.0] * 5
+    assert rows[0]["attention"] < 1e-5 < rows[3]["attention"] < 2e-2
+    chunks = gpu_bench.chunk_sizes([(4, 40, 16)])
+    assert [r["chunk_mb"] for r in chunks] == [12, 24, 48, 96, 192]
+    assert "OLTR_EXT_CUDA_CHUNK_MB" not in os.environ
