@@ -197,7 +197,7 @@ def test_out_of_memory_leaves_nothing_behind():
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1 * MB) / total)
     try:
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(RuntimeError, match="memory"):  # its type is lost at the stable boundary
             ops.memory_attention(x, bank, bias, bank)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
