@@ -91,7 +91,7 @@ def test_predict_says_label_or_unknown(folder, capsys):
         (["predict", "none", "x.png"], "oltr: no checkpoint none"),
         (
             ["demo", "--methods", "best"],
-            "oltr: no method 'best'; there are plain, lifted, focal, range, openmax, crt, tau-norm",
+            "oltr: no method 'best'; there are plain, lifted, focal, range, openmax, fslwf, crt",
         ),
     ],
 )

@@ -23,6 +23,7 @@ TRAINED = {
     kind: {"kind": kind, "epochs": 2, "batch_size": 8, "lr": {"feature": 0.0, "classifier": 0.1}}
     for kind in ("crt", "lws")
 }
+TRAINED["fslwf"] = {**TRAINED["crt"], "kind": "fslwf", "base_shots": 5, "fake": 1}
 FITTED = {kind: {"kind": kind} for kind in ("tau_norm", "ncm", "logit_adjustment", "openmax")}
 KINDS = {**TRAINED, **FITTED}
 CPU = torch.device("cpu")
@@ -110,21 +111,27 @@ def test_stage_one_trains_on_the_chosen_loss(data, tmp_path, loss, where, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_classifier_leaves_the_features_alone(runs, kind):
+def test_a_new_classifier_leaves_the_features_alone(runs, data, kind):
     plain = checkpoint.load(runs / "plain" / "model.safetensors")[0]
     tensors = checkpoint.load(runs / kind / "model.safetensors")[0]
     frozen = [name for name in plain if name.startswith(("model.backbone.", "model.fc."))]
     assert "model.fc.weight" in frozen and any(name.endswith("running_mean") for name in frozen)
     for name in frozen:
         assert torch.equal(plain[name], tensors[name]), name
-    if kind in ("lws", "openmax"):
-        name = "model.head.linear.weight"
-        assert torch.equal(plain[name], tensors[name])
-        other = {"lws": "scales", "openmax": "weibull"}[kind]
-        assert f"model.head.{other}" in tensors
-    else:
-        name = f"model.head.linear.{'weight' if kind in ('crt', 'ncm') else 'bias'}"
-        assert not torch.equal(plain[name], tensors[name])
+    if kind == "fslwf":
+        seen = collect(
+            loaded(runs, "plain").model, load_splits(settings(data, kind).data).plain, CPU
+        )
+        novel = seen.target >= 2  # nine images make a base class, four do not
+        assert torch.equal(tensors["model.head.support_target"], seen.target[novel])
+        torch.testing.assert_close(tensors["model.head.support"], seen.features[novel])
+        return
+    same = {"lws": "weight", "openmax": "weight", "logit_adjustment": "weight"}.get(kind)
+    other = {"crt": "weight", "ncm": "weight", "tau_norm": "bias", "logit_adjustment": "bias"}
+    for name, equal in ((same, True), (other.get(kind), False)):
+        if name is not None:
+            name = f"model.head.linear.{name}"
+            assert torch.equal(plain[name], tensors[name]) == equal, name
 
 
 @pytest.mark.parametrize("kind", KINDS)

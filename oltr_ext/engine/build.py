@@ -28,6 +28,7 @@ from oltr_ext.data import (
 from oltr_ext.data.icons import load_icons
 from oltr_ext.engine.config import (
     Config,
+    EpisodeStage,
     FeatureStage,
     FitStage,
     Focal,
@@ -43,6 +44,8 @@ from oltr_ext.engine.config import (
 from oltr_ext.models import OLTRModel, build_backbone, feature_layer
 from oltr_ext.nn import (
     FocalLoss,
+    FSLwFHead,
+    Head,
     LiftedStructureLoss,
     LinearHead,
     LWSHead,
@@ -232,7 +235,7 @@ def build_model(
     model = OLTRModel(backbone, _head(settings, width, shape["train_counts"]), attention, fc)
     if isinstance(settings, MemoryStage):
         model.freeze(settings.freeze)
-    elif isinstance(settings, RetrainStage | FitStage):
+    elif not isinstance(settings, FeatureStage):
         model.freeze(name for name, _ in model.named_children() if name != "head")
     return model.train().to(memory_format=torch.channels_last)  # a sixth faster on a CPU
 
@@ -252,7 +255,7 @@ def class_frequencies(train_counts: Iterable[int]) -> Tensor:
     return counts / counts.sum()
 
 
-def _head(stage: Stage, width: int, train_counts: list[int]) -> LinearHead | OLTRHead:
+def _head(stage: Stage, width: int, train_counts: list[int]) -> Head:
     classes, prior = len(train_counts), None
     if stage.class_prior:  # logits + t * log(frequency)
         prior = class_frequencies(train_counts) ** stage.class_prior
@@ -265,6 +268,8 @@ def _head(stage: Stage, width: int, train_counts: list[int]) -> LinearHead | OLT
             label_smoothing=stage.label_smoothing,
             compat=stage.compat,
         )
+    if isinstance(stage, EpisodeStage):
+        return FSLwFHead(width, train_counts, base_shots=stage.base_shots, fake=stage.fake)
     if isinstance(stage, FitStage) and stage.kind == "openmax":
         return OpenMaxHead(width, classes, alpha=stage.alpha)
     if isinstance(stage, RetrainStage) and stage.kind == "lws":

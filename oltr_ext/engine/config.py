@@ -168,6 +168,16 @@ class RetrainStage(Stage):
     sampler: Literal["shuffle", "class_aware", "balanced"] = "balanced"
 
 
+class EpisodeStage(Stage):
+    """Frozen features, a cosine classifier that learns to make weights of few images. See
+    `oltr_ext.nn.FSLwFHead`."""
+
+    kind: Literal["fslwf"]
+    sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
+    base_shots: Count = 20  # images that make a base class
+    fake: Count = 5  # base classes that play novel in a batch
+
+
 class FitStage(Stage):
     """Frozen features, a classifier made of what stage 1 learned, without a training step. See
     `oltr_ext.nn.rebalance` and `oltr_ext.nn.OpenMaxHead`."""
@@ -180,7 +190,7 @@ class FitStage(Stage):
     alpha: Count = 10  # of openmax: classes to revise
 
 
-SecondStage = MemoryStage | RetrainStage | FitStage
+SecondStage = MemoryStage | RetrainStage | EpisodeStage | FitStage
 
 
 class OpenSet(Strict):
@@ -322,6 +332,7 @@ def _first_line(error: ValidationError) -> str:
 
 
 def _all_keys() -> set[str]:
-    stages = (Stage1, MemoryStage, RetrainStage, FitStage, Schedule, LearningRates)
-    parts = (Focal, Lifted, Range, OpenSet, ModelConfig, IconsData, ListData, AugmentConfig)
-    return {key for group in (Config, *stages, *parts) for key in group.model_fields}
+    stages = (Stage1, MemoryStage, RetrainStage, EpisodeStage, FitStage, Schedule)
+    parts = (LearningRates, Focal, Lifted, Range, OpenSet, ModelConfig)
+    groups = (Config, *stages, *parts, IconsData, ListData, AugmentConfig)
+    return {key for group in groups for key in group.model_fields}

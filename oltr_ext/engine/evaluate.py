@@ -14,7 +14,7 @@ from oltr_ext.engine.build import Images, make_loader
 from oltr_ext.engine.config import OpenSet
 from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import LinearHead, OLTRHead
+from oltr_ext.nn import Head
 
 __all__ = ["Outputs", "calibrate", "collect", "validate"]
 
@@ -87,7 +87,7 @@ def validate(
 
 
 def calibrate(
-    head: LinearHead | OLTRHead, seen: Outputs, opened: Outputs | None, settings: OpenSet
+    head: Head, seen: Outputs, opened: Outputs | None, settings: OpenSet
 ) -> dict[str, Any]:
     """Set the head's threshold by the configured rule on validation data.
 
@@ -125,7 +125,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def confidences(head: LinearHead | OLTRHead, features: Tensor, score: str) -> NDArray[np.float32]:
+def confidences(head: Head, features: Tensor, score: str) -> NDArray[np.float32]:
     """(N,) the confidence `head.predict` gives by this score; higher means known."""
     head.set_threshold(float("-inf"), score)
     device = next(head.parameters()).device

@@ -10,6 +10,7 @@ from oltr_ext.engine.config import SecondStage
 from oltr_ext.engine.evaluate import collect
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import (
+    FSLwFHead,
     LinearHead,
     OLTRHead,
     OpenMaxHead,
@@ -57,6 +58,10 @@ def hand_over(
             classifier=settings.classifier_init,
             selector=settings.selector_init,
         )
+        return
+    if settings.kind == "fslwf":
+        assert isinstance(head, FSLwFHead)
+        head.init_from(linear.weight, *see(splits.plain))
         return
     assert isinstance(head, LinearHead)
     if settings.kind == "lws":

@@ -16,11 +16,14 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method("-", "nothing: linear classifier, cross-entropy, natural batches"),
+    "plain": Method("-", "linear classifier, cross-entropy, natural batches"),
     "lifted": Method("Song 2016", "stage 1: adds the lifted structure loss, class-aware batches"),
     "focal": Method("Lin 2017", "stage 1: focal loss in place of cross-entropy"),
     "range": Method("Zhang 2017", "stage 1: adds the range loss, class-aware batches"),
     "openmax": Method("Bendale 2016", "score: Weibull tails of distances to class means of logits"),
+    "fslwf": Method(
+        "Gidaris 2018", "classifier: cosine, its weights for few-shot classes generated"
+    ),
     "crt": Method("Kang 2020", "classifier: trained anew on balanced batches, features frozen"),
     "tau-norm": Method("Kang 2020", "classifier: weights over the tau-th power of their length"),
     "lws": Method("Kang 2020", "classifier: a scale a class trained on balanced batches"),

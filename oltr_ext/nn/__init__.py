@@ -2,7 +2,8 @@
 
 from oltr_ext.nn.attention import ModulatedAttention
 from oltr_ext.nn.classifiers import CosineClassifier, MetaEmbedding, MetaEmbeddingClassifier
-from oltr_ext.nn.heads import HeadOutput, LinearHead, OLTRHead
+from oltr_ext.nn.fslwf import FSLwFHead
+from oltr_ext.nn.heads import Head, HeadOutput, LinearHead, OLTRHead
 from oltr_ext.nn.losses import DiscCentroidsLoss, FocalLoss, LiftedStructureLoss, RangeLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.openmax import OpenMaxHead, fit_weibull
@@ -19,7 +20,9 @@ __all__ = [
     "CentroidMemory",
     "CosineClassifier",
     "DiscCentroidsLoss",
+    "FSLwFHead",
     "FocalLoss",
+    "Head",
     "HeadOutput",
     "LWSHead",
     "LiftedStructureLoss",

@@ -33,7 +33,7 @@ class HeadOutput(NamedTuple):
     """(B,) probability of the class "unknown"."""
 
 
-class _Head(nn.Module, ABC):
+class Head(nn.Module, ABC):
     """The open-set answer that all heads share: a score, and the threshold below which a feature
     is unknown. Both live in buffers, so that a state dict holds the calibrated head."""
 
@@ -65,6 +65,10 @@ class _Head(nn.Module, ABC):
         self.score_index.fill_(SCORES.index(score))
 
     @abstractmethod
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Training loss, a scalar, of features (B, D) and labels (B,) int64 in [0, C)."""
+
+    @abstractmethod
     def outputs(self, features: Tensor) -> HeadOutput:
         """All that the head makes of features (B, D)."""
 
@@ -91,7 +95,7 @@ class _Head(nn.Module, ABC):
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
 
-class LinearHead(_Head):
+class LinearHead(Head):
     """The plain classifier: logits = x W' + b, cross-entropy.
 
     Args:
@@ -159,7 +163,7 @@ class LinearHead(_Head):
             self.linear.bias.copy_(bias)
 
 
-class OLTRHead(_Head):
+class OLTRHead(Head):
     """All of OLTR behind a feature: memory, meta-embedding, cosine classifier, both losses.
 
     Args:
