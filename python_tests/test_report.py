@@ -18,6 +18,7 @@ from PIL import Image
 from oltr_ext.metrics import calibrate_threshold, evaluate, open_scores
 from oltr_ext.report import KINDS, MethodResult, Sample, choose_samples, write_picture, write_report
 from oltr_ext.report.samples import pixels, png_uri
+from oltr_ext.report.style import method_style
 
 COUNTS = np.array([60, 40, 35, 22, 12, 8, 5, 4])
 NAMES = [f"class {c}" for c in range(len(COUNTS))]
@@ -156,6 +157,11 @@ def check_self_contained(html: str, page: Page) -> None:
     ]
     pointed = {name for v in values for name in re.findall(r"(?:^|url\()#([^)]+)", v)}
     assert pointed <= set(ids)
+
+
+def test_many_methods_never_look_alike() -> None:
+    looks = {tuple(map(str, method_style(n, 15).values())) for n in range(15)}
+    assert len(looks) == 15 and method_style(0, 15) == method_style(0, 2)
 
 
 def test_two_methods(tmp_path: Path) -> None:
