@@ -148,7 +148,7 @@ def test_openmax_fits_the_tails_of_what_is_right():
     assert head.mean.tolist() == [[7, 0, 0], [0, 4, 0], [0, 0, 0]]
     # class 0: distances 2, 0, 2, of which the largest two are equal; shifted to 10,000
     shift, shape, scale = head.weibull[0].tolist()
-    assert shift == 1e4 - 2 and shape > 1e7 and scale == pytest.approx(1e4)
+    assert shift == 1e4 - 2 and shape > 1e7 and scale == pytest.approx(1e4, rel=1e-12)
     assert head.weibull[1, 0] == 1e4  # one image, at its own mean
     assert head.weibull[2].tolist() == [0, 1, torch.inf]  # no image: never unknown
     near, far = head.outputs(torch.tensor([[7.0, 0, 0], [20.0, 0, 0]])).unknown.tolist()
@@ -156,6 +156,16 @@ def test_openmax_fits_the_tails_of_what_is_right():
     other = OpenMaxHead(3, 3, alpha=3)
     other.load_state_dict(head.state_dict())
     assert torch.equal(other.outputs(rows).unknown, head.outputs(rows).unknown)
+
+
+def test_openmax_keeps_the_fit_in_double_precision():
+    """A tail of a few units around ten thousand has shapes in the thousands."""
+    head = OpenMaxHead(1, 1)
+    head.start_at(torch.eye(1))
+    rows = torch.tensor([[0.0], [1.0], [5.5], [7.25], [11.25]])  # mean 5
+    head.fit(rows, torch.zeros(5, dtype=torch.int64), tail=4)
+    distance = torch.tensor([5.0, 4.0, 2.25, 6.25], dtype=torch.float64)
+    assert head.weibull[0].tolist() == [1e4 - 2.25, *fit_weibull(distance + 1e4 - 2.25)]
 
 
 def test_openmax_takes_all_images_where_none_is_right():

@@ -93,7 +93,7 @@ class OpenMaxHead(LinearHead):
             largest = distance.topk(min(tail, len(distance))).values
             shift = TRANSLATE - largest.min()
             shape, scale = fit_weibull(largest + shift)
-            self.weibull[c] = torch.tensor([shift.item(), shape, scale]).to(self.weibull)
+            self.weibull[c] = self.weibull.new_tensor([shift.item(), shape, scale])
 
     def outputs(self, features: Tensor) -> HeadOutput:
         logits = self.linear(features)
