@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oltr_ext._version import __version__
+from oltr_ext.engine.methods import DEMO, METHODS
 
 __all__ = ["main"]
 
@@ -102,11 +103,12 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _methods(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.methods import METHODS
-
-    width = max(map(len, METHODS))
-    for name, method in METHODS.items():
-        print(f"{name.ljust(width)}  {method.about} ({method.config})")
+    rows = [("method", "paper", "what it changes", "command")]
+    rows += [(name, *method, f"oltr demo --methods {name}") for name, method in METHODS.items()]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(w) for cell, w in zip(row, width, strict=True))
+        print("  ".join(cells).rstrip())
     return 0
 
 
@@ -141,17 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "demo",
         _demo,
-        "train plain and OLTR on the embedded icons, judge both, write a report",
-        "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain oltr",
+        "train methods on the embedded icons, judge them, write a report",
+        "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain crt oltr",
     )
     sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     sub.add_argument(
         "--methods",
         nargs="+",
-        default=["plain", "oltr", "oltr_prior"],
+        default=list(DEMO),
         metavar="NAME",
-        help="see oltr methods",
+        help=f"see oltr methods; default: {' '.join(DEMO)}",
     )
     sub.add_argument("--fresh", action="store_true", help="train again what is already there")
     _add_set(sub)
@@ -208,7 +210,12 @@ def _parser() -> argparse.ArgumentParser:
         "info", _info, "show versions, libraries, CPU features and backends", "  oltr info"
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
-    command("methods", _methods, "list the methods on offer", "  oltr methods")
+    command(
+        "methods",
+        _methods,
+        "list the methods on offer, with their papers and what each changes",
+        "  oltr methods",
+    )
     return parser
 
 

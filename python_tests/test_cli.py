@@ -17,6 +17,7 @@ from tiny import config, write_data
 
 from oltr_ext.cli import main
 from oltr_ext.data.icons import load_icons
+from oltr_ext.engine.methods import METHODS
 
 
 def oltr(*words, cwd, **options):
@@ -90,7 +91,7 @@ def test_predict_says_label_or_unknown(folder, capsys):
         (["predict", "none", "x.png"], "oltr: no checkpoint none"),
         (
             ["demo", "--methods", "best"],
-            "oltr: no method 'best'; there are plain, oltr, oltr_prior",
+            "oltr: no method 'best'; there are plain, lifted, focal, range, openmax, fslwf, crt",
         ),
     ],
 )
@@ -133,7 +134,11 @@ def test_usage_errors_are_code_2_and_help_has_examples(capsys):
 
 def test_methods_and_info(capsys):
     assert main(["methods"]) == 0
-    assert "plain" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["method", "paper", "what", "it", "changes", "command"]
+    assert [line.split()[0] for line in lines[1:]] == list(METHODS)
+    for name, line in zip(METHODS, lines[1:], strict=True):
+        assert line.endswith(f"oltr demo --methods {name}")
     assert main(["info"]) == 0
     assert "torch" in capsys.readouterr().out
 

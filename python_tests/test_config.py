@@ -43,6 +43,11 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["seed.x=1"], "icons_plain: seed: "),
         (["data.kind.x=1"], "--set data.kind.x: kind is a value"),
         (["seed=[1"], r"--set seed=\[1: not YAML"),
+        (["stage1.loss={kind: focal, gama: 1}"], "stage1.loss.gama: unknown key; did you mean gam"),
+        (["stage1.loss.kind=hinge"], "stage1.loss: .*'cross_entropy', 'focal', 'lifted', 'range'"),
+        (["stage2.kind=crt"], r"stage2.epochs: this key is required"),
+        (["stage2={kind: ncm, epochs: 3}"], "stage2.epochs: input should be 0, got 3"),
+        (["stage2.kind=svm"], "stage2: .*'svm'.*'memory', 'crt', 'lws', 'fslwf', 'tau_norm'"),
     ],
 )
 def test_errors_are_one_line_with_the_path(overrides, message):

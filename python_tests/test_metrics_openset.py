@@ -33,13 +33,14 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_scores_of_one_row_by_hand() -> None:
     # logits ln 1, ln 2, ln 5: softmax 1/8, 2/8, 5/8; log-sum-exp ln 8; at T = 2 the energy is
     # 2 ln(1 + sqrt 2 + sqrt 5). Distance 4: reachability 10 / 4.
-    scores = open_scores(np.log([[1.0, 2.0, 5.0]]), np.array([4.0]))
+    scores = open_scores(np.log([[1.0, 2.0, 5.0]]), np.array([4.0]), np.array([0.25]))
     assert tuple(scores) == SCORE_NAMES
     assert scores["max_softmax"][0] == pytest.approx(5 / 8)
     assert scores["max_logit"][0] == pytest.approx(math.log(5))
     assert scores["energy"][0] == pytest.approx(math.log(8))
     assert scores["nearest_distance"][0] == -4.0
     assert scores["reachability"][0] == 2.5
+    assert scores["openmax"][0] == 0.75
     warm = open_scores(np.log([[1.0, 2.0, 5.0]]), temperature=2.0)
     assert warm["energy"][0] == pytest.approx(2 * math.log(1 + math.sqrt(2) + math.sqrt(5)))
     assert "reachability" not in warm
@@ -174,6 +175,8 @@ def test_bad_input_is_refused() -> None:
         open_scores(np.zeros((3, 0)))
     with pytest.raises(ValueError, match="distances >= 0"):
         open_scores(np.zeros((1, 2)), [-1.0])
+    with pytest.raises(ValueError, match=r"1 probabilities of unknown in \[0, 1\], got shape \(1,"):
+        open_scores(np.zeros((1, 2)), None, [1.5])
     with pytest.raises(ValueError, match="temperature > 0"):
         open_scores(np.zeros((1, 2)), temperature=0.0)
     with pytest.raises(ValueError, match="labels start at 0"):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from oltr_ext.metrics import calibrate_threshold, evaluate, open_scores
 from oltr_ext.report import KINDS, MethodResult, Sample, choose_samples, write_picture, write_report
 from oltr_ext.report.samples import pixels, png_uri
+from oltr_ext.report.style import method_style
 
 COUNTS = np.array([60, 40, 35, 22, 12, 8, 5, 4])
 NAMES = [f"class {c}" for c in range(len(COUNTS))]
@@ -156,6 +158,14 @@ def check_self_contained(html: str, page: Page) -> None:
     ]
     pointed = {name for v in values for name in re.findall(r"(?:^|url\()#([^)]+)", v)}
     assert pointed <= set(ids)
+
+
+def test_many_methods_fit_and_never_look_alike(tmp_path: Path) -> None:
+    looks = {tuple(map(str, method_style(n, 15).values())) for n in range(15)}
+    assert len(looks) == 15 and method_style(0, 15) == method_style(0, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # matplotlib's, when a panel has no room left
+        written(tmp_path, [method(f"method {n}", n) for n in range(15)])
 
 
 def test_two_methods(tmp_path: Path) -> None:
@@ -344,6 +354,18 @@ def test_picture(tmp_path: Path, suffix: str) -> None:
     else:
         assert path.read_text().count("<image") == 8
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_picture_too_large_is_drawn_smaller(tmp_path: Path, monkeypatch: Any) -> None:
+    results = [method("plain", 0)]
+    full = write_picture(tmp_path / "full.png", results).stat().st_size
+    monkeypatch.setattr("oltr_ext.report.picture.MAX_BYTES", full - 1)
+    with Image.open(write_picture(tmp_path / "less.png", results)) as image:
+        assert image.width == 990
+    monkeypatch.setattr("oltr_ext.report.picture.MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="more than 1000; show fewer samples"):
+        write_picture(tmp_path / "none.png", results)
+    assert {p.name for p in tmp_path.iterdir()} == {"full.png", "less.png"}
 
 
 def test_picture_without_samples_or_open_images(tmp_path: Path) -> None:

@@ -10,12 +10,11 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import COUNTS, config, write_data
+from tiny import COUNTS, config, same_run, stop_after, write_data
 
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, load_splits, lr_factor
 from oltr_ext.engine.config import make_config
-from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.train import OtherRunError, TrainingError, train
 from oltr_ext.models import OLTRModel
 
@@ -32,17 +31,6 @@ def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
     train(make_config(config(data)), out)
     return out
-
-
-def same_run(a, b):
-    """Every tensor, every number of the header, every byte of the log."""
-    assert (a / "log.csv").read_bytes() == (b / "log.csv").read_bytes()
-    for name in ("model.safetensors", "last.safetensors", "best.safetensors"):
-        (left, header), (right, other) = checkpoint.load(a / name), checkpoint.load(b / name)
-        assert header["state"] == other["state"] and header["threshold"] == other["threshold"]
-        assert left.keys() == right.keys()
-        for key, value in left.items():
-            assert torch.equal(value, right[key]), (name, key)
 
 
 def test_a_run_leaves_model_checkpoints_and_logs(finished):
@@ -116,19 +104,6 @@ def test_a_damaged_last_checkpoint_costs_a_step_and_no_more(data, finished, tmp_
     train(make_config(config(data)), tmp_path, say=said.append)
     assert "last.safetensors is truncated or damaged" in said[0] and "going on from" in said[1]
     same_run(finished, tmp_path)
-
-
-def stop_after(monkeypatch, row):
-    """Interrupt a run while it writes a row of its log."""
-    write, seen = Logs.row, []
-
-    def interrupt(self, values, step):
-        write(self, values, step)
-        seen.append(step)
-        if len(seen) == row:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Logs, "row", interrupt)
 
 
 def test_generators_resume_too(data, tmp_path, monkeypatch):

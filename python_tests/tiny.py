@@ -1,11 +1,15 @@
-"""A tiny data set of list files, and a configuration that trains on it in a second."""
+"""A tiny data set of list files, a configuration that trains on it in a second, and its end."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.logs import Logs
 
 COUNTS = (14, 9, 4, 3)
 
@@ -62,3 +66,27 @@ def config(folder: Path) -> dict:
         "checkpoint_every": 1,
         "log_every": 2,
     }
+
+
+def same_run(a, b):
+    """Every tensor, every number of the header, every byte of the log."""
+    assert (a / "log.csv").read_bytes() == (b / "log.csv").read_bytes()
+    for name in ("model.safetensors", "last.safetensors", "best.safetensors"):
+        (left, header), (right, other) = checkpoint.load(a / name), checkpoint.load(b / name)
+        assert header["state"] == other["state"] and header["threshold"] == other["threshold"]
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert torch.equal(value, right[key]), (name, key)
+
+
+def stop_after(monkeypatch, row):
+    """Interrupt a run while it writes a row of its log."""
+    write, seen = Logs.row, []
+
+    def interrupt(self, values, step):
+        write(self, values, step)
+        seen.append(step)
+        if len(seen) == row:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Logs, "row", interrupt)

@@ -80,6 +80,7 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
         splits.train_counts,
         convention=trained.config.data.shots,
         thresholds={threshold["score"]: threshold["value"]},
+        unknown=seen.unknown,
     )
     head = trained.model.head
     confidence = confidences(head, seen.features, threshold["score"])

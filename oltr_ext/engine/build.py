@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from oltr_ext.data import (
@@ -26,15 +26,41 @@ from oltr_ext.data import (
     imagenet_train,
 )
 from oltr_ext.data.icons import load_icons
-from oltr_ext.engine.config import Config, IconsData, ListData, Stage, Stage2
+from oltr_ext.engine.config import (
+    Config,
+    EpisodeStage,
+    FeatureStage,
+    FitStage,
+    Focal,
+    IconsData,
+    Lifted,
+    ListData,
+    MemoryStage,
+    Range,
+    RetrainStage,
+    Stage,
+    Stage1,
+)
 from oltr_ext.models import OLTRModel, build_backbone, feature_layer
-from oltr_ext.nn import LinearHead, ModulatedAttention, OLTRHead
+from oltr_ext.nn import (
+    FocalLoss,
+    FSLwFHead,
+    Head,
+    LiftedStructureLoss,
+    LinearHead,
+    LWSHead,
+    ModulatedAttention,
+    OLTRHead,
+    OpenMaxHead,
+    RangeLoss,
+)
 
 __all__ = [
     "Splits",
     "build_model",
     "build_optimizer",
     "build_sampler",
+    "class_frequencies",
     "load_splits",
     "lr_factor",
     "make_loader",
@@ -178,7 +204,7 @@ def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:
 def build_model(
     config: Config, stage: int, splits_or_shape: Splits | dict[str, Any], *, weights: bool = True
 ) -> OLTRModel:
-    """The model of stage 1 or 2, freshly initialised.
+    """The model of stage 1 or 2, freshly initialised, with what the stage freezes frozen.
 
     Args:
         splits_or_shape: the data, or a checkpoint's ``shape`` (channels, size, train_counts).
@@ -195,16 +221,22 @@ def build_model(
     )
     width = int(backbone.feature_dim)  # type: ignore[arg-type]
     attention = None
-    if isinstance(settings, Stage2) and settings.attention:
+    if isinstance(settings, MemoryStage) and settings.attention:
         with torch.no_grad():
             probe = torch.zeros(1, shape["channels"], shape["size"], shape["size"])
             height, wide = backbone.eval()(probe).shape[2:]
         attention = ModulatedAttention(width, height, wide)
     fc = None
-    if settings.fc is not None:
-        fc = feature_layer(width, settings.fc, start=settings.fc_start)
-        width = settings.fc
+    # a new classifier stands on the features of stage 1
+    before = settings if isinstance(settings, FeatureStage) else config.stage1
+    if before.fc is not None:
+        fc = feature_layer(width, before.fc, start=before.fc_start)
+        width = before.fc
     model = OLTRModel(backbone, _head(settings, width, shape["train_counts"]), attention, fc)
+    if isinstance(settings, MemoryStage):
+        model.freeze(settings.freeze)
+    elif not isinstance(settings, FeatureStage):
+        model.freeze(name for name, _ in model.named_children() if name != "head")
     return model.train().to(memory_format=torch.channels_last)  # a sixth faster on a CPU
 
 
@@ -217,28 +249,54 @@ def model_shape(splits: Splits) -> dict[str, Any]:
     }
 
 
-def _head(stage: Stage, width: int, train_counts: list[int]) -> LinearHead | OLTRHead:
-    prior = None
-    if stage.class_prior:
-        # logits + t * log(frequency); a class without images keeps a finite, lowest prior
-        counts = torch.tensor(train_counts, dtype=torch.float32).clamp_min(0.5)
-        prior = (counts / counts.sum()) ** stage.class_prior
-    if not isinstance(stage, Stage2):
-        return LinearHead(width, len(train_counts), class_prior=prior)
-    return OLTRHead(
-        width,
-        len(train_counts),
-        feature_loss_weight=stage.feature_loss_weight,
-        class_prior=prior,
-        label_smoothing=stage.label_smoothing,
-    )
+def class_frequencies(train_counts: Iterable[int]) -> Tensor:
+    """(C,) float32, summing to one; a class without images keeps a finite, lowest frequency."""
+    counts = torch.tensor([float(count) for count in train_counts]).clamp_min(0.5)
+    return counts / counts.sum()
+
+
+def _head(stage: Stage, width: int, train_counts: list[int]) -> Head:
+    classes, prior = len(train_counts), None
+    if stage.class_prior:  # logits + t * log(frequency)
+        prior = class_frequencies(train_counts) ** stage.class_prior
+    if isinstance(stage, MemoryStage):
+        return OLTRHead(
+            width,
+            classes,
+            feature_loss_weight=stage.feature_loss_weight,
+            class_prior=prior,
+            label_smoothing=stage.label_smoothing,
+            compat=stage.compat,
+        )
+    if isinstance(stage, EpisodeStage):
+        return FSLwFHead(width, train_counts, base_shots=stage.base_shots, fake=stage.fake)
+    if isinstance(stage, FitStage) and stage.kind == "openmax":
+        return OpenMaxHead(width, classes, alpha=stage.alpha)
+    if isinstance(stage, RetrainStage) and stage.kind == "lws":
+        return LWSHead(width, classes, class_prior=prior)
+    return LinearHead(width, classes, class_prior=prior, **_loss(stage))
+
+
+def _loss(stage: Stage) -> dict[str, Any]:
+    """Options of a linear head that make it train on the loss of stage 1."""
+    loss = stage.loss if isinstance(stage, Stage1) else None
+    if isinstance(loss, Focal):
+        return {"criterion": FocalLoss(loss.gamma)}
+    if isinstance(loss, Lifted):
+        return {"metric": LiftedStructureLoss(loss.margin), "metric_weight": loss.weight}
+    if isinstance(loss, Range):
+        metric = RangeLoss(loss.k, loss.margin, loss.intra, loss.inter)
+        return {"metric": metric, "metric_weight": loss.weight}
+    return {}
 
 
 def build_optimizer(model: OLTRModel, stage: Stage) -> torch.optim.SGD:
     """SGD over three groups, feature, classifier and centroid.
 
-    Centroids get no weight decay: it would outweigh their attraction and shrink them.
+    Centroids get no weight decay: it would outweigh their attraction and shrink them. In the
+    released code they do, so they do under ``compat: official``.
     """
+    official = isinstance(stage, MemoryStage) and stage.compat == "official"
     groups: dict[str, list[nn.Parameter]] = {"feature": [], "classifier": [], "centroid": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -250,7 +308,7 @@ def build_optimizer(model: OLTRModel, stage: Stage) -> torch.optim.SGD:
             "params": members,
             "name": group,
             "base_lr": getattr(stage.lr, group),
-            "weight_decay": 0.0 if group == "centroid" else stage.weight_decay,
+            "weight_decay": stage.weight_decay if official or group != "centroid" else 0.0,
         }
         for group, members in groups.items()
         if members

@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
 
 
 class ConfigError(ValueError):
@@ -86,8 +87,38 @@ class Schedule(Strict):
     warmup: NotNegative = 0.0  # epochs
 
 
+class CrossEntropy(Strict):
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+
+class Focal(Strict):
+    """See `oltr_ext.nn.FocalLoss`."""
+
+    kind: Literal["focal"]
+    gamma: NotNegative = 2.0
+
+
+class Lifted(Strict):
+    """Cross-entropy + weight * lifted structure; see `oltr_ext.nn.LiftedStructureLoss`."""
+
+    kind: Literal["lifted"]
+    weight: NotNegative = 1.0
+    margin: NotNegative = 1.0
+
+
+class Range(Strict):
+    """Cross-entropy + weight * range loss; see `oltr_ext.nn.RangeLoss`."""
+
+    kind: Literal["range"]
+    weight: NotNegative = 1.0
+    k: Count = 2
+    margin: NotNegative = 10.0
+    intra: NotNegative = 1.0
+    inter: NotNegative = 1.0
+
+
 class Stage(Strict):
-    """What both stages share."""
+    """What every stage that trains has."""
 
     epochs: Count
     batch_size: Count = 128
@@ -99,14 +130,26 @@ class Stage(Strict):
     weight_decay: NotNegative = 5e-4
     schedule: Schedule = Schedule()
     clip: Positive | None = None  # largest gradient norm
-    fc: Count | None = None  # width of the relu(Linear) before the head
-    fc_start: Literal["default", "identity"] = "default"
     class_prior: NotNegative = 0.0  # t: train on logits + t * log(class frequency)
 
 
-class Stage2(Stage):
+class FeatureStage(Stage):
+    """A stage that trains what is before the head too."""
+
+    fc: Count | None = None  # width of the relu(Linear) before the head
+    fc_start: Literal["default", "identity"] = "default"
+
+
+class Stage1(FeatureStage):
+    """Backbone and linear classifier."""
+
+    loss: CrossEntropy | Focal | Lifted | Range = Field(CrossEntropy(), discriminator="kind")
+
+
+class MemoryStage(FeatureStage):
     """The meta-embedding head on the visual memory, started from stage 1."""
 
+    kind: Literal["memory"] = "memory"
     sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
     attention: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -114,13 +157,53 @@ class Stage2(Stage):
     classifier_init: Literal["random", "means"] = "random"
     selector_init: Literal["random", "zero"] = "random"
     freeze: tuple[str, ...] = ()
+    compat: Literal["fixed", "official"] = "fixed"  # official: the released code's centroids
+
+
+class RetrainStage(Stage):
+    """Frozen features, their classifier trained again: from scratch (cRT), or only the length of
+    each class's weights (LWS). See `oltr_ext.nn.rebalance`."""
+
+    kind: Literal["crt", "lws"]
+    sampler: Literal["shuffle", "class_aware", "balanced"] = "balanced"
+
+
+class EpisodeStage(Stage):
+    """Frozen features, a cosine classifier that learns to make weights of few images. See
+    `oltr_ext.nn.FSLwFHead`."""
+
+    kind: Literal["fslwf"]
+    sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
+    base_shots: Count = 20  # images that make a base class
+    fake: Count = 5  # base classes that play novel in a batch
+
+
+class FitStage(Stage):
+    """Frozen features, a classifier made of what stage 1 learned, without a training step. See
+    `oltr_ext.nn.rebalance` and `oltr_ext.nn.OpenMaxHead`."""
+
+    kind: Literal["tau_norm", "ncm", "logit_adjustment", "openmax"]
+    epochs: Literal[0] = 0
+    lr: LearningRates = LearningRates(feature=0, classifier=0)
+    tau: NotNegative | None = None  # None: tau_norm takes the best on val, logit_adjustment 1
+    tail: Count = 20  # of openmax: largest distances of a class in its Weibull fit
+    alpha: Count = 10  # of openmax: classes to revise
+
+
+SecondStage = MemoryStage | RetrainStage | EpisodeStage | FitStage
 
 
 class OpenSet(Strict):
     """How the threshold for "unknown" is found, on validation data."""
 
     score: Literal[
-        "auto", "max_softmax", "max_logit", "energy", "nearest_distance", "reachability"
+        "auto",
+        "max_softmax",
+        "max_logit",
+        "energy",
+        "nearest_distance",
+        "reachability",
+        "openmax",
     ] = "auto"  # auto: the best AUROC on open_val; max_softmax where there is no open_val
     rule: Literal["known_recall", "f_measure", "balanced"] = "known_recall"
     value: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of known_recall
@@ -133,8 +216,8 @@ class Config(Strict):
     amp: Literal["off", "bf16", "fp16"] = "off"
     data: IconsData | ListData = Field(discriminator="kind")
     model: ModelConfig = ModelConfig()
-    stage1: Stage
-    stage2: Stage2 | None = None
+    stage1: Stage1
+    stage2: Annotated[SecondStage, Field(discriminator="kind")] | None = None
     open_set: OpenSet = OpenSet()
     select: Literal["last", "best"] = "last"  # which epoch of the last stage becomes the model
     checkpoint_every: Count | None = None  # steps; each epoch's end in any case
@@ -144,6 +227,11 @@ class Config(Strict):
     @classmethod
     def _yaml_off(cls, value: object) -> object:
         return "off" if value is False else value  # a bare `off` is a boolean to YAML
+
+    @field_validator("stage2", mode="before")
+    @classmethod
+    def _memory_unless_said(cls, value: object) -> object:
+        return {"kind": "memory", **value} if isinstance(value, dict) else value
 
 
 def make_config(
@@ -229,7 +317,7 @@ def _first_line(error: ValidationError) -> str:
     parts = [
         str(part)
         for n, part in enumerate(first["loc"])
-        if not (n == 1 and part in ("icons", "lists")) and "[" not in str(part)
+        if not (n and first["loc"][n - 1] in UNIONS) and "[" not in str(part)
     ]
     where = ".".join(parts) or "top level"
     if first["type"] == "extra_forbidden":
@@ -244,5 +332,7 @@ def _first_line(error: ValidationError) -> str:
 
 
 def _all_keys() -> set[str]:
-    groups = (Config, Stage2, Schedule, LearningRates, OpenSet, ModelConfig, IconsData, ListData)
-    return {key for group in (*groups, AugmentConfig) for key in group.model_fields}
+    stages = (Stage1, MemoryStage, RetrainStage, EpisodeStage, FitStage, Schedule)
+    parts = (LearningRates, Focal, Lifted, Range, OpenSet, ModelConfig)
+    groups = (Config, *stages, *parts, IconsData, ListData, AugmentConfig)
+    return {key for group in groups for key in group.model_fields}

@@ -15,7 +15,7 @@ from oltr_ext._version import __version__
 from oltr_ext.engine.assess import REPORT, Assessment, assess, report, table
 from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.config import load_config
-from oltr_ext.engine.methods import METHODS
+from oltr_ext.engine.methods import DEMO, METHODS, config_of
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.train import OtherRunError, train
 
@@ -25,7 +25,7 @@ __all__ = ["demo"]
 def demo(
     out: str | Path,
     *,
-    methods: Sequence[str] = ("plain", "oltr", "oltr_prior"),
+    methods: Sequence[str] = DEMO,
     seed: int = 0,
     fresh: bool = False,
     overrides: Sequence[str] = (),
@@ -39,13 +39,11 @@ def demo(
         ValueError: an unknown method.
     """
     out, begin = Path(out), time.perf_counter()
-    for name in methods:
-        if name not in METHODS:
-            raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    configs = [config_of(name) for name in methods]  # a wrong name is told before any training
     results = []
-    for name in methods:
-        config = load_config(METHODS[name].config, [f"seed={seed}", *overrides])
-        say(f"{name}: {METHODS[name].about}")
+    for name, packaged in zip(methods, configs, strict=True):
+        config = load_config(packaged, [f"seed={seed}", *overrides])
+        say(f"{name}: {METHODS[name].changes} ({METHODS[name].paper})")
         started = time.perf_counter()
         try:
             path = train(config, out / name, resume=not fresh, say=say)

@@ -14,7 +14,7 @@ from oltr_ext.engine.build import Images, make_loader
 from oltr_ext.engine.config import OpenSet
 from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import LinearHead, OLTRHead
+from oltr_ext.nn import Head
 
 __all__ = ["Outputs", "calibrate", "collect", "validate"]
 
@@ -29,16 +29,23 @@ class Outputs:
     logits: Tensor  # (N, C)
     distance: Tensor | None  # (N,) to the nearest centroid; None for a head without memory
     target: Tensor  # (N,) class, -1 = open
+    unknown: Tensor | None = None  # (N,) probability of "unknown", from a head that gives one
 
     @staticmethod
     def join(parts: list[Outputs]) -> Outputs:
         distances = [p.distance for p in parts if p.distance is not None]
+        unknowns = [p.unknown for p in parts if p.unknown is not None]
         return Outputs(
             torch.cat([p.features for p in parts]),
             torch.cat([p.logits for p in parts]),
             torch.cat(distances) if distances else None,
             torch.cat([p.target for p in parts]),
+            torch.cat(unknowns) if unknowns else None,
         )
+
+    def scores(self) -> dict[str, Floats]:
+        """Every open-set score that the model's head has, (N,) each."""
+        return open_scores(self.logits, self.distance, self.unknown)
 
 
 @torch.no_grad()
@@ -59,7 +66,8 @@ def collect(
         features = model.features(pixels.to(device)).float()
         out = model.head.outputs(features)
         distance = None if out.distance is None else out.distance.float().cpu()
-        parts.append(Outputs(features.cpu(), out.logits.float().cpu(), distance, target))
+        unknown = None if out.unknown is None else out.unknown.cpu()
+        parts.append(Outputs(features.cpu(), out.logits.float().cpu(), distance, target, unknown))
     model.train(training)
     return Outputs.join(parts)
 
@@ -79,7 +87,7 @@ def validate(
 
 
 def calibrate(
-    head: LinearHead | OLTRHead, seen: Outputs, opened: Outputs | None, settings: OpenSet
+    head: Head, seen: Outputs, opened: Outputs | None, settings: OpenSet
 ) -> dict[str, Any]:
     """Set the head's threshold by the configured rule on validation data.
 
@@ -117,7 +125,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def confidences(head: LinearHead | OLTRHead, features: Tensor, score: str) -> NDArray[np.float32]:
+def confidences(head: Head, features: Tensor, score: str) -> NDArray[np.float32]:
     """(N,) the confidence `head.predict` gives by this score; higher means known."""
     head.set_threshold(float("-inf"), score)
     device = next(head.parameters()).device
@@ -128,15 +136,10 @@ def confidences(head: LinearHead | OLTRHead, features: Tensor, score: str) -> ND
 def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
     """The configured score; `auto` takes the one that best tells strangers on validation data."""
     if name != "auto":
-        # a linear head has no memory to measure a distance to
-        return name if name in open_scores(seen.logits[:1], _first(seen)) else "max_softmax"
+        # in stage 1 there is no memory yet to measure a distance to
+        return name if name in seen.scores() else "max_softmax"
     if opened is None:
         return "max_softmax"
     both = Outputs.join([seen, opened])
-    scores = open_scores(both.logits, both.distance)
-    auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in scores.items()}
+    auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in both.scores().items()}
     return max(auroc, key=lambda k: auroc[k])
-
-
-def _first(seen: Outputs) -> Tensor | None:
-    return None if seen.distance is None else seen.distance[:1]

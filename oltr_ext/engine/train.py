@@ -1,7 +1,8 @@
 """The two-stage training loop. Everything it needs to go on after a kill is in its checkpoints.
 
-Stage 1 trains backbone and linear classifier on the natural distribution. Stage 2 puts the
-meta-embedding head on the visual memory in its place and trains on with class-aware batches.
+Stage 1 trains backbone and linear classifier. Stage 2 puts another head in the classifier's place:
+the meta-embedding on the visual memory, or a classifier made anew on frozen features. It trains
+on, or, where its kind needs no steps, is fitted and judged at once.
 The order of the data, its augmentation and the learning rate are functions of (seed, step);
 so the state of a run is its step, its tensors, and the generator that dropout draws from.
 """
@@ -34,12 +35,12 @@ from oltr_ext.engine.build import (
     model_shape,
     pick_device,
 )
-from oltr_ext.engine.config import Config
+from oltr_ext.engine.config import Config, make_config
 from oltr_ext.engine.evaluate import calibrate, collect, validate
+from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.predict import MODEL
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import LinearHead, OLTRHead
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
 
@@ -122,40 +123,21 @@ class _Run:
                 if self.state.stage == len(self.stages):
                     return self.finish()
                 self.enter_stage(self.state.stage + 1)
+                if self.stages[self.state.stage - 1].epochs == 0:
+                    self.end_epoch(steps=1)  # fitted on entry: its one chance to be written down
 
     def enter_stage(self, number: int) -> None:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
         seed_everything(self.config.seed, number)
         model = build_model(self.config, number, self.splits).to(self.device)
         if number == 2:
-            self.start_from_stage1(model)
+            assert self.config.stage2 is not None
+            if self.config.select == "best":
+                best = checkpoint.load(self.out / BEST)[0]
+                self.model.load_state_dict(under("model.", best))
+            hand_over(self.model, model, self.config.stage2, self.splits, self.device)
             self.state = State(stage=2, total=self.state.total)
         self.take(model)
-
-    def start_from_stage1(self, model: OLTRModel) -> None:
-        """Backbone (and fc, when its shape stays) move over; the memory starts as class means
-        of the features that stage 2 will see: eval mode, test transform, whole training set."""
-        settings, old = self.config.stage2, self.model
-        assert settings is not None and isinstance(model.head, OLTRHead)
-        assert isinstance(old.head, LinearHead)
-        if self.config.select == "best":
-            old.load_state_dict(under("model.", checkpoint.load(self.out / BEST)[0]))
-        model.backbone.load_state_dict(old.backbone.state_dict())
-        if (
-            model.fc is not None
-            and old.fc is not None
-            and model.fc.weight.shape == old.fc.weight.shape
-        ):
-            model.fc.load_state_dict(old.fc.state_dict())
-        seen = collect(model, self.splits.plain, self.device, workers=self.splits.workers)
-        model.head.init_from(
-            old.head.linear,
-            seen.features.to(self.device),
-            seen.target.to(self.device),
-            classifier=settings.classifier_init,
-            selector=settings.selector_init,
-        )
-        model.freeze(settings.freeze)
 
     def take(self, model: OLTRModel) -> None:
         self.model = model
@@ -165,6 +147,8 @@ class _Run:
     def train_stage(self) -> None:
         """Epochs of the current stage, from the current step to its last."""
         stage, state = self.stages[self.state.stage - 1], self.state
+        if stage.epochs == 0:
+            return
         steps = self.steps_per_epoch()
         if steps == 0:
             raise ValueError(
@@ -239,10 +223,11 @@ class _Run:
         return {"loss": f"{loss:.3f}", "val": f"{100 * row['val_overall']:.1f}%"}
 
     def log(self, steps: int, extra: Mapping[str, float] | None = None) -> float:
-        state = self.state
-        loss = sum(state.losses) / len(state.losses)
-        rates = {f"lr_{g['name']}": float(g["lr"]) for g in self.optimizer.param_groups}
-        row = {"loss": loss, "grad_norm": float(self.norm), **rates, **(extra or {})}
+        state, row, loss = self.state, dict(extra or {}), math.nan
+        if state.losses:
+            loss = sum(state.losses) / len(state.losses)
+            rates = {f"lr_{g['name']}": float(g["lr"]) for g in self.optimizer.param_groups}
+            row = {"loss": loss, "grad_norm": float(self.norm), **rates, **row}
         place = {"stage": state.stage, "epoch": (state.step - 1) // steps + 1, "step": state.step}
         self.logs.row({**place, **row}, state.total)
         state.losses.clear()
@@ -290,8 +275,6 @@ class _Run:
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(under("model.", tensors))
         model.to(self.device)
-        if self.state.stage == 2 and self.config.stage2 is not None:
-            model.freeze(self.config.stage2.freeze)
         self.take(model)
         momentum = under("momentum.", tensors)
         for name, parameter in model.named_parameters():
@@ -309,7 +292,11 @@ class _Run:
             self.say(f"going on from stage {stage}, step {step} in {self.out}")
 
     def check_same_run(self, header: dict[str, Any]) -> None:
-        old, new = flatten(header["config"]), flatten(self.config.model_dump(mode="json"))
+        # through today's defaults: a run from before a key was there may go on
+        old, new = (
+            flatten(config.model_dump(mode="json"))
+            for config in (make_config(header["config"], source=str(self.out)), self.config)
+        )
         free = {"device", "threads", "checkpoint_every"}  # may change without changing the result
         for key in sorted((old.keys() | new.keys()) - free):
             if old.get(key) != new.get(key):

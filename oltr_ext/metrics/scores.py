@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oltr_ext.nn.scores import DISTANCE_SCORES, LOGIT_SCORES, SCORES, open_score
+from oltr_ext.nn.scores import DISTANCE_SCORES, LOGIT_SCORES, SCORES, UNKNOWN_SCORES, open_score
 
 from .arrays import FloatArray, as_scores, to_numpy
 
@@ -19,6 +19,7 @@ CHUNK = 1 << 22
 def open_scores(
     logits: Any,
     distance: Any | None = None,
+    unknown: Any | None = None,
     *,
     scale: float = 10.0,
     temperature: float = 1.0,
@@ -29,6 +30,7 @@ def open_scores(
     Args:
         logits: (B, C) logits over the known classes.
         distance: (B,) Euclidean distance to the nearest centroid, if the head has a memory.
+        unknown: (B,) probability of "unknown", if the head itself gives one.
         scale: s of the reachability r = s / d (OLTR, Eq. 3; 10 in the paper's code).
         temperature: T of the energy score T * logsumexp(logits / T) (Liu et al. 2020, Eq. 4,
             with its sign turned). The other scores do not use it.
@@ -37,11 +39,11 @@ def open_scores(
     Returns:
         float64 (B,) arrays under "max_softmax", "max_logit", "energy" and, given distance,
         "nearest_distance" (= -distance) and "reachability" (= scale / distance). The last two
-        order images alike; they differ in their thresholds.
+        order images alike; they differ in their thresholds. Given unknown, "openmax" too.
 
     Raises:
-        ValueError: NaN or infinite scores, wrong shapes, no class, a negative distance, scale
-            or temperature <= 0.
+        ValueError: NaN or infinite scores, wrong shapes, no class, a negative distance, a
+            probability outside [0, 1], scale or temperature <= 0.
     """
     z = to_numpy(logits)
     if z.ndim != 2 or z.shape[1] == 0 or z.dtype.kind != "f":
@@ -73,4 +75,14 @@ def open_scores(
         wide, none = torch.from_numpy(d.astype(np.float64)), torch.empty(len(d), 0)
         for name in DISTANCE_SCORES:
             scores[name] = open_score(name, none, wide, scale=scale, eps=eps).numpy()
+    if unknown is not None:
+        p = as_scores(unknown, "open_scores: unknown")
+        if p.shape != top.shape or (p < 0).any() or (p > 1).any():
+            raise ValueError(
+                f"open_scores: expected {len(top)} probabilities of unknown in [0, 1], "
+                f"got shape {p.shape} from {p.min(initial=np.inf)} to {p.max(initial=-np.inf)}"
+            )
+        wide, none = torch.from_numpy(p.astype(np.float64)), torch.empty(len(p), 0)
+        for name in UNKNOWN_SCORES:
+            scores[name] = open_score(name, none, unknown=wide).numpy()
     return scores

@@ -27,6 +27,7 @@ def evaluate(
     *,
     convention: Convention = "oltr",
     thresholds: Mapping[str, float] | None = None,
+    unknown: Any | None = None,
     scale: float = 10.0,
     temperature: float = 1.0,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def evaluate(
         train_counts: (C,) training images of each class.
         convention: of the shot groups, see `shot_groups`.
         thresholds: score name -> threshold calibrated on validation data.
+        unknown: (N,) probability of "unknown", or None for a head that gives none.
         scale, temperature: see `open_scores`.
 
     Returns:
@@ -54,7 +56,7 @@ def evaluate(
         ValueError: NaN, shapes that differ, or a threshold for a score this model has not.
     """
     z = to_numpy(logits)
-    scores = open_scores(z, distance, scale=scale, temperature=temperature)
+    scores = open_scores(z, distance, unknown, scale=scale, temperature=temperature)
     counts = as_labels(train_counts, "evaluate: train_counts", size=z.shape[1], low=0)
     t = as_labels(target, "evaluate: target", size=len(z))
     chosen = dict(thresholds or {})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from oltr_ext.nn import LinearHead, OLTRHead
+from oltr_ext.nn import Head
 
 __all__ = ["OLTRModel", "feature_layer"]
 
@@ -44,7 +44,7 @@ class OLTRModel(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        head: LinearHead | OLTRHead,
+        head: Head,
         attention: nn.Module | None = None,
         fc: nn.Linear | None = None,
     ) -> None:

@@ -2,20 +2,41 @@
 
 from oltr_ext.nn.attention import ModulatedAttention
 from oltr_ext.nn.classifiers import CosineClassifier, MetaEmbedding, MetaEmbeddingClassifier
-from oltr_ext.nn.heads import HeadOutput, LinearHead, OLTRHead
-from oltr_ext.nn.losses import DiscCentroidsLoss
+from oltr_ext.nn.fslwf import FSLwFHead
+from oltr_ext.nn.heads import Head, HeadOutput, LinearHead, OLTRHead
+from oltr_ext.nn.losses import DiscCentroidsLoss, FocalLoss, LiftedStructureLoss, RangeLoss
 from oltr_ext.nn.memory import CentroidMemory
+from oltr_ext.nn.openmax import OpenMaxHead, fit_weibull
+from oltr_ext.nn.rebalance import (
+    LWSHead,
+    best_tau,
+    class_directions,
+    logit_adjusted_bias,
+    tau_normalise,
+)
 from oltr_ext.nn.scores import open_score
 
 __all__ = [
     "CentroidMemory",
     "CosineClassifier",
     "DiscCentroidsLoss",
+    "FSLwFHead",
+    "FocalLoss",
+    "Head",
     "HeadOutput",
+    "LWSHead",
+    "LiftedStructureLoss",
     "LinearHead",
     "MetaEmbedding",
     "MetaEmbeddingClassifier",
     "ModulatedAttention",
     "OLTRHead",
+    "OpenMaxHead",
+    "RangeLoss",
+    "best_tau",
+    "class_directions",
+    "fit_weibull",
+    "logit_adjusted_bias",
     "open_score",
+    "tau_normalise",
 ]

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
@@ -30,9 +29,11 @@ class HeadOutput(NamedTuple):
     """(B, D), recalled by attention."""
     selector: Tensor | None = None
     """(B, D) in [-1, 1]."""
+    unknown: Tensor | None = None
+    """(B,) probability of the class "unknown"."""
 
 
-class _Head(nn.Module, ABC):
+class Head(nn.Module, ABC):
     """The open-set answer that all heads share: a score, and the threshold below which a feature
     is unknown. Both live in buffers, so that a state dict holds the calibrated head."""
 
@@ -64,6 +65,10 @@ class _Head(nn.Module, ABC):
         self.score_index.fill_(SCORES.index(score))
 
     @abstractmethod
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Training loss, a scalar, of features (B, D) and labels (B,) int64 in [0, C)."""
+
+    @abstractmethod
     def outputs(self, features: Tensor) -> HeadOutput:
         """All that the head makes of features (B, D)."""
 
@@ -73,7 +78,7 @@ class _Head(nn.Module, ABC):
 
     def score_of(self, out: HeadOutput) -> Tensor:
         """(B,) the chosen score of an output; higher means known."""
-        return open_score(self.score, out.logits, out.distance)
+        return open_score(self.score, out.logits, out.distance, out.unknown)
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,37 +95,75 @@ class _Head(nn.Module, ABC):
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
 
-class LinearHead(_Head):
+class LinearHead(Head):
     """The plain classifier: logits = x W' + b, cross-entropy.
 
     Args:
         feat_dim: D.
         num_classes: C.
-        class_prior: class frequencies (C,) whose logarithm is added to the logits in training
-            (balanced softmax).
+        class_prior: class frequencies (C,) whose logarithm is added to the logits in training:
+            balanced softmax (Ren et al., NeurIPS 2020), which is the loss of logit adjustment
+            (Menon et al., ICLR 2021, Eq. 10) at tau = 1; give frequencies to the power of tau for
+            another.
+        criterion: over (logits (B, C), target (B,)), in place of cross-entropy.
+        metric: over (features (B, D), target (B,)), added ``metric_weight`` times.
     """
 
     class_prior: Tensor | None
 
     def __init__(
-        self, feat_dim: int, num_classes: int, *, class_prior: Tensor | None = None
+        self,
+        feat_dim: int,
+        num_classes: int,
+        *,
+        class_prior: Tensor | None = None,
+        criterion: nn.Module | None = None,
+        metric: nn.Module | None = None,
+        metric_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(feat_dim, num_classes)
+        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        self.metric, self.metric_weight = metric, metric_weight
         self.register_buffer("class_prior", _prior(class_prior, num_classes))
 
     def outputs(self, features: Tensor) -> HeadOutput:
         return HeadOutput(self.linear(features))
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of features (B, D) and labels (B,)."""
-        logits = self.linear(features).float()
+        """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
+        logits = self(features).float()
         if self.class_prior is not None:
             logits = logits + self.class_prior.log()
-        return F.cross_entropy(logits, target)
+        loss: Tensor = self.criterion(logits, target)
+        if self.metric is not None:
+            loss = loss + self.metric_weight * self.metric(features, target)
+        return loss
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Takes over a classifier: weight (C, D) and bias (C,), which is zero by default.
+
+        Raises:
+            ValueError: another shape than this head's.
+        """
+        for name, value, own in (
+            ("weight", weight, self.linear.weight),
+            ("bias", bias, self.linear.bias),
+        ):
+            if value is not None and value.shape != own.shape:
+                raise ValueError(
+                    f"LinearHead.start_at: expected {name} of shape {tuple(own.shape)}, "
+                    f"got {tuple(value.shape)}"
+                )
+        self.linear.weight.copy_(weight)
+        if bias is None:
+            self.linear.bias.zero_()
+        else:
+            self.linear.bias.copy_(bias)
 
 
-class OLTRHead(_Head):
+class OLTRHead(Head):
     """All of OLTR behind a feature: memory, meta-embedding, cosine classifier, both losses.
 
     Args:
@@ -186,7 +229,7 @@ class OLTRHead(_Head):
 
     def score_of(self, out: HeadOutput) -> Tensor:
         scale = self.classifier.scale
-        return open_score(self.score, out.logits, out.distance, scale=scale)
+        return open_score(self.score, out.logits, out.distance, out.unknown, scale=scale)
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.

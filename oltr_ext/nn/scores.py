@@ -7,13 +7,15 @@ from torch import Tensor
 
 LOGIT_SCORES = ("max_softmax", "max_logit", "energy")
 DISTANCE_SCORES = ("nearest_distance", "reachability")
-SCORES = LOGIT_SCORES + DISTANCE_SCORES
+UNKNOWN_SCORES = ("openmax",)
+SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES  # heads store an index: only append
 
 
 def open_score(
     name: str,
     logits: Tensor,
     distance: Tensor | None = None,
+    unknown: Tensor | None = None,
     *,
     scale: float = 10.0,
     temperature: float = 1.0,
@@ -24,9 +26,11 @@ def open_score(
     Args:
         name: ``max_softmax`` in (0, 1]; ``max_logit``; ``energy`` = T logsumexp(logits / T) (Liu et
             al. 2020, Eq. 4, with its sign turned); ``nearest_distance`` = -distance;
-            ``reachability`` = scale / max(distance, eps).
+            ``reachability`` = scale / max(distance, eps); ``openmax`` = 1 - unknown (Bendale &
+            Boult 2016).
         logits: (B, C) over the known classes.
-        distance: (B,) to the nearest centroid, for the last two.
+        distance: (B,) to the nearest centroid, for the two scores of distance.
+        unknown: (B,) probability of "unknown" that the head itself gives, for ``openmax``.
         scale: of the reachability.
         temperature: T of the energy.
         eps: floor of the distance.
@@ -35,10 +39,13 @@ def open_score(
         (B,) in the dtype of its input.
 
     Raises:
-        ValueError: an unknown name, or a distance score without a distance.
+        ValueError: an unknown name, a distance score without a distance, or ``openmax`` without
+            that probability.
     """
     if name in DISTANCE_SCORES and distance is None:
         raise ValueError(f"open_score: {name} needs a head with a memory of centroids")
+    if name in UNKNOWN_SCORES and unknown is None:
+        raise ValueError(f"open_score: {name} needs a head that gives a probability of unknown")
     if name == "max_softmax":
         return (logits.amax(dim=1) - logits.logsumexp(dim=1)).exp()
     if name == "max_logit":
@@ -49,4 +56,6 @@ def open_score(
         return -distance
     if name == "reachability" and distance is not None:
         return scale / torch.clamp(distance, min=eps)
+    if name == "openmax" and unknown is not None:
+        return 1 - unknown
     raise ValueError(f"open_score: expected one of {', '.join(SCORES)}, got {name!r}")

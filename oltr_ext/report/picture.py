@@ -69,7 +69,10 @@ def write_picture(
                 FigureCanvasSVG(figure).print_svg(partial, metadata=NO_METADATA)
         else:
             FigureCanvasAgg(figure)
-            figure.savefig(partial, dpi=150, pil_kwargs={"optimize": True})
+            for dpi in (150, 110, 80):  # a table of many methods fits at a lower resolution
+                figure.savefig(partial, dpi=dpi, pil_kwargs={"optimize": True})
+                if partial.stat().st_size <= MAX_BYTES:
+                    break
     size = partial.stat().st_size
     if size > MAX_BYTES:
         partial.unlink()

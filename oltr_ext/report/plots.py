@@ -102,7 +102,8 @@ def _classes(data: Data) -> Made | None:
     order, counts, shot = _by_count(data)
     if len(order) == 0:
         return None
-    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+    total = len(data["methods"])
+    figure = Figure(figsize=(WIDTH, 4.1 + 0.2 * ((total - 1) // 3)), layout="constrained")
     top, main = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
     x = np.arange(len(order))
     top.fill_between(x, np.maximum(counts, 0.8), 0.8, step="mid", color=GREY, alpha=0.35, lw=0)
@@ -112,12 +113,12 @@ def _classes(data: Data) -> Made | None:
     top.yaxis.set_minor_formatter(NullFormatter())
     top.set_ylabel("training\nimages")
     width = -(-len(order) // MAX_DOTS)
-    total = len(data["methods"])
     for i, (method, style) in enumerate(_styles(data)):
         raw = method["summary"]["closed"]["per_class"]
         accuracy = np.array([np.nan if v is None else v for v in raw], dtype=float)[order]
         middle, mean = _binned(accuracy, width)
-        nudge = (i - (total - 1) / 2) * 0.22 * width  # methods side by side, not on top
+        # methods side by side, not on top, and within their class
+        nudge = (i - (total - 1) / 2) * min(0.22, 0.8 / total) * width
         main.plot(
             middle + nudge, mean, style["marker"], color=style["color"], ms=3.6, alpha=0.75,
             mfc="none" if i == 0 and total > 1 else style["color"], mew=0.9,
@@ -213,7 +214,9 @@ def _histograms(data: Data) -> Made | None:
 
 def _curves(data: Data, key: str, x: str, y: str, ylabel: str) -> Figure | None:
     """Each method's curve by its own score, or None when no method has one."""
-    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    many = len(data["methods"]) > 6  # their legend would hide the curves
+    height = 3.7 + (0.2 * len(data["methods"]) if many else 0)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     for method, style in _styles(data):
         points = method["summary"]["scores"][method["score_name"]][key]
@@ -232,7 +235,10 @@ def _curves(data: Data, key: str, x: str, y: str, ylabel: str) -> Figure | None:
     axes.set_ylabel(ylabel)
     _percent(axes.xaxis)
     _percent(axes.yaxis)
-    axes.legend(loc="lower right")
+    if many:
+        figure.legend(loc="outside lower left")
+    else:
+        axes.legend(loc="lower right")
     return figure
 
 
@@ -308,8 +314,13 @@ def _tail(data: Data) -> Made | None:
     if not methods:
         return None
     rows = len(methods[0]["tail"])
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.21 * rows), layout="constrained")
-    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    across = min(len(methods), 3)
+    down = -(-len(methods) // across)
+    figure = Figure(figsize=(WIDTH, (1.0 + 0.21 * rows) * down), layout="constrained")
+    grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axes in grid[len(methods) :]:
+        axes.remove()
+    panels = grid[: len(methods)]
     parts = (
         ("right", BLUE, None), ("few", SKY, "\\\\\\\\"), ("medium", PURPLE, "////"),
         ("many", ORANGE, "xxxx"), ("rejected", GRID, None),
@@ -325,14 +336,15 @@ def _tail(data: Data) -> Made | None:
                 linewidth=0.4, label=labels.get(key, f"taken for {key}-shot"),
             )  # fmt: skip
             left += share
-        axes.set_title(method["name"])
+        axes.set_title(short(method["name"], 13) if across > 2 else method["name"])
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.5, 1])
         _percent(axes.xaxis)
         axes.grid(axis="y", visible=False)
     names = [f"{short(r['name'])} · {r['train_images']}" for r in methods[0]["tail"]]
     panels[0].set_yticks(y, names)
-    panels[0].tick_params(axis="y", length=0, labelsize=8)
+    for axes in panels[::across]:
+        axes.tick_params(axis="y", length=0, labelsize=8)
     panels[0].invert_yaxis()
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8

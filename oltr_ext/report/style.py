@@ -66,10 +66,14 @@ def drawing() -> Iterator[None]:
 
 
 def method_style(index: int, total: int) -> dict[str, object]:
-    """Colour, marker and dash of a method: the baseline grey and dashed, the next one blue."""
+    """Colour, marker and dash of a method: the baseline grey and dashed, the next one blue.
+
+    Beyond six methods the colours come again, each with another marker and dash.
+    """
     palette = (GREY, BLUE, PURPLE, GREEN, ORANGE, SKY)
-    i = (index if total > 1 else 1) % len(palette)
-    return {"color": palette[i], "marker": MARKERS[i], "linestyle": DASHES[i]}
+    lap, i = divmod(index if total > 1 else 1, len(palette))
+    other = (i + lap) % len(palette)
+    return {"color": palette[i], "marker": MARKERS[other], "linestyle": DASHES[other]}
 
 
 def short(text: str, limit: int = 18) -> str:

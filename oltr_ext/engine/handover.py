@@ -1,0 +1,84 @@
+"""What stage 2 takes over from stage 1, for every kind of second stage."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oltr_ext.engine.build import Images, Splits, class_frequencies
+from oltr_ext.engine.config import SecondStage
+from oltr_ext.engine.evaluate import collect
+from oltr_ext.models import OLTRModel
+from oltr_ext.nn import (
+    FSLwFHead,
+    LinearHead,
+    OLTRHead,
+    OpenMaxHead,
+    best_tau,
+    class_directions,
+    logit_adjusted_bias,
+    tau_normalise,
+)
+
+__all__ = ["hand_over"]
+
+TAUS = [step / 20 for step in range(21)]
+"""Candidates for tau-normalisation: 0 to 1."""
+
+
+@torch.no_grad()
+def hand_over(
+    old: OLTRModel,
+    model: OLTRModel,
+    settings: SecondStage,
+    splits: Splits,
+    device: torch.device,
+) -> None:
+    """Start `model`, fresh from `build_model`, at what `old` learned in stage 1.
+
+    Backbone and fc (when its shape stays) move over. The head starts as its kind says, from
+    stage 1's linear classifier and from the features that stage 2 will see: eval mode, test
+    transform, whole training set.
+    """
+    model.backbone.load_state_dict(old.backbone.state_dict())
+    if model.fc is not None and old.fc is not None and model.fc.weight.shape == old.fc.weight.shape:
+        model.fc.load_state_dict(old.fc.state_dict())
+    assert isinstance(old.head, LinearHead)
+    linear, head = old.head.linear, model.head
+
+    def see(images: Images) -> tuple[Tensor, Tensor]:
+        seen = collect(model, images, device, workers=splits.workers)
+        return seen.features.to(device), seen.target.to(device)
+
+    if settings.kind == "memory":
+        assert isinstance(head, OLTRHead)
+        head.init_from(
+            linear,
+            *see(splits.plain),
+            classifier=settings.classifier_init,
+            selector=settings.selector_init,
+        )
+        return
+    if settings.kind == "fslwf":
+        assert isinstance(head, FSLwFHead)
+        head.init_from(linear.weight, *see(splits.plain))
+        return
+    assert isinstance(head, LinearHead)
+    if settings.kind == "lws":
+        head.start_at(linear.weight)
+    elif settings.kind == "tau_norm":
+        tau = settings.tau
+        if tau is None:
+            tau = best_tau(linear.weight, *see(splits.val), TAUS)
+        head.start_at(tau_normalise(linear.weight, tau))
+    elif settings.kind == "ncm":
+        head.start_at(class_directions(*see(splits.plain), splits.num_classes))
+    elif settings.kind == "logit_adjustment":
+        prior = class_frequencies(splits.train_counts).to(device)
+        tau = 1.0 if settings.tau is None else settings.tau
+        head.start_at(linear.weight, logit_adjusted_bias(linear.bias, prior, tau))
+    elif settings.kind == "openmax":
+        assert isinstance(head, OpenMaxHead)
+        head.start_at(linear.weight, linear.bias)
+        head.fit(*see(splits.plain), tail=settings.tail)
+    # crt keeps its random start

@@ -1,0 +1,154 @@
+"""Few-shot learning without forgetting: weights of the classes with few images are generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oltr_ext import ops
+from oltr_ext.nn.heads import Head, HeadOutput
+
+
+class FSLwFHead(Head):
+    """Cosine classifier with learned weights for base classes and generated ones for the rest.
+
+    Gidaris & Komodakis, *Dynamic Few-Shot Visual Learning without Forgetting*, CVPR 2018. With all
+    features z and base weights w_b at unit length, a novel class with N images gets (Section 3.2)
+    ``w' = phi_avg * mean_i z_i + phi_att * mean_i sum_b Att(phi_q z_i, k_b) w_b``, Att being the
+    softmax over base classes of ``gamma cos``; the logits are ``scale cos(z, w)``. The generator
+    learns on base classes that play novel: in each batch some of them lose their weight, get one
+    from half of their images, and are classified, with all other base classes, on the rest.
+
+    Here base is what has ``base_shots`` training images, and the features are those of a linear
+    stage 1 on all classes, where the paper's first stage has base classes and a cosine classifier.
+    The images of the novel classes are kept as features, in a buffer.
+
+    Args:
+        feat_dim: D.
+        train_counts: training images of each class, (C,).
+        base_shots: smallest number that makes a base class.
+        fake: base classes that play novel in a batch; at most half of those in it.
+
+    Raises:
+        ValueError: no base class.
+    """
+
+    base: Tensor
+    position: Tensor
+    support: Tensor
+    support_target: Tensor
+
+    def __init__(
+        self, feat_dim: int, train_counts: Sequence[int], *, base_shots: int = 20, fake: int = 5
+    ) -> None:
+        super().__init__()
+        counts = torch.as_tensor(train_counts)
+        base, kept = counts >= base_shots, int(counts[counts < base_shots].sum())
+        width = int(base.sum())
+        if width == 0:
+            raise ValueError(f"FSLwFHead: expected a class with {base_shots} images, got none")
+        self.fake = fake
+        self.register_buffer("base", base)
+        self.register_buffer("position", torch.where(base, base.cumsum(0) - 1, -1))
+        self.register_buffer("support", torch.zeros(kept, feat_dim))
+        self.register_buffer("support_target", torch.zeros(kept, dtype=torch.int64))
+        self.weight = nn.Parameter(torch.randn(width, feat_dim) * feat_dim**-0.5)
+        self.keys = nn.Parameter(torch.randn(width, feat_dim) * feat_dim**-0.5)
+        self.query = nn.Linear(feat_dim, feat_dim)
+        nn.init.eye_(self.query.weight)
+        nn.init.zeros_(self.query.bias)
+        self.phi_avg = nn.Parameter(torch.ones(feat_dim))
+        self.phi_att = nn.Parameter(torch.ones(feat_dim))
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.gamma = nn.Parameter(torch.tensor(10.0))
+
+    @torch.no_grad()
+    def init_from(self, weight: Tensor, features: Tensor, target: Tensor) -> None:
+        """The start: base weights from a linear classifier, novel images kept.
+
+        Args:
+            weight: (C, D).
+            features: (N, D) of the whole training set. target: (N,) their labels.
+
+        Raises:
+            ValueError: other images of novel classes than ``train_counts`` announced.
+        """
+        self.weight.copy_(weight[self.base])
+        novel = ~self.base[target]
+        if int(novel.sum()) != len(self.support):
+            raise ValueError(
+                f"FSLwFHead.init_from: expected {len(self.support)} images of novel classes, "
+                f"got {int(novel.sum())}"
+            )
+        self.support.copy_(features[novel])
+        self.support_target.copy_(target[novel])
+
+    def generate(
+        self, features: Tensor, group: Tensor, groups: int, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Weights (groups, D) from features (N, D) of group (N,) each.
+
+        Args:
+            hidden: (K,) bool, base classes that the attention must not see.
+        """
+        z = F.normalize(features.float(), dim=1)
+        match = F.normalize(self.query(z).float(), dim=1) @ F.normalize(self.keys, dim=1).t()
+        match = self.gamma * match
+        if hidden is not None:
+            match = match.masked_fill(hidden, -torch.inf)
+        recalled = torch.softmax(match, dim=1) @ F.normalize(self.weight, dim=1)
+        average, attended = (ops.class_means(v.float(), group, groups).means for v in (z, recalled))
+        return self.phi_avg * average + self.phi_att * attended
+
+    def outputs(self, features: Tensor) -> HeadOutput:
+        everything = self.weight.new_zeros(len(self.base), self.weight.shape[1])
+        if len(self.support):
+            everything = self.generate(self.support, self.support_target, len(self.base))
+        everything = torch.where(
+            self.base[:, None], self.weight[self.position.clamp_min(0)], everything
+        )
+        return HeadOutput(self._cosine(features, everything))
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.
+
+        Which classes play novel comes from torch's default generator.
+        """
+        known = self.base[target]
+        features, row = features[known], self.position[target[known]]
+        if len(row) == 0:
+            return self.weight.sum() * 0
+        same = row[:, None] == row
+        several = row[same.sum(dim=1) > 1].unique()
+        most = min(self.fake, len(row.unique()) // 2)
+        fake = several[torch.randperm(len(several))[:most].to(several.device)]
+        hidden = torch.zeros(len(self.weight), dtype=torch.bool, device=row.device)
+        hidden[fake] = True
+        first_half = same.tril(diagonal=-1).sum(dim=1) < same.sum(dim=1) // 2
+        return self.episode_loss(features, row, hidden, hidden[row] & first_half)
+
+    def episode_loss(
+        self, features: Tensor, row: Tensor, hidden: Tensor, support: Tensor
+    ) -> Tensor:
+        """Mean cross-entropy over the rows that are not support.
+
+        Args:
+            features: (B, D). row: (B,) base class of each, in [0, K).
+            hidden: (K,) bool, classes that play novel; each needs a support row.
+            support: (B,) bool, rows that their weights are generated from.
+        """
+        weight: Tensor = self.weight
+        if hidden.any():
+            made = self.generate(features[support], row[support], len(weight), hidden)
+            weight = torch.where(hidden[:, None], made, weight)
+        return F.cross_entropy(self._cosine(features[~support], weight), row[~support])
+
+    def _cosine(self, features: Tensor, weight: Tensor) -> Tensor:
+        z = F.normalize(features.float(), dim=1)
+        return self.scale * (z @ F.normalize(weight, dim=1).t()).float()
+
+    def extra_repr(self) -> str:
+        return f"base={int(self.base.sum())} of {len(self.base)}, fake={self.fake}"

@@ -1,0 +1,117 @@
+"""OpenMax: how likely the class "unknown" is, from extreme distances to the class means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oltr_ext.nn.heads import HeadOutput, LinearHead
+
+TRANSLATE = 1e4
+"""What libMR, the authors' library, adds to a tail before its fit. So far from zero the fit no
+longer depends on the unit of the distances."""
+STEEPEST = 1e8
+"""Largest Weibull shape: what a tail without any spread gets."""
+
+
+def fit_weibull(tail: Tensor) -> tuple[float, float]:
+    """Shape and scale of the most likely two-parameter Weibull distribution of positive values.
+
+    The shape k solves ``sum x^k ln x / sum x^k - 1/k = mean ln x``, whose left side rises with k;
+    the scale is ``(mean x^k)^(1/k)``. Values without spread give the largest shape there is.
+
+    Args:
+        tail: (N >= 1,) positive values.
+
+    Raises:
+        ValueError: no value, or one that is not positive and finite.
+    """
+    if tail.dim() != 1 or len(tail) == 0 or not (torch.isfinite(tail) & (tail > 0)).all():
+        raise ValueError(f"fit_weibull: expected one row of positive values, got {tail.tolist()}")
+    logs = tail.double().log()
+    y = logs - logs.max()  # the shape is the same, and no power overflows
+    low, high = 1e-3, STEEPEST
+    for _ in range(100):
+        k = (low * high) ** 0.5
+        if (torch.softmax(k * y, dim=0) @ y - y.mean()).item() < 1 / k:
+            low = k
+        else:
+            high = k
+    scale = logs.max() + (k * y).exp().mean().log() / k
+    return k, scale.exp().item()
+
+
+class OpenMaxHead(LinearHead):
+    """A trained linear classifier that knows how far from its class mean an image may lie.
+
+    Bendale & Boult, *Towards Open Set Deep Networks*, CVPR 2016. :meth:`fit` is Algorithm 1: per
+    class the mean of the activation vectors (logits) of its rightly classified training images,
+    and a Weibull distribution of the largest distances to it. Algorithm 2 then takes from the
+    activations of the ``alpha`` best classes the share ``(alpha - i) / alpha * F(distance)``, for
+    i = 0, 1, ..., and gives what was taken to an activation of "unknown". F is the Weibull
+    distribution function, as in the paper's text and its code; line 3 of the printed Algorithm 2
+    has 1 - F.
+
+    The label stays that of the logits; the score ``openmax`` is one minus the probability of
+    "unknown". Without a fit, that probability is exp(0) against the exponentials of the logits.
+
+    Args:
+        feat_dim: D.
+        num_classes: C. The means are C x C.
+        alpha: classes to revise, at most C.
+    """
+
+    mean: Tensor
+    weibull: Tensor
+
+    def __init__(self, feat_dim: int, num_classes: int, *, alpha: int = 10) -> None:
+        super().__init__(feat_dim, num_classes)
+        self.alpha = min(alpha, num_classes)
+        self.register_buffer("mean", torch.zeros(num_classes, num_classes))
+        # shift, shape and scale of each class; never reached by a class that was not fitted
+        never = torch.tensor([0.0, 1.0, torch.inf], dtype=torch.float64)
+        self.register_buffer("weibull", never.repeat(num_classes, 1))
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, target: Tensor, *, tail: int = 20) -> None:
+        """Algorithm 1.
+
+        Args:
+            features: (N, D) of the training set, as the head will see them.
+            target: (N,) their labels.
+            tail: how many of the largest distances of a class to fit. A class takes all it has
+                when it has fewer, and all its images when none is classified right; a class
+                without images is never held for unknown.
+        """
+        logits = self.linear(features).float()
+        right = logits.argmax(dim=1) == target
+        for c in target.unique().tolist():
+            own = target == c
+            chosen = logits[own & right] if (own & right).any() else logits[own]
+            self.mean[c] = chosen.mean(dim=0)
+            distance = (chosen - self.mean[c]).double().norm(dim=1)
+            largest = distance.topk(min(tail, len(distance))).values
+            shift = TRANSLATE - largest.min()
+            shape, scale = fit_weibull(largest + shift)
+            self.weibull[c] = self.weibull.new_tensor([shift.item(), shape, scale])
+
+    def outputs(self, features: Tensor) -> HeadOutput:
+        logits = self.linear(features)
+        return HeadOutput(logits, unknown=self.unknown(logits))
+
+    def unknown(self, logits: Tensor) -> Tensor:
+        """Algorithm 2: (B,) float64 probability of "unknown" for activations (B, C)."""
+        wide = logits.double()
+        best, which = wide.topk(self.alpha, dim=1)
+        taken = torch.zeros_like(best)
+        for i in range(self.alpha):  # a rank at a time: never B x alpha x C
+            distance = (wide - self.mean[which[:, i]]).norm(dim=1)
+            shift, shape, scale = self.weibull[which[:, i]].unbind(dim=1)
+            outside = -torch.expm1(-(((distance + shift).clamp_min(0) / scale) ** shape))
+            taken[:, i] = best[:, i] * (self.alpha - i) / self.alpha * outside
+        revised = wide.scatter_add(1, which, -taken)
+        everything = torch.cat([taken.sum(dim=1, keepdim=True), revised], dim=1)
+        return everything.softmax(dim=1)[:, 0]
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"

@@ -1,0 +1,102 @@
+"""Classifiers made anew on frozen features, so that the tail gets its share.
+
+Kang et al., *Decoupling Representation and Classifier for Long-Tailed Recognition*, ICLR 2020,
+Section 4 (tau-normalisation, LWS, NCM); Menon et al., *Long-Tail Learning via Logit Adjustment*,
+ICLR 2021, Section 4.1. Their fourth, cRT, is a fresh `LinearHead` on class-balanced batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oltr_ext import ops
+from oltr_ext.nn.heads import HeadOutput, LinearHead
+
+
+def tau_normalise(weight: Tensor, tau: float) -> Tensor:
+    """``w_c / ||w_c||^tau``: Kang et al., Section 4.
+
+    Classes with many images have long weights; tau = 0 leaves them, tau = 1 makes all as long.
+
+    Args:
+        weight: (C, D).
+        tau: usually in [0, 1].
+
+    Returns:
+        (C, D); a zero row stays zero.
+    """
+    return weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-12) ** tau
+
+
+def best_tau(
+    weight: Tensor, features: Tensor, target: Tensor, candidates: Iterable[float]
+) -> float:
+    """The tau that gets most of the given rows right, the smallest of equals.
+
+    The paper chooses it on validation data.
+
+    Args:
+        weight: (C, D). features: (N, D). target: (N,), -1 = open, which does not count.
+
+    Raises:
+        ValueError: no candidate, or no row of a known class.
+    """
+    known = target >= 0
+    right = {
+        tau: int(((features @ tau_normalise(weight, tau).t()).argmax(1) == target)[known].sum())
+        for tau in sorted(candidates)
+    }
+    if not right or not known.any():
+        raise ValueError(
+            f"best_tau: expected candidates and rows of known classes, got {len(right)} and "
+            f"{int(known.sum())}"
+        )
+    return max(right, key=lambda tau: right[tau])
+
+
+def class_directions(features: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Class means of unit length: a linear classifier's weights for the nearest class mean.
+
+    Kang et al. take the class whose mean is nearest by cosine, or by the distance to the mean of
+    unit length, ``||x||^2 - 2 x.m + 1``. Both name the class with the largest x.m.
+
+    Args:
+        features: (N, D) of the training set. target: (N,) in [0, num_classes).
+
+    Returns:
+        (C, D) float32; zero for a class without images.
+    """
+    means = ops.class_means(features.double(), target, num_classes).means
+    return F.normalize(means, dim=1).float()
+
+
+def logit_adjusted_bias(bias: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
+    """``b_c - tau log prior_c``: a linear classifier with its logits adjusted after training.
+
+    Menon et al., Eq. 9: predict ``argmax_c f_c(x) - tau log prior_c``.
+
+    Args:
+        bias: (C,). prior: (C,) class frequencies, all positive.
+    """
+    return bias - tau * prior.log()
+
+
+class LWSHead(LinearHead):
+    """Learnable weight scaling: ``f_c w_c x`` with w frozen and f trained, from 1.
+
+    Kang et al., Section 4. Start it with :meth:`LinearHead.start_at`, without a bias, as there.
+    """
+
+    def __init__(
+        self, feat_dim: int, num_classes: int, *, class_prior: Tensor | None = None
+    ) -> None:
+        super().__init__(feat_dim, num_classes, class_prior=class_prior)
+        self.linear.requires_grad_(False)
+        self.scales = nn.Parameter(torch.ones(num_classes))
+
+    def outputs(self, features: Tensor) -> HeadOutput:
+        return HeadOutput(self.scales * self.linear(features))

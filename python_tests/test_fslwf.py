@@ -1,0 +1,120 @@
+"""Generated weights of few-shot classes, worked by hand and by the paper's sums."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from oltr_ext.nn import FSLwFHead
+
+
+def test_a_generated_weight_by_hand():
+    # base classes 0 and 2, novel class 1 with two images
+    head = FSLwFHead(2, [20, 2, 30])
+    target = torch.tensor([0] * 20 + [1] * 2 + [2] * 30)
+    features = torch.zeros(52, 2)
+    features[20], features[21] = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 0.5])
+    head.init_from(torch.tensor([[3.0, 0.0], [9.0, 9.0], [0.0, 2.0]]), features, target)
+    with torch.no_grad():
+        head.keys.copy_(torch.tensor([[5.0, 0.0], [0.0, 5.0]]))
+        head.gamma.fill_(log(3))  # attention 3/4 to the base class in front, 1/4 to the other
+        head.phi_avg.copy_(torch.tensor([2.0, 4.0]))
+        head.phi_att.copy_(torch.tensor([1.0, 0.1]))
+    # unit features (1, 0) and (0, 1): mean (1/2, 1/2); they recall (3/4, 1/4) and (1/4, 3/4)
+    made = head.generate(head.support, torch.zeros(2, dtype=torch.int64), 1)
+    torch.testing.assert_close(made, torch.tensor([[2 / 2 + 1 / 2, 4 / 2 + 0.1 / 2]]))
+    logits = head(torch.tensor([[2.0, 0.0]]))
+    cosine = 1.5 / (1.5**2 + 2.05**2) ** 0.5
+    torch.testing.assert_close(logits, 10 * torch.tensor([[1.0, cosine, 0.0]]))
+    # a class that plays novel is not recalled
+    hidden = torch.tensor([True, False])
+    made = head.generate(head.support, torch.tensor([0, 1]), 2, hidden)
+    torch.testing.assert_close(made, torch.tensor([[2.0, 0.1], [0.0, 4.1]]))
+
+
+def episode_by_loops(head, x, row, hidden, support):
+    def unit(v):
+        return v / v.norm()
+
+    weights = []
+    for c in range(len(hidden)):
+        if not hidden[c]:
+            weights.append(head.weight[c])
+            continue
+        average, attended, count = 0, 0, 0
+        for i in range(len(x)):
+            if support[i] and row[i] == c:
+                z, seen = unit(x[i]), [b for b in range(len(hidden)) if not hidden[b]]
+                q = unit(head.query(z))
+                share = torch.stack([head.gamma * (q @ unit(head.keys[b])) for b in seen]).softmax(
+                    0
+                )
+                attended = attended + sum(
+                    s * unit(head.weight[b]) for s, b in zip(share, seen, strict=True)
+                )
+                average, count = average + z, count + 1
+        weights.append(head.phi_avg * average / count + head.phi_att * attended / count)
+    losses = []
+    for i in range(len(x)):
+        if not support[i]:
+            logits = torch.stack([head.scale * (unit(x[i]) @ unit(w)) for w in weights])
+            losses.append(F.cross_entropy(logits[None], row[i : i + 1]))
+    return torch.stack(losses).mean()
+
+
+def test_an_episode_is_the_paper_s_sums():
+    head = FSLwFHead(3, [20] * 4)
+    with torch.no_grad():
+        for parameter in (head.phi_avg, head.phi_att, head.query.weight):
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    x, row = torch.randn(9, 3), torch.tensor([0, 1, 1, 1, 2, 2, 3, 3, 1])
+    hidden = torch.tensor([False, True, True, False])
+    support = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 0]).bool()
+    loss = head.episode_loss(x, row, hidden, support)
+    want = episode_by_loops(head, x, row, hidden, support)
+    torch.testing.assert_close(loss, want)
+    parameters = list(head.parameters())
+    for a, b in zip(*(torch.autograd.grad(v, parameters) for v in (loss, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    (grad,) = torch.autograd.grad(head.episode_loss(x, row, hidden, support), head.weight)
+    assert (grad[hidden] == 0).all() and (grad[~hidden] != 0).any()
+
+
+def test_a_batch_becomes_an_episode(monkeypatch):
+    head = FSLwFHead(3, [20, 4, 20, 20], fake=1)
+    calls = []
+    monkeypatch.setattr(head, "episode_loss", lambda *args: calls.append(args))
+    x, target = torch.randn(8, 3), torch.tensor([1, 3, 0, 0, 0, 2, 1, 2])
+    for _ in range(20):
+        head.loss(x, target)
+    chosen = set()
+    for features, row, hidden, support in calls:
+        assert torch.equal(features, x[[1, 2, 3, 4, 5, 7]])  # the novel class stays out
+        assert row.tolist() == [2, 0, 0, 0, 1, 1]
+        (fake,) = hidden.nonzero()[:, 0].tolist()
+        # half of its images, rounded down, make its weight
+        assert support.nonzero()[:, 0].tolist() == {0: [1], 1: [4]}[fake]
+        chosen.add(fake)
+    assert chosen == {0, 1}  # class 3 has one image here, too few to play novel
+
+
+def test_without_fake_or_without_base_rows():
+    head = FSLwFHead(3, [20, 4, 20], fake=0)
+    x = torch.randn(4, 3)
+    weight = F.normalize(head.weight, dim=1)
+    want = F.cross_entropy(10 * F.normalize(x, dim=1) @ weight.t(), torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(head.loss(x, torch.tensor([0, 0, 2, 2])), want)
+    nothing = head.loss(x, torch.ones(4, dtype=torch.int64))
+    nothing.backward()
+    assert nothing == 0
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="expected a class with 20 images, got none"):
+        FSLwFHead(3, [19, 4])
+    head = FSLwFHead(3, [20, 4])
+    with pytest.raises(ValueError, match="expected 4 images of novel classes, got 1"):
+        head.init_from(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 1]))

@@ -1,0 +1,241 @@
+"""The registry's promises, and the second stages that make a new classifier on frozen features."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import COUNTS, config, same_run, stop_after, write_data
+
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.assess import assess, report, table
+from oltr_ext.engine.build import build_model, build_optimizer, load_splits
+from oltr_ext.engine.config import config_names, load_config, make_config
+from oltr_ext.engine.evaluate import collect
+from oltr_ext.engine.methods import DEMO, METHODS, config_of
+from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.train import train
+from oltr_ext.nn import FocalLoss, LiftedStructureLoss, RangeLoss, class_directions
+
+TRAINED = {
+    kind: {"kind": kind, "epochs": 2, "batch_size": 8, "lr": {"feature": 0.0, "classifier": 0.1}}
+    for kind in ("crt", "lws")
+}
+TRAINED["fslwf"] = {**TRAINED["crt"], "kind": "fslwf", "base_shots": 5, "fake": 1}
+FITTED = {kind: {"kind": kind} for kind in ("tau_norm", "ncm", "logit_adjustment", "openmax")}
+KINDS = {**TRAINED, **FITTED}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_data(folder)
+    return folder
+
+
+def settings(data, kind):
+    values = config(data)
+    values["stage1"] = {**values["stage1"], "fc": 32}  # frozen like the backbone
+    return make_config({**values, "stage2": KINDS.get(kind)})
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A finished run of every kind, and of stage 1 alone."""
+    out = tmp_path_factory.mktemp("runs")
+    for kind in ("plain", *KINDS):
+        train(settings(data, kind), out / kind)
+    return out
+
+
+def loaded(runs, kind):
+    return load_trained(runs / kind, device="cpu")
+
+
+def test_every_method_has_a_configuration_with_the_same_budget():
+    assert {config_of(name) for name in METHODS} == {
+        name for name in config_names() if name.startswith("icons_")
+    }
+    assert set(DEMO) <= set(METHODS)
+    with pytest.raises(ValueError, match="no method 'oltr_plus'; there are plain, "):
+        config_of("oltr_plus")
+    plain = load_config(config_of("plain"))
+    for name in METHODS:
+        run = load_config(config_of(name))
+        stages = [s for s in (run.stage1, run.stage2) if s is not None]
+        assert sum(s.epochs for s in stages) == plain.stage1.epochs == 30, name
+        assert (run.data, run.model) == (plain.data, plain.model), name
+        assert {s.batch_size for s in stages if s.epochs} == {64}, name
+        if run.stage2 is not None and run.stage2.epochs == 0:  # it is the plain model
+            assert run.stage1 == plain.stage1, name
+
+
+def test_official_is_oltr_with_the_released_code_s_defects():
+    mended, official = (load_config(config_of(n)) for n in ("oltr", "oltr-official"))
+    changed = {"compat": "fixed", "fc_start": "identity"}
+    assert official.stage2.model_copy(update=changed) == mended.stage2
+    assert official.model_copy(update={"stage2": mended.stage2}) == mended
+    splits = load_splits(mended.data)
+    for run, decay in ((mended, 0.0), (official, 5e-4)):
+        model = build_model(run, 2, splits)
+        groups = {g["name"]: g for g in build_optimizer(model, run.stage2).param_groups}
+        assert groups["centroid"]["weight_decay"] == decay
+        assert model.head.centroid_loss.compat == run.stage2.compat
+        # the mended start lets pooled features, which are not negative, through as they are
+        x = torch.rand(3, 256)
+        assert torch.equal(model.fc(x), x) == (run is mended)
+
+
+@pytest.mark.parametrize(
+    ("loss", "where", "kind"),
+    [
+        ({"kind": "focal", "gamma": 1.5}, "criterion", FocalLoss(1.5)),
+        ({"kind": "lifted", "margin": 2, "weight": 0.1}, "metric", LiftedStructureLoss(2.0)),
+        ({"kind": "range", "k": 3, "intra": 0.1}, "metric", RangeLoss(3, 10.0, 0.1, 1.0)),
+    ],
+)
+def test_stage_one_trains_on_the_chosen_loss(data, tmp_path, loss, where, kind):
+    values = {**config(data), "stage2": None}
+    values["stage1"] = {**values["stage1"], "loss": loss, "sampler": "class_aware"}
+    run = make_config(values)
+    head = build_model(run, 1, load_splits(run.data)).head
+    assert repr(getattr(head, where)) == repr(kind)  # the type and all its numbers
+    assert head.metric_weight == loss.get("weight", 1.0)
+    train(run, tmp_path)
+    trained = load_trained(tmp_path, device="cpu")
+    assert assess(trained, name="x").summary["closed"]["overall"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_classifier_leaves_the_features_alone(runs, data, kind):
+    plain = checkpoint.load(runs / "plain" / "model.safetensors")[0]
+    tensors = checkpoint.load(runs / kind / "model.safetensors")[0]
+    frozen = [name for name in plain if name.startswith(("model.backbone.", "model.fc."))]
+    assert "model.fc.weight" in frozen and any(name.endswith("running_mean") for name in frozen)
+    for name in frozen:
+        assert torch.equal(plain[name], tensors[name]), name
+    if kind == "fslwf":
+        seen = collect(
+            loaded(runs, "plain").model, load_splits(settings(data, kind).data).plain, CPU
+        )
+        novel = seen.target >= 2  # nine images make a base class, four do not
+        assert torch.equal(tensors["model.head.support_target"], seen.target[novel])
+        torch.testing.assert_close(tensors["model.head.support"], seen.features[novel])
+        return
+    same = {"lws": "weight", "openmax": "weight", "logit_adjustment": "weight"}.get(kind)
+    other = {"crt": "weight", "ncm": "weight", "tau_norm": "bias", "logit_adjustment": "bias"}
+    for name, equal in ((same, True), (other.get(kind), False)):
+        if name is not None:
+            name = f"model.head.linear.{name}"
+            assert torch.equal(plain[name], tensors[name]) == equal, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_judged_and_predicts(runs, data, kind, tmp_path):
+    trained = loaded(runs, kind)
+    result = assess(trained, name=kind)
+    assert "calibrated" in str(result.summary["scores"][trained.threshold["score"]])
+    assert ("openmax" in result.summary["scores"]) == (kind == "openmax")
+    assert kind in table([result])
+    splits = load_splits(trained.config.data)
+    answers = predict_images(trained, [data / path for path in splits.test.paths])
+    right = sum(a.closed == f"class {t}" for a, t in zip(answers, splits.test.labels, strict=True))
+    assert right / len(answers) == pytest.approx(result.summary["closed"]["overall"])
+    if kind == "openmax":
+        report([result], tmp_path / "report.html")
+
+
+def test_fitted_heads_hold_what_their_formula_says(runs, data):
+    plain = loaded(runs, "plain").model.head.linear
+    splits = load_splits(settings(data, "plain").data)
+    model = loaded(runs, "ncm").model
+    seen = collect(model, splits.plain, CPU)
+    torch.testing.assert_close(
+        model.head.linear.weight, class_directions(seen.features, seen.target, 4)
+    )
+    adjusted = loaded(runs, "logit_adjustment").model.head.linear
+    frequency = torch.tensor(COUNTS) / sum(COUNTS)
+    torch.testing.assert_close(adjusted.bias, plain.bias - frequency.log())
+    assert torch.equal(adjusted.weight, plain.weight)
+    # tau-norm: only lengths change, and validation is at least as good as for any other tau
+    weight = loaded(runs, "tau_norm").model.head.linear.weight
+    torch.testing.assert_close(F.normalize(weight), F.normalize(plain.weight))
+    val = collect(loaded(runs, "plain").model, splits.val, CPU)
+
+    def right(w):
+        return int(((val.features @ w.t()).argmax(1) == val.target).sum())
+
+    length = plain.weight.norm(dim=1, keepdim=True)
+    assert right(weight) == max(right(plain.weight / length**t) for t in (0, 0.25, 0.5, 0.75, 1))
+    head = loaded(runs, "openmax").model.head
+    seen = collect(loaded(runs, "openmax").model, splits.plain, CPU)
+    own = (seen.target == 0) & (seen.logits.argmax(1) == 0)
+    torch.testing.assert_close(head.mean[0], seen.logits[own].mean(0))
+
+
+def test_the_openmax_score_is_used_once_there_is_one(data, tmp_path):
+    values = {**config(data), "stage2": FITTED["openmax"], "open_set": {"score": "openmax"}}
+    trained = load_trained(train(make_config(values), tmp_path), device="cpu")
+    assert trained.threshold["score"] == trained.model.head.score == "openmax"
+    stage1 = checkpoint.load(tmp_path / "previous.safetensors")[1]
+    assert stage1["state"]["stage"] == 1 and stage1["threshold"]["score"] == "max_softmax"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before_the_last", [0, 1])
+def test_interrupted_it_ends_with_the_same_bits(
+    data, runs, kind, before_the_last, tmp_path, monkeypatch
+):
+    """Stopped while the last row of the log is written, or the one before it."""
+    rows = len((runs / kind / "log.csv").read_text().splitlines()) - 1
+    with monkeypatch.context() as inner:
+        stop_after(inner, row=rows - before_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(data, kind), tmp_path)
+    torch.manual_seed(123)
+    train(settings(data, kind), tmp_path)
+    same_run(runs / kind, tmp_path)
+
+
+def test_stopped_between_the_two_checkpoints_of_a_fitted_stage(data, runs, tmp_path, monkeypatch):
+    save_last = checkpoint.save_last
+
+    def stop(folder, tensors, header):
+        if header["state"]["stage"] == 2:
+            raise KeyboardInterrupt
+        save_last(folder, tensors, header)
+
+    with monkeypatch.context() as inner:
+        inner.setattr(checkpoint, "save_last", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(data, "openmax"), tmp_path)
+    assert checkpoint.load(tmp_path / "best.safetensors")[1]["state"]["stage"] == 2
+    train(settings(data, "openmax"), tmp_path)
+    same_run(runs / "openmax", tmp_path)
+
+
+def test_a_fitted_stage_is_a_row_of_the_log_and_not_made_twice(data, runs, monkeypatch):
+    before = (runs / "ncm" / "log.csv").read_bytes()
+    rows = list(csv.DictReader((runs / "ncm" / "log.csv").open()))
+    assert (rows[-1]["stage"], rows[-1]["step"], rows[-1]["loss"]) == ("2", "0", "")
+    assert float(rows[-1]["val_overall"]) >= 0 and rows[-2]["stage"] == "1"
+    monkeypatch.setattr("oltr_ext.engine.train.hand_over", None)
+    said = []
+    train(settings(data, "ncm"), runs / "ncm", say=said.append)
+    assert said == [f"{runs / 'ncm'} is trained already"]
+    assert (runs / "ncm" / "log.csv").read_bytes() == before
+
+
+def test_a_run_from_before_a_key_goes_on(data, runs, tmp_path):
+    """Checkpoints whose configuration lacks what was added since stand for its default."""
+    train(settings(data, "plain"), tmp_path)
+    for name in ("last", "previous"):
+        tensors, header = checkpoint.load(tmp_path / f"{name}.safetensors")
+        del header["config"]["stage1"]["loss"]
+        checkpoint.save(tmp_path / f"{name}.safetensors", tensors, header)
+    said = []
+    train(settings(data, "plain"), tmp_path, say=said.append)
+    assert said == [f"{tmp_path} is trained already"]
