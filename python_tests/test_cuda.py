@@ -220,6 +220,16 @@ def test_labels_out_of_range_make_nan():
 
 
 @needs_gpu
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_a_bad_prior_makes_nan(bad):
+    x, bank = torch.randn(3, 5, device="cuda"), torch.randn(4, 5, device="cuda")
+    prior = torch.ones(4, device="cuda")
+    prior[2] = bad
+    target = torch.zeros(3, dtype=torch.int64, device="cuda")
+    assert ops.cosine_cross_entropy(x, bank, target, class_prior=prior).isnan()
+
+
+@needs_gpu
 def test_high_precision_is_between_exact_and_medium():
     case = next(c for c in CASES if c.name == "cosine_logits")
     inputs = on_gpu(case, (128, 1000, 512))

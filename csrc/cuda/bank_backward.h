@@ -175,28 +175,23 @@ struct AttentionBackward {
   }
 };
 
-// out = h - k (k . h) with h the gradient of s k's direction, k = w / |w|: what is left of a class's
-// gradient once its length, which the cosine ignores, cannot change. A block a class.
-template <class S>
-__global__ void off_direction_kernel(const Acc<S>* h, const S* w, int64_t width, S* out) {
-  using T = Acc<S>;
-  OLTR_DYNAMIC_SHARED(shared);
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * width;
-  const T squares = block_sum<T>(width, shared, [&](int64_t i) {
-    const T v = widen(w[at + i]);
-    return v * v;
-  });
-  const T dot =
-      block_sum<T>(width, shared, [&](int64_t i) { return widen(w[at + i]) * h[at + i]; });
-  const T along = squares == T(0) ? T(0) : dot / squares;
-  for (int64_t i = threadIdx.x; i < width; i += kThreads)
-    out[at + i] = narrow<S>(h[at + i] - along * widen(w[at + i]));
-}
-
-// Through v -> v / (1 + |v|): with h = sum_c G s_c keys_c / (1 + |v|),
-//   grad_v = h - v (v . h) / (|v| (1 + |v|)),  the second term zero at v = 0. A block a row.
-template <class S>
-__global__ void unsquash_kernel(const Acc<S>* h, const S* v, int64_t width, S* grad_v) {
+// What of v's gradient lies along v, as a multiple of v, from |v|^2 and v . h.
+// The cosine ignores a class's length, so nothing along it is left: k (k . h), k = v / |v|.
+template <class T>
+struct AlongDirection {
+  __device__ T operator()(T squares, T dot) const { return squares == T(0) ? T(0) : dot / squares; }
+};
+// Through v -> v / (1 + |v|), with h = sum_c G s_c keys_c / (1 + |v|): v (v . h) / (|v| (1 + |v|)).
+template <class T>
+struct AlongSquashed {
+  __device__ T operator()(T squares, T dot) const {
+    const T norm = sqrt(squares);
+    return norm == T(0) ? T(0) : dot / (norm * (1 + norm));
+  }
+};
+// out = h - along(|v|^2, v . h) v. A block a row.
+template <class S, class Along>
+__global__ void take_off_kernel(const Acc<S>* h, const S* v, int64_t width, Along along, S* out) {
   using T = Acc<S>;
   OLTR_DYNAMIC_SHARED(shared);
   const int64_t at = static_cast<int64_t>(blockIdx.x) * width;
@@ -206,10 +201,9 @@ __global__ void unsquash_kernel(const Acc<S>* h, const S* v, int64_t width, S* g
   });
   const T dot =
       block_sum<T>(width, shared, [&](int64_t i) { return widen(v[at + i]) * h[at + i]; });
-  const T norm = sqrt(squares);
-  const T along = norm == T(0) ? T(0) : dot / (norm * (1 + norm));
+  const T share = along(squares, dot);
   for (int64_t i = threadIdx.x; i < width; i += kThreads)
-    grad_v[at + i] = narrow<S>(h[at + i] - along * widen(v[at + i]));
+    out[at + i] = narrow<S>(h[at + i] - share * widen(v[at + i]));
 }
 
 // What the two cosine ops share.
@@ -254,12 +248,13 @@ struct CosineBackward {
       logit_gradient(queue, rule_of(c0), B, n, chunk, gradient);
       product<S>(queue, p.precision, n, D, B, transposed(gradient, chunk), plain(v, D),
                  grad_direction, D);
-      launch(queue, off_direction_kernel<S>, blocks_of(n), grad_direction, weight, D,
-             rows_of<S>(p.grad_weight, c0, D));
+      launch(queue, take_off_kernel<S, AlongDirection<T>>, blocks_of(n), grad_direction, weight, D,
+             AlongDirection<T>(), rows_of<S>(p.grad_weight, c0, D));
       product<S>(queue, p.precision, B, D, n, plain(gradient, chunk), plain(weight, D), grad_v, D,
                  c0 > 0);
     }
-    launch(queue, unsquash_kernel<S>, blocks_of(B), grad_v, v, D, rows_of<S>(p.grad_v));
+    launch(queue, take_off_kernel<S, AlongSquashed<T>>, blocks_of(B), grad_v, v, D,
+           AlongSquashed<T>(), rows_of<S>(p.grad_v));
   }
 };
 
