@@ -1,5 +1,5 @@
-#GTest::gtest_main, from the first place that has it : the system; the distribution's source
-#package, fetched without root into the build folder; upstream's release.
+# GTest::gtest_main, from the first place that has it: the system; the distribution's source
+# package, fetched without root into the build folder; upstream's release.
 find_package(GTest QUIET)
 if(GTest_FOUND)
   message(STATUS "GoogleTest: the system's ${GTest_VERSION}")
