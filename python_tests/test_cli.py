@@ -152,6 +152,8 @@ def test_interrupt_is_code_130_and_the_same_command_goes_on(folder):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore the interrupt, and hand that down to their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     until = time.time() + 120
     while not (folder / "runs/long/previous.safetensors").exists() and time.time() < until:
