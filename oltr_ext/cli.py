@@ -59,9 +59,10 @@ def _train(args: argparse.Namespace) -> int:
     from oltr_ext.engine.config import load_config
     from oltr_ext.engine.train import train
 
-    config = load_config(args.config, args.set)
-    out = args.out or Path("runs") / Path(args.config).stem
-    path = train(config, out, resume=args.resume, say=_say)
+    config = load_config(args.config, args.set, method=args.method)
+    name = "_".join(filter(None, (Path(args.config).stem, args.method)))
+    out = args.out or Path("runs") / name
+    path = train(config, out, resume=args.resume, stage1=args.stage1, say=_say)
     print(f"model  {path}")
     return 0
 
@@ -104,7 +105,10 @@ def _info(args: argparse.Namespace) -> int:
 
 def _methods(args: argparse.Namespace) -> int:
     rows = [("method", "paper", "what it changes", "command")]
-    rows += [(name, *method, f"oltr demo --methods {name}") for name, method in METHODS.items()]
+    rows += [
+        (name, method.paper, method.changes, f"oltr train icons --method {name}")
+        for name, method in METHODS.items()
+    ]
     width = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(w) for cell, w in zip(row, width, strict=True))
@@ -162,12 +166,18 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "train by a configuration, or go on with an interrupted run",
-        "  oltr train icons_oltr\n"
+        "  oltr train icons --method oltr\n"
         "  oltr train my.yaml --out runs/mine --set stage1.epochs=90 --set amp=bf16\n"
+        "  oltr train icons --out runs/plain\n"
+        "  oltr train icons --method tau-norm --stage1 runs/plain\n"
         "  oltr train imagenet_lt --set data.root=/data/imagenet",
     )
     sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
-    sub.add_argument("--out", type=Path, help="folder of the run; default: runs/<config>")
+    sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
+    sub.add_argument("--out", type=Path, help="folder of the run; default: runs/CONFIG_METHOD")
+    sub.add_argument(
+        "--stage1", type=Path, metavar="RUN", help="take stage 1 from a finished run of it alone"
+    )
     _add_set(sub)
     again = sub.add_mutually_exclusive_group()
     again.add_argument(

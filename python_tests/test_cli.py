@@ -85,13 +85,13 @@ def test_predict_says_label_or_unknown(folder, capsys):
     ("words", "message"),
     [
         (["train", "none.yaml"], "oltr: no configuration file none.yaml; "),
-        (["train", "icons_plain", "--set", "stage1.epoch=3"], "stage1.epoch: unknown key"),
-        (["train", "icons_plain", "--set", "device=gpu"], "oltr: device 'gpu' cannot be used"),
+        (["train", "icons", "--set", "stage1.epoch=3"], "stage1.epoch: unknown key"),
+        (["train", "icons", "--set", "device=gpu"], "oltr: device 'gpu' cannot be used"),
         (["eval", "none"], "oltr: no checkpoint none"),
         (["predict", "none", "x.png"], "oltr: no checkpoint none"),
         (
             ["demo", "--methods", "best"],
-            "oltr: no method 'best'; there are plain, lifted, focal, range, openmax, fslwf, crt",
+            "oltr: icons: no method 'best'; there are plain, lifted, focal, range, openmax, fslwf",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_methods_and_info(capsys):
     assert lines[0].split() == ["method", "paper", "what", "it", "changes", "command"]
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
     for name, line in zip(METHODS, lines[1:], strict=True):
-        assert line.endswith(f"oltr demo --methods {name}")
+        assert line.endswith(f"oltr train icons --method {name}")
     assert main(["info"]) == 0
     assert "torch" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 
 import pytest
@@ -12,9 +13,9 @@ from tiny import COUNTS, config, same_run, stop_after, write_data
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer, load_splits
-from oltr_ext.engine.config import config_names, load_config, make_config
+from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.evaluate import collect
-from oltr_ext.engine.methods import DEMO, METHODS, config_of
+from oltr_ext.engine.methods import DEMO, METHODS, apply_method
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.train import train
 from oltr_ext.nn import FocalLoss, LiftedStructureLoss, RangeLoss, class_directions
@@ -55,16 +56,14 @@ def loaded(runs, kind):
     return load_trained(runs / kind, device="cpu")
 
 
-def test_every_method_has_a_configuration_with_the_same_budget():
-    assert {config_of(name) for name in METHODS} == {
-        name for name in config_names() if name.startswith("icons_")
-    }
-    assert set(DEMO) <= set(METHODS)
-    with pytest.raises(ValueError, match="no method 'oltr_plus'; there are plain, "):
-        config_of("oltr_plus")
-    plain = load_config(config_of("plain"))
+def test_every_method_trains_for_the_same_budget():
+    assert set(DEMO) <= set(METHODS) and len(METHODS) == 15
+    with pytest.raises(ConfigError, match="icons: no method 'oltr_plus'; did you mean oltr-plus"):
+        load_config("icons", method="oltr_plus")
+    plain = load_config("icons", method="plain")
+    assert plain == load_config("icons")
     for name in METHODS:
-        run = load_config(config_of(name))
+        run = load_config("icons", method=name)
         stages = [s for s in (run.stage1, run.stage2) if s is not None]
         assert sum(s.epochs for s in stages) == plain.stage1.epochs == 30, name
         assert (run.data, run.model) == (plain.data, plain.model), name
@@ -73,8 +72,34 @@ def test_every_method_has_a_configuration_with_the_same_budget():
             assert run.stage1 == plain.stage1, name
 
 
+def test_a_method_shares_epochs_and_scales_the_rates_of_stage_1(data):
+    values = config(data)
+    first = {"epochs": 30, "lr": {"feature": 0.01, "classifier": 0.2}, "fc": 8, "clip": 1.0}
+    values = {**values, "stage1": {**values["stage1"], **first}, "stage2": {"epochs": 60}}
+    kept = copy.deepcopy(values)
+    run = make_config(apply_method(values, "oltr"))
+    assert values == kept and (run.stage1.epochs, run.stage2.epochs) == (45, 45)
+    assert (
+        run.stage1.model_copy(update={"epochs": 30})
+        == make_config({**values, "stage2": None}).stage1
+    )
+    assert run.stage2.lr.model_dump() == pytest.approx(
+        {"feature": 0.001, "classifier": 0.2, "centroid": 0.02}
+    )
+    assert (run.stage2.fc, run.stage2.clip, run.stage2.batch_size) == (8, 1.0, 8)
+    assert (run.stage2.schedule.kind, run.stage2.schedule.every) == ("step", 15)
+    frozen = make_config(apply_method(values, "lws")).stage2
+    assert (frozen.epochs, frozen.lr.feature) == (18, 0.0)
+    one = {**values, "stage1": {**values["stage1"], "epochs": 2}, "stage2": None}
+    assert make_config(apply_method(one, "crt")).stage2.epochs == 1  # never rounded to none
+    fitted = make_config({**apply_method(values, "openmax"), "amp": "bf16"})
+    assert (fitted.stage1.epochs, fitted.open_set.score) == (90, "openmax")
+    mine = {**values, "open_set": {"rule": "balanced"}}
+    assert make_config(apply_method(mine, "openmax")).open_set.rule == "balanced"
+
+
 def test_official_is_oltr_with_the_released_code_s_defects():
-    mended, official = (load_config(config_of(n)) for n in ("oltr", "oltr-official"))
+    mended, official = (load_config("icons", method=n) for n in ("oltr", "oltr-official"))
     changed = {"compat": "fixed", "fc_start": "identity"}
     assert official.stage2.model_copy(update=changed) == mended.stage2
     assert official.model_copy(update={"stage2": mended.stage2}) == mended

@@ -13,11 +13,13 @@ from oltr_ext.nn import (
     CosineClassifier,
     DiscCentroidsLoss,
     LinearHead,
+    MetaEmbedding,
     MetaEmbeddingClassifier,
     ModulatedAttention,
     OLTRHead,
     open_score,
 )
+from oltr_ext.nn.classifiers import PARTS
 
 
 def released_forward(c: MetaEmbeddingClassifier, x, centroids):
@@ -53,6 +55,41 @@ def test_drop_in_for_the_released_classifier(backend):
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("without", [["memory"], ["selector"], ["reachability"], list(PARTS)])
+def test_parts_left_out(without):
+    torch.manual_seed(0)
+    embedding = MetaEmbedding(6, 9, without=without).double()
+    x = torch.rand(5, 6, dtype=torch.float64, requires_grad=True)
+    memory = torch.rand(9, 6, dtype=torch.float64, requires_grad=True)
+    parts = embedding.embed(x, memory)
+    e, one = torch.tanh(embedding.fc_selector(x)), torch.ones_like(x)
+    m = embedding.fc_hallucinator(x).softmax(1) @ memory.detach()
+    distance = torch.cdist(x, memory.detach()).min(1)
+    r = 10 / distance.values[:, None]
+    m = 0 * m if "memory" in without else m
+    e = one if "selector" in without else e
+    r = one if "reachability" in without else r
+    torch.testing.assert_close(parts.embedding, r * (x + e * m))
+    torch.testing.assert_close(parts.distance, distance.values)
+    assert torch.equal(parts.nearest, distance.indices)
+    g = torch.randn_like(x)
+    torch.testing.assert_close(
+        torch.autograd.grad(parts.embedding, x, g, retain_graph=True)[0],
+        torch.autograd.grad(r * (x + e * m), x, g)[0],
+    )
+    parts.embedding.sum().backward()
+    assert memory.grad is None
+    # left out of it: what all parts on give
+    whole = MetaEmbedding(6, 9).double()
+    whole.load_state_dict(embedding.state_dict())
+    assert not torch.allclose(whole(x, memory), parts.embedding)
+
+
+def test_an_unknown_part_to_leave_out_is_named():
+    with pytest.raises(ValueError, match="some of memory, selector, reachability, got gate"):
+        MetaEmbedding(6, 9, without=["gate"])
 
 
 def test_loads_released_parameter_names():

@@ -106,6 +106,37 @@ def test_a_damaged_last_checkpoint_costs_a_step_and_no_more(data, finished, tmp_
     same_run(finished, tmp_path)
 
 
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_stage_1_of_another_run_gives_the_same_bits(data, finished, tmp_path, select):
+    values = {**config(data), "select": select}
+    whole = finished
+    if select == "best":
+        whole = tmp_path / "whole"
+        train(make_config(values), whole)
+    train(make_config({**values, "stage2": None}), tmp_path / "one")
+    train(make_config(values), tmp_path / "two", stage1=tmp_path / "one")
+    for name in ("model.safetensors", "last.safetensors"):
+        (left, header) = checkpoint.load(whole / name)
+        (right, other) = checkpoint.load(tmp_path / "two" / name)
+        for part in ("threshold", "config"):
+            assert header[part] == other[part]
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
+    values = {**config(data), "stage2": None}
+    with pytest.raises(ValueError, match="no stage 2"):
+        train(make_config(values), tmp_path / "a", stage1=finished)
+    with pytest.raises(ValueError, match="holds the model of a stage 2"):
+        train(make_config(config(data)), tmp_path / "b", stage1=finished)
+    train(make_config({**values, "seed": 3}), tmp_path / "one")
+    with pytest.raises(ValueError, match=r"seed = 3, and this one asks for 0$"):
+        train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "one")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
+
+
 def test_generators_resume_too(data, tmp_path, monkeypatch):
     features = OLTRModel.features
 

@@ -230,8 +230,8 @@ def build_model(
     # a new classifier stands on the features of stage 1
     before = settings if isinstance(settings, FeatureStage) else config.stage1
     if before.fc is not None:
-        fc = feature_layer(width, before.fc, start=before.fc_start)
-        width = before.fc
+        out = width if before.fc == "same" else before.fc
+        fc, width = feature_layer(width, out, start=before.fc_start), out
     model = OLTRModel(backbone, _head(settings, width, shape["train_counts"]), attention, fc)
     if isinstance(settings, MemoryStage):
         model.freeze(settings.freeze)
@@ -267,6 +267,7 @@ def _head(stage: Stage, width: int, train_counts: list[int]) -> Head:
             class_prior=prior,
             label_smoothing=stage.label_smoothing,
             compat=stage.compat,
+            without=stage.without,
         )
     if isinstance(stage, EpisodeStage):
         return FSLwFHead(width, train_counts, base_shots=stage.base_shots, fake=stage.fake)

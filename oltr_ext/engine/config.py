@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from oltr_ext.engine.methods import apply_method
+
 __all__ = ["Config", "ConfigError", "config_names", "load_config", "make_config"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -136,7 +138,7 @@ class Stage(Strict):
 class FeatureStage(Stage):
     """A stage that trains what is before the head too."""
 
-    fc: Count | None = None  # width of the relu(Linear) before the head
+    fc: Count | Literal["same"] | None = None  # width of the relu(Linear) before the head
     fc_start: Literal["default", "identity"] = "default"
 
 
@@ -156,6 +158,7 @@ class MemoryStage(FeatureStage):
     feature_loss_weight: NotNegative = 0.01
     classifier_init: Literal["random", "means"] = "random"
     selector_init: Literal["random", "zero"] = "random"
+    without: tuple[Literal["memory", "selector", "reachability"], ...] = ()  # for ablations
     freeze: tuple[str, ...] = ()
     compat: Literal["fixed", "official"] = "fixed"  # official: the released code's centroids
 
@@ -257,15 +260,18 @@ def make_config(
         raise ConfigError(f"{source}: {_first_line(error)}") from None
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), *, method: str | None = None
+) -> Config:
     """Read a YAML file, or a packaged configuration by name (see `config_names`).
 
     Args:
-        path: a file, or a packaged name such as ``icons_oltr``.
-        overrides: see `make_config`.
+        path: a file, or a packaged name such as ``icons``.
+        overrides: see `make_config`; the last word.
+        method: one of `METHODS`, to train by it in place of what the file says of stages.
 
     Raises:
-        ConfigError: no such file or name, not YAML, or values that do not hold.
+        ConfigError: no such file, name or method, not YAML, or values that do not hold.
     """
     name = str(path)
     if name in config_names():
@@ -279,6 +285,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _parse(text, name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
+    if method is not None:
+        make_config(values, source=name)  # what the method builds on must hold by itself
+        try:
+            values = apply_method(values, method)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
     return make_config(values, overrides, source=name)
 
 

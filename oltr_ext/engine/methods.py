@@ -1,55 +1,80 @@
-"""The methods on offer: whose they are, what each changes, and its configuration on the icons."""
+"""The methods on offer: whose they are, and what each changes in a configuration."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
 
-__all__ = ["DEMO", "METHODS", "Method", "config_of"]
+import yaml
+
+__all__ = ["DEMO", "METHODS", "Method", "apply_method"]
 
 DEMO = ("plain", "oltr", "oltr-plus")
 """What the demo trains unless told otherwise."""
 
 
-class Method(NamedTuple):
+@dataclass(frozen=True)
+class Method:
+    """See the head of ``methods.yaml``."""
+
     paper: str
     changes: str
+    share: float = 0.0
+    stage1: dict[str, Any] = field(default_factory=dict)
+    stage2: dict[str, Any] | None = None
+    open_set: dict[str, Any] = field(default_factory=dict)
 
 
-METHODS: dict[str, Method] = {
-    "plain": Method("-", "linear classifier, cross-entropy, natural batches"),
-    "lifted": Method("Song 2016", "stage 1: adds the lifted structure loss, class-aware batches"),
-    "focal": Method("Lin 2017", "stage 1: focal loss in place of cross-entropy"),
-    "range": Method("Zhang 2017", "stage 1: adds the range loss, class-aware batches"),
-    "openmax": Method("Bendale 2016", "score: Weibull tails of distances to class means of logits"),
-    "fslwf": Method(
-        "Gidaris 2018", "classifier: cosine, its weights for few-shot classes generated"
-    ),
-    "crt": Method("Kang 2020", "classifier: trained anew on balanced batches, features frozen"),
-    "tau-norm": Method("Kang 2020", "classifier: weights over the tau-th power of their length"),
-    "lws": Method("Kang 2020", "classifier: a scale a class trained on balanced batches"),
-    "ncm": Method("Kang 2020", "classifier: the nearest class mean, by direction"),
-    "balanced-softmax": Method("Ren 2020", "stage 1: log class frequencies added to the logits"),
-    "logit-adjustment": Method(
-        "Menon 2021", "classifier: log class frequencies subtracted from the logits afterwards"
-    ),
-    "oltr-official": Method(
-        "Liu 2019", "as oltr, with the released code's centroid gradients, decay and start of fc"
-    ),
-    "oltr": Method(
-        "Liu 2019", "stage 2: visual memory, meta-embedding, attention, class-aware batches"
-    ),
-    "oltr-plus": Method(
-        "ours", "stage 2: the memory head on natural batches with a prior, from the class means"
-    ),
-}
+_TEXT = resources.files("oltr_ext.engine").joinpath("methods.yaml").read_text(encoding="utf-8")
+METHODS = {name: Method(**values) for name, values in yaml.safe_load(_TEXT).items()}
 
 
-def config_of(name: str) -> str:
-    """Name of a method's packaged configuration on the icons.
+def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration, as YAML gives it, that trains by another method for the same epochs.
+
+    Args:
+        values: data, model and a plain stage 1; a stage 2 gives its epochs to be shared anew.
 
     Raises:
         ValueError: no such method.
     """
     if name not in METHODS:
-        raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
-    return f"icons_{name}"
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(METHODS)}"
+        raise ValueError(f"no method {name!r}{hint}")
+    method, changed = METHODS[name], copy.deepcopy(dict(values))
+    first, old = changed["stage1"], changed.pop("stage2", None) or {}
+    epochs = first["epochs"] + old.get("epochs", 0)
+    second = max(1, round(method.share * epochs)) if method.share else 0
+    changed["stage1"] = {**first, **method.stage1, "epochs": epochs - second}
+    if method.stage2 is not None:
+        changed["stage2"] = _second(first, method.stage2, second)
+    if method.open_set:
+        changed["open_set"] = {**changed.get("open_set", {}), **method.open_set}
+    return changed
+
+
+def _second(first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    stage = copy.deepcopy(dict(settings))
+    if not epochs:
+        return stage
+    common = ("batch_size", "momentum", "nesterov", "weight_decay", "clip")
+    if stage["kind"] == "memory":
+        common = (*common, "fc")
+    times, lr = stage.pop("lr_times"), first["lr"]
+    rates = {
+        key: factor * lr["feature" if key == "feature" else "classifier"]
+        for key, factor in times.items()
+    }
+    if stage["schedule"]["kind"] == "step":
+        stage["schedule"]["every"] = max(1, epochs // 3)
+    return {
+        **stage,
+        **{key: first[key] for key in common if key in first},
+        "epochs": epochs,
+        "lr": rates,
+    }

@@ -75,6 +75,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = True,
+    stage1: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train as configured, or go on where an earlier call with the same arguments stopped.
@@ -83,13 +84,15 @@ def train(
         out: folder of the run: `model.safetensors` (the result), `last`, `previous` and `best`
             checkpoints, `log.csv`, `tensorboard/`.
         resume: False starts afresh and removes what an earlier run left in `out`.
+        stage1: a finished run of stage 1 alone (``stage2: null``), otherwise configured as this
+            one. Stage 2 starts from it, to the same bits as if this run had trained it.
         say: gets a line of text now and then.
 
     Returns:
         Path of the trained model, with its threshold for "unknown".
 
     Raises:
-        ValueError: data and configuration do not fit, or `out` holds another run.
+        ValueError: data and configuration do not fit, or `out` or `stage1` holds another run.
         TrainingError: the loss is no longer finite.
     """
     out = Path(out)
@@ -98,12 +101,17 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    return _Run(config, load_splits(config.data), out, say).go()
+    return _Run(config, load_splits(config.data), out, stage1, say).go()
 
 
 class _Run:
     def __init__(
-        self, config: Config, splits: Splits, out: Path, say: Callable[[str], None]
+        self,
+        config: Config,
+        splits: Splits,
+        out: Path,
+        stage1: str | Path | None,
+        say: Callable[[str], None],
     ) -> None:
         self.config, self.splits, self.out, self.say = config, splits, out, say
         self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
@@ -111,10 +119,12 @@ class _Run:
         self.state = State()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         found = checkpoint.load_latest(out)
-        if found is None:
-            self.enter_stage(1)
-        else:
+        if found is not None:
             self.restore(*found)
+        elif stage1 is not None:
+            self.start_from(Path(stage1))
+        else:
+            self.enter_stage(1)
 
     def go(self) -> Path:
         with Logs(self.out, position=self.state.log_position, step=self.state.total) as self.logs:
@@ -122,9 +132,10 @@ class _Run:
                 self.train_stage()
                 if self.state.stage == len(self.stages):
                     return self.finish()
+                if self.config.select == "best":
+                    best = checkpoint.load(self.out / BEST)[0]
+                    self.model.load_state_dict(under("model.", best))
                 self.enter_stage(self.state.stage + 1)
-                if self.stages[self.state.stage - 1].epochs == 0:
-                    self.end_epoch(steps=1)  # fitted on entry: its one chance to be written down
 
     def enter_stage(self, number: int) -> None:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
@@ -132,12 +143,26 @@ class _Run:
         model = build_model(self.config, number, self.splits).to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
-            if self.config.select == "best":
-                best = checkpoint.load(self.out / BEST)[0]
-                self.model.load_state_dict(under("model.", best))
             hand_over(self.model, model, self.config.stage2, self.splits, self.device)
             self.state = State(stage=2, total=self.state.total)
         self.take(model)
+
+    def start_from(self, run: Path) -> None:
+        """Enter stage 2 from another run's stage 1."""
+        if self.config.stage2 is None:
+            raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
+        tensors, header = checkpoint.load(run / MODEL)
+        if header["config"]["stage2"] is not None:
+            raise ValueError(f"{run} holds the model of a stage 2; its stage 1 is overwritten")
+        try:
+            self.check_same_run(run, header, free=("stage2", "open_set", "log_every"))
+        except OtherRunError as error:
+            raise ValueError(error.args[0]) from None
+        self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
+        self.model.load_state_dict(under("model.", tensors))
+        self.state = State(total=header["state"]["total"])
+        self.enter_stage(2)
+        self.say(f"stage 1 taken from {run}")
 
     def take(self, model: OLTRModel) -> None:
         self.model = model
@@ -147,7 +172,9 @@ class _Run:
     def train_stage(self) -> None:
         """Epochs of the current stage, from the current step to its last."""
         stage, state = self.stages[self.state.stage - 1], self.state
-        if stage.epochs == 0:
+        if stage.epochs == 0:  # fitted on entry
+            if state.best < 0:  # and not yet written down
+                self.end_epoch(steps=1)
             return
         steps = self.steps_per_epoch()
         if steps == 0:
@@ -270,7 +297,7 @@ class _Run:
         """Take up a checkpoint: model, momentum, scaler, generators, place in the data and log."""
         for problem in problems:
             self.say(problem)
-        self.check_same_run(header)
+        self.check_same_run(self.out, header)
         self.state = State(**header["state"])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(under("model.", tensors))
@@ -291,21 +318,25 @@ class _Run:
         else:
             self.say(f"going on from stage {stage}, step {step} in {self.out}")
 
-    def check_same_run(self, header: dict[str, Any]) -> None:
+    def check_same_run(
+        self, path: Path, header: dict[str, Any], free: tuple[str, ...] = ()
+    ) -> None:
+        """Raise unless a checkpoint is of this configuration, up to `free` keys, and this data."""
         # through today's defaults: a run from before a key was there may go on
         old, new = (
             flatten(config.model_dump(mode="json"))
-            for config in (make_config(header["config"], source=str(self.out)), self.config)
+            for config in (make_config(header["config"], source=str(path)), self.config)
         )
-        free = {"device", "threads", "checkpoint_every"}  # may change without changing the result
-        for key in sorted((old.keys() | new.keys()) - free):
-            if old.get(key) != new.get(key):
+        # those may change without changing the result
+        free = (*free, "device", "threads", "checkpoint_every")
+        for key in sorted(old.keys() | new.keys()):
+            if key.split(".")[0] not in free and old.get(key) != new.get(key):
                 raise OtherRunError(
-                    f"{self.out} holds a run with {key} = {old.get(key)}, and this one asks for "
+                    f"{path} holds a run with {key} = {old.get(key)}, and this one asks for "
                     f"{new.get(key)}"
                 )
         if header["shape"] != model_shape(self.splits):
-            raise OtherRunError(f"{self.out} holds a run on other training data")
+            raise OtherRunError(f"{path} holds a run on other training data")
 
     def stopped(self, what: str) -> TrainingError:
         stage, step = self.state.stage, self.state.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.ops import MetaEmbeddingDetails
+
+PARTS = ("memory", "selector", "reachability")
+"""Factors of the meta-embedding that an ablation may leave out."""
 
 
 class CosineClassifier(nn.Module):
@@ -65,6 +69,11 @@ class MetaEmbedding(nn.Module):
         scale: s of the reachability r = s / d.
         eps: floor of the distance.
         memory_grad: whether the memory gets a gradient here (the released code detaches it).
+        without: `PARTS` to leave out: the memory feature (m = 0), the selector (e = 1), or the
+            reachability (r = 1).
+
+    Raises:
+        ValueError: an unknown part.
     """
 
     def __init__(
@@ -75,14 +84,23 @@ class MetaEmbedding(nn.Module):
         scale: float = 10.0,
         eps: float = 1e-6,
         memory_grad: bool = False,
+        without: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.scale, self.eps, self.memory_grad = scale, eps, memory_grad
+        self.without = tuple(without)
+        if not set(self.without) <= set(PARTS):
+            raise ValueError(
+                f"MetaEmbedding: expected without to name some of {', '.join(PARTS)}, got "
+                f"{', '.join(self.without)}"
+            )
         self.fc_hallucinator = nn.Linear(feat_dim, num_classes)
         self.fc_selector = nn.Linear(feat_dim, feat_dim)
 
     def embed(self, x: Tensor, memory: Tensor) -> MetaEmbeddingDetails:
         """Features (B, D) and centroids (C, D) to the embedding and all it is made of."""
+        if self.without:
+            return self._embed_without(x, memory)
         return ops.meta_embedding(
             x,
             memory,
@@ -95,6 +113,22 @@ class MetaEmbedding(nn.Module):
             memory_grad=self.memory_grad,
             return_details=True,
         )
+
+    def _embed_without(self, x: Tensor, memory: Tensor) -> MetaEmbeddingDetails:
+        keys = self.fc_hallucinator
+        if not self.memory_grad:
+            memory = memory.detach()
+        found = ops.nearest_centroid(x, memory)
+        distance = found.distance.clamp_min(self.eps)
+        recalled, gate = torch.zeros_like(x), torch.ones_like(x)
+        if "memory" not in self.without:
+            recalled = ops.memory_attention(x, keys.weight, keys.bias, memory)
+        if "selector" not in self.without:
+            gate = torch.tanh(self.fc_selector(x))
+        embedding = x + gate * recalled
+        if "reachability" not in self.without:
+            embedding = (self.scale / distance)[:, None].to(x.dtype) * embedding
+        return MetaEmbeddingDetails(embedding, recalled, gate, distance, found.index)
 
     def forward(self, x: Tensor, memory: Tensor) -> Any:
         """Features (B, D) and centroids (C, D) to embeddings (B, D)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -177,6 +178,7 @@ class OLTRHead(Head):
         learnable_memory: whether the centroids are trained.
         memory_grad: whether the classifier's loss reaches the centroids too.
         margin, repel_weight, compat: of the centroid loss.
+        without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
     """
 
     class_prior: Tensor | None
@@ -196,6 +198,7 @@ class OLTRHead(Head):
         margin: float = 10.0,
         repel_weight: float = 0.01,
         compat: str = "fixed",
+        without: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.feature_loss_weight = feature_loss_weight
@@ -207,6 +210,7 @@ class OLTRHead(Head):
             logit_scale=logit_scale,
             scale=reachability_scale,
             memory_grad=memory_grad,
+            without=without,
         )
         self.centroid_loss = DiscCentroidsLoss(margin, repel_weight, compat)
         self.register_buffer("class_prior", _prior(class_prior, num_classes))

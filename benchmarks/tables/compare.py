@@ -1,0 +1,169 @@
+"""One table: methods on a data set over several seeds, as JSON of every run and as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from runs import judged
+from tune import OUT as TUNING
+from tune import chosen
+
+from oltr_ext import __version__, use_backend
+from oltr_ext.engine.config import Config, load_config
+from oltr_ext.engine.methods import METHODS
+
+RESULTS = Path(__file__).parent.parent / "results" / "tables"
+COLUMNS = ("overall", "many", "medium", "few", "auroc", "fpr95", "oscr", "F oltr2019", "F oltr2020")
+LOW = ("fpr95",)  # columns where low is good
+Runs = dict[str, list[dict[str, Any]]]  # row name -> a run a seed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a method with overrides on top of what tuning chose."""
+
+    name: str
+    method: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a script under `tables/` makes."""
+
+    name: str  # of the results' files
+    title: str
+    config: str  # packaged configuration
+    seeds: tuple[int, ...]
+    rows: Sequence[Row] = tuple(Row(m, m) for m in METHODS)
+    notes: str = ""
+
+
+def configured(table: Table, row: Row, seed: int) -> Config:
+    overrides = [*chosen(row.method), *row.overrides, f"seed={seed}"]
+    return load_config(table.config, overrides, method=row.method)
+
+
+def make(table: Table) -> None:
+    """The command line of a table's script."""
+    parser = argparse.ArgumentParser(description=table.title)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(table.seeds))
+    parser.add_argument("--rows", nargs="+", help="default: all")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
+    parser.add_argument(
+        "--train-only", action="store_true", help="for a process beside others; writes no table"
+    )
+    args = parser.parse_args()
+    rows = [r for r in table.rows if args.rows is None or r.name in args.rows]
+    with use_backend("native"):
+        runs: Runs = {row.name: [] for row in rows}
+        for seed in args.seeds:
+            for row in rows:
+                result = judged(configured(table, row, seed), args.runs)
+                runs[row.name].append({"seed": seed, **result})
+                shown = {k: round(result["test"][k], 1) for k in COLUMNS[:5]}
+                print(f"{table.name} {row.name} {seed} {shown}", file=sys.stderr, flush=True)
+    if not args.train_only:
+        write(table, rows, runs, args.seeds)
+
+
+def write(table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int]) -> None:
+    about = {
+        "title": table.title,
+        "command": f"python benchmarks/tables/{table.name}.py",
+        "date": datetime.date.today().isoformat(),
+        "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+        "threads": torch.get_num_threads(),
+        "tuning": json.loads(TUNING.read_text())["criterion"],
+        "seeds": list(seeds),
+        "rows": {
+            row.name: {
+                "settings": [*chosen(row.method), *row.overrides],
+                "configuration": configured(table, row, 0).model_dump(
+                    mode="json", exclude={"seed"}
+                ),
+            }
+            for row in rows
+        },
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{table.name}.json").write_text(json.dumps({**about, "runs": runs}) + "\n")
+    (RESULTS / f"{table.name}.md").write_text(markdown(table, about, runs))
+    print(RESULTS / f"{table.name}.md")
+
+
+def values(runs: list[dict[str, Any]], column: str) -> NDArray[np.float64]:
+    return np.array([run["test"][column] for run in runs], dtype=np.float64)
+
+
+def spread(v: NDArray[np.float64]) -> float:
+    return float(v.std(ddof=1)) if len(v) > 1 else 0.0
+
+
+def best(column: str, runs: Runs) -> set[str]:
+    """The leading row, and those within its standard deviation."""
+    sign = -1 if column in LOW else 1
+    means = {name: sign * values(each, column).mean() for name, each in runs.items()}
+    first = max(means, key=lambda name: means[name])
+    level = means[first] - spread(values(runs[first], column))
+    return {name for name, mean in means.items() if mean >= level}
+
+
+def markdown(table: Table, about: dict[str, Any], runs: Runs) -> str:
+    several = len(about["seeds"]) > 1
+    seeds = ", ".join(map(str, about["seeds"]))
+    lines = [
+        f"# {table.title}",
+        "",
+        f"Percent{', mean ± standard deviation' if several else ''} over seed"
+        f"{'s' if several else ''} {seeds}; bold: the best"
+        f"{' and what lies within its standard deviation' if several else ''}. AUROC, FPR95 and "
+        "OSCR by the score that tells strangers best on validation data (last column); both F "
+        "rules at the threshold calibrated there, which keeps 95 % of the known. Every method "
+        "trains for the same epochs, with settings that `tune.py` chose by the same number of "
+        f"trials. {table.notes}".rstrip(),
+        "",
+        f"| method | {' | '.join(COLUMNS)} | score |",
+        f"| --- |{' ---: |' * len(COLUMNS)} --- |",
+    ]
+    leading = {column: best(column, runs) for column in COLUMNS}
+    for name, each in runs.items():
+        cells = []
+        for column in COLUMNS:
+            v = values(each, column)
+            cell = f"{v.mean():.1f}" + (f" ± {spread(v):.1f}" if several else "")
+            cells.append(f"**{cell}**" if name in leading[column] else cell)
+        scores = ", ".join(sorted({run["score"] for run in each}))
+        lines.append(f"| {name} | {' | '.join(cells)} | {scores} |")
+    scores = list(dict.fromkeys(s for each in runs.values() for s in each[0]["test"]["auroc of"]))
+    lines += ["", "AUROC by every score:", "", f"| method | {' | '.join(scores)} |"]
+    lines.append(f"| --- |{' ---: |' * len(scores)}")
+    for name, each in runs.items():
+        of = [run["test"]["auroc of"] for run in each]
+        cells = [f"{np.mean([o[s] for o in of]):.1f}" if s in of[0] else "" for s in scores]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Settings other than the packaged ones, and seconds of a run on "
+        f"{about['threads']} thread{'s' if about['threads'] > 1 else ''} of a shared machine "
+        "(stage 1 included):",
+        "",
+    ]
+    for name, each in runs.items():
+        settings = " ".join(f"`{s}`" for s in about["rows"][name]["settings"]) or "none"
+        seconds = np.mean([run["seconds"] for run in each])
+        lines.append(f"- {name}: {settings}; {seconds:.0f} s")
+    lines += ["", f"`{about['command']}`, {about['date']}, {about['versions']}.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Trains and judges configurations, each once: what is in the folder already is taken up.
+
+Methods that start from the same stage 1 share it; the result has the same bits as if each trained
+its own (see `oltr_ext.engine.train.train`). A process may work on some seeds and another on others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.assess import assess
+from oltr_ext.engine.build import Splits, load_splits
+from oltr_ext.engine.config import Config, OpenSet
+from oltr_ext.engine.predict import MODEL, load_trained
+from oltr_ext.engine.train import train
+
+CLOSED = ("overall", "many", "medium", "few")
+OPEN = ("auroc", "fpr95", "oscr")
+F_RULES = ("oltr2019", "oltr2020")
+
+
+def digest(config: Config) -> str:
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def splits_of(data_json: str) -> Splits:
+    """One data set is read once, whatever is trained on it; its augmentation is part of the key."""
+    return load_splits(Config.model_validate_json(data_json).data)
+
+
+def trained(config: Config, folder: Path) -> tuple[Path, float]:
+    """Folder of the finished run, and the seconds that its training took (stage 1 included)."""
+    if config.stage2 is None:
+        config = config.model_copy(update={"open_set": OpenSet()})
+    run = folder / digest(config)
+    took = run / "seconds.json"
+    if not took.exists():
+        first, before = None, 0.0
+        if config.stage2 is not None:
+            first, before = trained(config.model_copy(update={"stage2": None}), folder)
+        begin = time.perf_counter()
+        train(config, run, stage1=first)
+        took.write_text(json.dumps(before + time.perf_counter() - begin))
+        for name in (checkpoint.LAST, checkpoint.PREVIOUS, "best.safetensors"):
+            (run / name).unlink(missing_ok=True)  # a table is thousands of runs
+    return run, json.loads(took.read_text())
+
+
+def judged(config: Config, folder: Path) -> dict[str, Any]:
+    """Validation and test numbers of a run, in percent; trains it where it is not yet there."""
+    run, seconds = trained(config, folder)
+    row = run / f"row_{digest(config)}.json"  # stage 1 alone may stand for several open-set rules
+    if not row.exists():
+        splits = splits_of(config.model_copy(update={"seed": 0}).model_dump_json())
+        model = load_trained(run / MODEL)
+        seen = dataclasses.replace(splits, test=splits.val, open_test=splits.open_val)
+        row.write_text(
+            json.dumps(
+                {
+                    "val": numbers(assess(model, name="val", splits=seen).summary, model.threshold),
+                    "test": numbers(
+                        assess(model, name="test", splits=splits).summary, model.threshold
+                    ),
+                    "score": model.threshold["score"],
+                    "seconds": round(seconds, 1),
+                }
+            )
+        )
+    return dict(json.loads(row.read_text()))
+
+
+def numbers(summary: dict[str, Any], threshold: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a table. Open-set ones by the score that validation data chose, at the
+    threshold calibrated there; AUROC of every other score beside them."""
+    scores = summary["scores"]
+    chosen = scores[threshold["score"]]
+    point = chosen["operating_points"]["calibrated"]
+    return {
+        **{k: 100 * summary["closed"][k] for k in CLOSED},
+        **{k: 100 * chosen[k] for k in OPEN},
+        **{f"F {rule}": 100 * point[rule] for rule in F_RULES},
+        "known kept": 100 * point["known_accepted"],
+        "open out": 100 * point["open_rejected"],
+        "auroc of": {name: 100 * score["auroc"] for name, score in scores.items()},
+    }

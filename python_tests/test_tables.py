@@ -1,0 +1,92 @@
+"""The tables of methods: what is tried, what is shown, and that no run is trained twice."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import config, write_data
+
+from oltr_ext.engine.config import load_config, make_config
+from oltr_ext.engine.methods import METHODS
+
+TABLES = Path(__file__).resolve().parent.parent / "benchmarks" / "tables"
+sys.path.insert(0, str(TABLES))
+
+import ablation  # noqa: E402
+import compare  # noqa: E402
+import runs  # noqa: E402
+import tune  # noqa: E402
+
+PACKAGED = {name: load_config("icons", method=name) for name in METHODS}
+
+
+def test_every_method_has_the_same_number_of_different_trials():
+    lines = tune.trials()
+    assert lines.keys() == METHODS.keys()
+    assert {len(each) for each in lines.values()} == {4}
+    for name, each in lines.items():
+        tried = [load_config("icons", overrides, method=name) for overrides in each]
+        assert tried[0] == PACKAGED[name], name
+        assert len({runs.digest(t) for t in tried}) == 4, name
+        epochs = [t.stage1.epochs + (t.stage2.epochs if t.stage2 else 0) for t in tried]
+        assert set(epochs) == {30}, name
+
+
+def test_every_ablation_changes_its_method():
+    changes = {
+        "oltr": {**ablation.PARTS, **ablation.MENDS},
+        "oltr-plus": {**ablation.PARTS, **ablation.PLUS},
+    }
+    for method, each in changes.items():
+        for change in each.values():
+            assert load_config("icons", [change], method=method) != PACKAGED[method], change
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_data(folder)
+    return make_config(config(folder))
+
+
+def test_stage_1_is_trained_once_and_rows_are_kept(settings, tmp_path, monkeypatch):
+    calls = []
+    train = runs.train
+    monkeypatch.setattr(runs, "train", lambda *a, **k: calls.append(a[0]) or train(*a, **k))
+    row = runs.judged(settings, tmp_path)
+    assert [c.stage2 is None for c in calls] == [True, False]
+    refit = settings.model_copy(update={"stage2": make_config(
+        {**settings.model_dump(mode="json"), "stage2": {"kind": "ncm"}}).stage2})  # fmt: skip
+    runs.judged(refit, tmp_path)
+    runs.judged(settings.model_copy(update={"stage2": None}), tmp_path)
+    assert len(calls) == 3  # stage 1 serves all three
+    assert runs.judged(settings, tmp_path) == row and len(calls) == 3
+    assert 0 <= row["test"]["overall"] <= 100 and row["score"] in row["test"]["auroc of"]
+    assert row["val"] != row["test"]
+    assert {p.name for p in tmp_path.glob("*/*.safetensors")} == {"model.safetensors"}
+
+
+def run(**test):
+    columns = {c: 50.0 for c in compare.COLUMNS}
+    return {"test": {**columns, "auroc of": {"energy": 1.0}, **test}, "score": "energy",
+            "seconds": 3.0}  # fmt: skip
+
+
+def test_bold_is_the_best_and_what_lies_within_its_deviation():
+    rows = {
+        "a": [run(overall=80.0, fpr95=10.0), run(overall=82.0, fpr95=12.0)],
+        "b": [run(overall=79.7, fpr95=20.0), run(overall=79.7, fpr95=20.0)],
+        "c": [run(overall=79.5, fpr95=9.0), run(overall=79.5, fpr95=12.5)],
+    }
+    assert compare.best("overall", rows) == {"a", "b"}  # 81 less a deviation of 1.41
+    assert compare.best("fpr95", rows) == {"c", "a"}
+    table = compare.Table("t", "T", "icons", (0, 1), [compare.Row(n, "plain") for n in rows])
+    about = {"seeds": [0, 1], "threads": 1, "command": "x", "date": "d", "versions": "v",
+             "rows": {n: {"settings": []} for n in rows}}  # fmt: skip
+    lines = compare.markdown(table, about, rows).splitlines()
+    line = next(x for x in lines if x.startswith("| a |"))
+    assert line.startswith("| a | **81.0 ± 1.4** | **50.0 ± 0.0** |")
+    assert np.isclose(compare.spread(compare.values(rows["a"], "overall")), 2**0.5)
