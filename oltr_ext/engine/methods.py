@@ -62,7 +62,7 @@ def _second(first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int) 
     stage = copy.deepcopy(dict(settings))
     if not epochs:
         return stage
-    common = ("batch_size", "momentum", "nesterov", "weight_decay", "clip")
+    common: tuple[str, ...] = ("batch_size", "momentum", "nesterov", "weight_decay", "clip")
     if stage["kind"] == "memory":
         common = (*common, "fc")
     times, lr = stage.pop("lr_times"), first["lr"]
