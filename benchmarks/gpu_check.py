@@ -148,7 +148,7 @@ def train() -> dict[str, Any]:
         started = time.perf_counter()
         out = ROOT / "build" / f"gpu-check-train-{device}"
         shutil.rmtree(out, ignore_errors=True)
-        path = train_run(load_config("icons_oltr", [f"device={device}", "seed=0"]), out, say=print)
+        path = train_run(load_config("icons", [f"device={device}", "seed=0"]), out, say=print)
         result = assess(load_trained(path, device=device), name=device)
         results[device] = {
             "seconds": time.perf_counter() - started,

@@ -7,14 +7,15 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from tiny import COUNTS, config, same_run, stop_after, write_data
 
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer, load_splits
-from oltr_ext.engine.config import config_names, load_config, make_config
+from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.evaluate import collect
-from oltr_ext.engine.methods import DEMO, METHODS, config_of
+from oltr_ext.engine.methods import DEMO, METHODS, lay_over
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.train import train
 from oltr_ext.nn import FocalLoss, LiftedStructureLoss, RangeLoss, class_directions
@@ -55,16 +56,17 @@ def loaded(runs, kind):
     return load_trained(runs / kind, device="cpu")
 
 
-def test_every_method_has_a_configuration_with_the_same_budget():
-    assert {config_of(name) for name in METHODS} == {
-        name for name in config_names() if name.startswith("icons_")
-    }
+def icons(method):
+    return load_config("icons", method=method)
+
+
+def test_on_the_icons_every_method_has_the_same_budget():
     assert set(DEMO) <= set(METHODS)
-    with pytest.raises(ValueError, match="no method 'oltr_plus'; there are plain, "):
-        config_of("oltr_plus")
-    plain = load_config(config_of("plain"))
+    with pytest.raises(ConfigError, match="no method 'oltr_plus'; there are plain, "):
+        icons("oltr_plus")
+    plain = icons("plain")
     for name in METHODS:
-        run = load_config(config_of(name))
+        run = icons(name)
         stages = [s for s in (run.stage1, run.stage2) if s is not None]
         assert sum(s.epochs for s in stages) == plain.stage1.epochs == 30, name
         assert (run.data, run.model) == (plain.data, plain.model), name
@@ -73,8 +75,51 @@ def test_every_method_has_a_configuration_with_the_same_budget():
             assert run.stage1 == plain.stage1, name
 
 
+def test_a_configuration_as_it_stands_is_the_papers_method():
+    assert load_config("icons") == icons("oltr")
+    assert load_config("imagenet_lt") == load_config("imagenet_lt", method="oltr")
+
+
+def test_keys_are_laid_over_by_kind():
+    below = {"stage2": {"epochs": 9, "lr": {"a": 1, "b": 2}}, "schedule": {"kind": "step", "every": 3}}
+    assert lay_over(below, {"stage2": {"kind": "memory", "lr": {"b": 3}}})["stage2"] == {
+        "kind": "memory",
+        "epochs": 9,
+        "lr": {"a": 1, "b": 3},
+    }
+    assert lay_over(below, {"stage2": {"kind": "ncm"}})["stage2"] == {"kind": "ncm"}
+    assert lay_over(below, {"schedule": {"kind": "cosine"}})["schedule"] == {"kind": "cosine"}
+    assert lay_over(below, {"schedule": {"every": 5}})["schedule"] == {"kind": "step", "every": 5}
+    assert lay_over(below, {"stage2": None, "seed": 1}) == {**below, "stage2": None, "seed": 1}
+
+
+def test_methods_go_with_any_file(data, tmp_path):
+    values = config(data)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values))
+    assert load_config(file, method="crt").stage2.epochs == 10
+    assert load_config(file, ["stage2.epochs=2"], method="crt").stage2.epochs == 2
+    assert load_config(file, method="oltr-plus").stage2.clip == 5.0  # the file's own stage goes on
+    values["methods"] = {"crt": {"stage2": {"epochs": 3}}}
+    file.write_text(yaml.safe_dump(values))
+    assert load_config(file, method="crt").stage2.epochs == 3
+    assert load_config(file).stage2.kind == "memory"
+    for wrong, message in (
+        ({"best": {}}, "mine.yaml: no method 'best'; there are plain"),
+        ({"crt": 3}, "mine.yaml: methods: expected a mapping from methods to their keys"),
+        ({"crt": {"stage2": {"epoch": 3}}}, "stage2.epoch: unknown key; did you mean epochs"),
+    ):
+        file.write_text(yaml.safe_dump({**values, "methods": wrong}))
+        with pytest.raises(ConfigError, match=message):
+            load_config(file, method="crt")
+    del values["stage2"], values["methods"]
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="stage2.epochs: this key is required"):
+        load_config(file, method="oltr")
+
+
 def test_official_is_oltr_with_the_released_code_s_defects():
-    mended, official = (load_config(config_of(n)) for n in ("oltr", "oltr-official"))
+    mended, official = (icons(n) for n in ("oltr", "oltr-official"))
     changed = {"compat": "fixed", "fc_start": "identity"}
     assert official.stage2.model_copy(update=changed) == mended.stage2
     assert official.model_copy(update={"stage2": mended.stage2}) == mended

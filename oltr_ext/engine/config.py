@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from oltr_ext.engine.methods import METHODS, lay_over
+
 __all__ = ["Config", "ConfigError", "config_names", "load_config", "make_config"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -19,6 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
+PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
 
 
 class ConfigError(ValueError):
@@ -54,15 +57,32 @@ class ListData(Strict):
 
     kind: Literal["lists"]
     root: Path | None = None  # what the lists' paths are relative to; default: the list's folder
+    lists: Path | None = None  # what the files below are relative to; default: the working folder
     train: Path
     val: Path
     test: Path
     open_val: Path | None = None
     open_test: Path | None = None
+    open_root: Path | None = None  # what the open lists' paths are relative to; default: root
     class_names: Path | None = None  # one name a line, in order of the labels
     image_size: Annotated[int, Field(ge=8)] = 224
     workers: Annotated[int, Field(ge=0)] = 4
     shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+
+    def file(self, path: Path) -> Path:
+        """Where a list, `class_names` or `open_root` is."""
+        return (self.lists or Path()) / path
+
+    def parts(self) -> dict[str, tuple[Path, Path]]:
+        """List file and root of its images, for each part that is named."""
+        files = {part: getattr(self, part) for part in PARTS}
+        strangers = self.root if self.open_root is None else self.file(self.open_root)
+        found = {}
+        for part, path in files.items():
+            if path is not None:
+                file, root = self.file(path), strangers if "open" in part else self.root
+                found[part] = (file, file.parent if root is None else root)
+        return found
 
 
 class ModelConfig(Strict):
@@ -257,15 +277,19 @@ def make_config(
         raise ConfigError(f"{source}: {_first_line(error)}") from None
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), *, method: str | None = None
+) -> Config:
     """Read a YAML file, or a packaged configuration by name (see `config_names`).
 
     Args:
-        path: a file, or a packaged name such as ``icons_oltr``.
+        path: a file, or a packaged name such as ``icons``.
         overrides: see `make_config`.
+        method: one of `METHODS`. Its keys are laid over the file's, and over them what the file
+            says of it under ``methods``; `overrides` come last.
 
     Raises:
-        ConfigError: no such file or name, not YAML, or values that do not hold.
+        ConfigError: no such file, name or method, not YAML, or values that do not hold.
     """
     name = str(path)
     if name in config_names():
@@ -279,12 +303,24 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _parse(text, name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
-    return make_config(values, overrides, source=name)
+    return make_config(_with_method(values, method, name), overrides, source=name)
 
 
 def config_names() -> list[str]:
     """Names of the packaged configurations."""
     return sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def _with_method(values: dict[str, Any], method: str | None, source: str) -> dict[str, Any]:
+    own = values.pop("methods", None) or {}
+    if not isinstance(own, dict) or not all(isinstance(v, dict) for v in own.values()):
+        raise ConfigError(f"{source}: methods: expected a mapping from methods to their keys")
+    for name in [*own, *([] if method is None else [method])]:
+        if name not in METHODS:
+            raise ConfigError(f"{source}: no method {name!r}; there are {', '.join(METHODS)}")
+    if method is None:
+        return values
+    return lay_over(lay_over(values, METHODS[method].keys), own.get(method, {}))
 
 
 def _folder() -> Any:

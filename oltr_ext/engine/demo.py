@@ -15,7 +15,7 @@ from oltr_ext._version import __version__
 from oltr_ext.engine.assess import REPORT, Assessment, assess, report, table
 from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.config import load_config
-from oltr_ext.engine.methods import DEMO, METHODS, config_of
+from oltr_ext.engine.methods import DEMO, METHODS
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.train import OtherRunError, train
 
@@ -39,10 +39,11 @@ def demo(
         ValueError: an unknown method.
     """
     out, begin = Path(out), time.perf_counter()
-    configs = [config_of(name) for name in methods]  # a wrong name is told before any training
+    # all of them first: a wrong name is told before any training
+    keys = [f"seed={seed}", *overrides]
+    configs = [load_config("icons", keys, method=name) for name in methods]
     results = []
-    for name, packaged in zip(methods, configs, strict=True):
-        config = load_config(packaged, [f"seed={seed}", *overrides])
+    for name, config in zip(methods, configs, strict=True):
         say(f"{name}: {METHODS[name].changes} ({METHODS[name].paper})")
         started = time.perf_counter()
         try:
