@@ -118,7 +118,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _methods(args: argparse.Namespace) -> int:
     rows = [("method", "paper", "what it changes", "command")]
-    rows += [(name, *method, f"oltr demo --methods {name}") for name, method in METHODS.items()]
+    rows += [(n, m.paper, m.changes, f"oltr demo --methods {n}") for n, m in METHODS.items()]
     width = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(w) for cell, w in zip(row, width, strict=True))
@@ -180,11 +180,14 @@ def _parser() -> argparse.ArgumentParser:
         "train by a configuration, or go on with an interrupted run",
         "  oltr train icons\n"
         "  oltr train my.yaml --method crt --set stage1.epochs=90 --set amp=bf16\n"
-        "  oltr train imagenet_lt --set data.root=/data/imagenet --set data.lists=/data/ImageNet_LT",
+        "  oltr train imagenet_lt --set data.root=/data/imagenet "
+        "--set data.lists=/data/ImageNet_LT",
     )
     _add_config(sub)
     sub.add_argument("--method", metavar="NAME", help="train this method instead; see oltr methods")
-    sub.add_argument("--out", type=Path, help="folder of the run; default: runs/<config>[_<method>]")
+    sub.add_argument(
+        "--out", type=Path, help="folder of the run; default: runs/<config>[_<method>]"
+    )
     _add_set(sub)
     again = sub.add_mutually_exclusive_group()
     again.add_argument(

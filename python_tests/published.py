@@ -84,5 +84,6 @@ def small(overrides: list[str]) -> list[str]:
         "model.weights=null",
         "stage1.epochs=1",
         "stage1.batch_size=8",
+        "stage1.lr.feature=0.01",  # three steps at the full rate diverge
     ]
     return [word for item in settings for word in ("--set", item)]

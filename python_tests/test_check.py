@@ -132,7 +132,7 @@ def move_out(root):
         ),
         (
             lambda lists, root: (lists / "ImageNet_LT_open/ILSVRC2010_val_00000003.JPEG").unlink(),
-            "open_test: 1 of 10 images are not in {lists}/ImageNet_LT_open: ILSVRC2010_val_00000003",
+            "open_test: 1 of 10 images are not in {lists}/ImageNet_LT_open: ILSVRC2010_val_000",
         ),
     ],
 )

@@ -81,7 +81,10 @@ def test_a_configuration_as_it_stands_is_the_papers_method():
 
 
 def test_keys_are_laid_over_by_kind():
-    below = {"stage2": {"epochs": 9, "lr": {"a": 1, "b": 2}}, "schedule": {"kind": "step", "every": 3}}
+    below = {
+        "stage2": {"epochs": 9, "lr": {"a": 1, "b": 2}},
+        "schedule": {"kind": "step", "every": 3},
+    }
     assert lay_over(below, {"stage2": {"kind": "memory", "lr": {"b": 3}}})["stage2"] == {
         "kind": "memory",
         "epochs": 9,
@@ -114,7 +117,7 @@ def test_methods_go_with_any_file(data, tmp_path):
             load_config(file, method="crt")
     del values["stage2"], values["methods"]
     file.write_text(yaml.safe_dump(values))
-    with pytest.raises(ConfigError, match="stage2.epochs: this key is required"):
+    with pytest.raises(ConfigError, match=r"stage2\.epochs: this key is required"):
         load_config(file, method="oltr")
 
 

@@ -11,7 +11,8 @@ from oltr_ext.cli import main
 from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.config import config_names, load_config
 
-TRAINED = ["--set", "stage2.epochs=1", "--set", "stage2.batch_size=8"]
+STAGE2 = ("stage2.epochs=1", "stage2.batch_size=8", "stage2.lr.feature=0.001")
+TRAINED = [word for item in STAGE2 for word in ("--set", item)]
 
 
 def test_every_recipe_has_a_layout():

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 __all__ = ["PUBLISHED", "Published"]
 
 AUTHORS = (
-    "the lists and open images: the folder that github.com/zhmiao/OpenLongTailRecognition-OLTR links "
-    "under Data Preparation"
+    "the folder that github.com/zhmiao/OpenLongTailRecognition-OLTR links under Data Preparation"
 )
 
 
@@ -34,9 +33,9 @@ PUBLISHED: Mapping[str, Published] = {
         images={"train": 115_846, "val": 20_000, "test": 50_000, "open_test": 18_000},
         shots=(1280, 5),
         sources=(
-            "images: image-net.org, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpacked to "
-            "train/<wnid>/ and val/<wnid>/ (the validation images sorted into their classes)",
-            AUTHORS + ", ImageNet_LT/",
+            "images: image-net.org, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpacked "
+            "to train/<wnid>/ and val/<wnid>/ (the validation images sorted into their classes)",
+            f"the lists and open images: {AUTHORS}, ImageNet_LT/",
         ),
     ),
     # open images: the test images of Places-Extra69
@@ -48,7 +47,7 @@ PUBLISHED: Mapping[str, Published] = {
         sources=(
             "images: places2.csail.mit.edu, Places365-Standard, small images (256 x 256): "
             "train_256_places365standard.tar (data_256/) and val_256.tar",
-            AUTHORS + ", Places_LT/",
+            f"the lists and open images: {AUTHORS}, Places_LT/",
         ),
     ),
     "iNaturalist18_train.txt": Published(
@@ -57,8 +56,8 @@ PUBLISHED: Mapping[str, Published] = {
         images={"train": 437_513, "val": 24_426, "test": 24_426},
         sources=(
             "images: github.com/visipedia/inat_comp, 2018, train_val2018.tar.gz (120 GB)",
-            "the lists: github.com/facebookresearch/classifier-balancing, data/iNaturalist18/, or its "
-            "gen_lists.py from train2018.json and val2018.json",
+            "the lists: github.com/facebookresearch/classifier-balancing, data/iNaturalist18/, or "
+            "its gen_lists.py from train2018.json and val2018.json",
         ),
     ),
     "MS1M_LT_train.txt": Published(
@@ -69,9 +68,8 @@ PUBLISHED: Mapping[str, Published] = {
         sources=(
             "images: github.com/deepinsight/insightface, recognition/_datasets_, MS1M-ArcFace "
             "(85K ids/5.8M images), unpacked from its .rec to files",
-            "the training list: the folder that github.com/zhmiao/OpenLongTailRecognition-OLTR links "
-            "under Data Preparation; save it as MS1M_LT_train.txt. Lists of held-out images of the "
-            "same people are not published: draw your own",
+            f"the training list: {AUTHORS}; save it as MS1M_LT_train.txt. Lists of held-out images "
+            "of the same people are not published: draw your own",
         ),
     ),
 }

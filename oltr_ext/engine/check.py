@@ -55,7 +55,9 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
         decode: how many images of each list to decode, evenly spaced; None for all.
     """
     known = PUBLISHED.get(data.train.name)
-    found = DataCheck(known.title if known else None, 0, 0, 0, sources=known.sources if known else ())
+    found = DataCheck(
+        known.title if known else None, 0, 0, 0, sources=known.sources if known else ()
+    )
     lists: dict[str, list[ListLine]] = {}
     for part, (file, root) in data.parts().items():
         lines = _read(part, file, found.problems)
@@ -79,7 +81,14 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
         count = known.images.get(part) if known else None
         found.parts.append(
             PartCheck(
-                part, str(file), str(root), len(lines), count, len(missing), len(chosen), len(damaged)
+                part,
+                str(file),
+                str(root),
+                len(lines),
+                count,
+                len(missing),
+                len(chosen),
+                len(damaged),
             )
         )
     _check_labels(data, lists, found)
@@ -222,7 +231,9 @@ def _some(items: Iterable[str]) -> str:
 
 def check_table(found: DataCheck) -> str:
     """A row for each list, then what is wrong, and where a published set is to be had."""
-    rows = [("part", "list", "images", "published", "missing", "damaged", "decoded")]
+    rows: list[tuple[str, ...]] = [
+        ("part", "list", "images", "published", "missing", "damaged", "decoded")
+    ]
     for part in found.parts:
         published = "-" if part.published is None else f"{part.published:,}"
         numbers = (f"{n:,}" for n in (part.missing, part.damaged, part.decoded))
