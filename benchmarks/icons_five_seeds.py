@@ -25,7 +25,7 @@ from oltr_ext import __version__, use_backend
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.build import Splits, load_splits
 from oltr_ext.engine.config import Config, load_config
-from oltr_ext.engine.methods import METHODS, config_of
+from oltr_ext.engine.methods import METHODS
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import SCORE_NAMES
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the .json; the .md lies beside")
     args = parser.parse_args()
     known = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
-    configs = {m: load_config(config_of(m)) for m in args.methods}
+    configs = {m: load_config("icons", method=m) for m in args.methods}
     splits = load_splits(configs[args.methods[0]].data)
     runs = []
     for seed in args.seeds:

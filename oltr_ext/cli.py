@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.engine.methods import DEMO, METHODS
@@ -97,6 +98,18 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
+def _data_check(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.check import check_data, check_table
+    from oltr_ext.engine.config import ListData, load_config
+
+    data = load_config(args.config, args.set).data
+    if not isinstance(data, ListData):
+        raise ValueError(f"{args.config}: data.kind is {data.kind}; only lists have files to check")
+    found = check_data(data, decode=args.decode)
+    print(json.dumps(dataclasses.asdict(found)) if args.json else check_table(found))
+    return 1 if found.problems else 0
+
+
 def _info(args: argparse.Namespace) -> int:
     from oltr_ext.info import main as info
 
@@ -132,8 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"oltr_ext {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, about: str, examples: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def command(
+        name: str, run: object, about: str, examples: str, within: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = within.add_parser(
             name,
             help=about,
             description=f"{about[0].upper()}{about[1:]}.",
@@ -167,12 +182,13 @@ def _parser() -> argparse.ArgumentParser:
         _train,
         "train by a configuration, or go on with an interrupted run",
         "  oltr train icons --method oltr\n"
-        "  oltr train my.yaml --out runs/mine --set stage1.epochs=90 --set amp=bf16\n"
+        "  oltr train my.yaml --method crt --set stage1.epochs=90 --set amp=bf16\n"
         "  oltr train icons --out runs/plain\n"
         "  oltr train icons --method tau-norm --stage1 runs/plain\n"
-        "  oltr train imagenet_lt --set data.root=/data/imagenet",
+        "  oltr train imagenet_lt --set data.root=/data/imagenet "
+        "--set data.lists=/data/ImageNet_LT",
     )
-    sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
+    _add_config(sub)
     sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
     sub.add_argument("--out", type=Path, help="folder of the run; default: runs/CONFIG_METHOD")
     sub.add_argument(
@@ -216,6 +232,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
+    about = "look after data sets"
+    group = commands.add_parser("data", help=about, description=f"{about.capitalize()}.")
+    parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    sub = command(
+        "check",
+        _data_check,
+        "say whether a data set is whole: lists, image files, counts, duplicates",
+        "  oltr data check my.yaml\n"
+        "  oltr data check imagenet_lt --decode all --set data.root=/data/imagenet "
+        "--set data.lists=/data/ImageNet_LT",
+        within=parts,
+    )
+    _add_config(sub)
+    sub.add_argument(
+        "--decode",
+        type=_how_many,
+        default=200,
+        metavar="N",
+        help="images of each list to decode, or all; default: %(default)s",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    _add_set(sub)
+
     sub = command(
         "info", _info, "show versions, libraries, CPU features and backends", "  oltr info"
     )
@@ -229,6 +268,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
+
+
 def _add_set(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--set",
@@ -237,6 +280,11 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key of the configuration by its dotted path; may be repeated",
     )
+
+
+def _how_many(text: str) -> int | None:
+    """None is all."""
+    return None if text == "all" else _positive(text)
 
 
 def _positive(text: str) -> int:

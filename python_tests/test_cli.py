@@ -93,6 +93,8 @@ def test_predict_says_label_or_unknown(folder, capsys):
             ["demo", "--methods", "best"],
             "oltr: icons: no method 'best'; there are plain, lifted, focal, range, openmax, fslwf",
         ),
+        (["train", "icons", "--method", "best"], "oltr: icons: no method 'best'; there are plain"),
+        (["data", "check", "icons"], "oltr: icons: data.kind is icons; only lists have files"),
     ],
 )
 def test_errors_are_one_line_and_code_1(words, message, capsys, monkeypatch, tmp_path):
@@ -120,14 +122,15 @@ def test_an_error_in_a_loader_process_is_one_line_too(folder, capsys, tmp_path):
 
 
 def test_usage_errors_are_code_2_and_help_has_examples(capsys):
-    for words in ([], ["fly"], ["train"], ["predict", "x", "y", "--nearest", "0"]):
+    check = ["data", "check", "x", "--decode", "0"]
+    for words in ([], ["fly"], ["train"], ["predict", "x", "y", "--nearest", "0"], ["data"], check):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 2
     capsys.readouterr()
-    for name in ("demo", "train", "eval", "predict", "info", "methods"):
+    for name in ("demo", "train", "eval", "predict", "data check", "info", "methods"):
         with pytest.raises(SystemExit) as caught:
-            main([name, "--help"])
+            main([*name.split(), "--help"])
         assert caught.value.code == 0
         assert f"examples:\n  oltr {name}" in capsys.readouterr().out
 

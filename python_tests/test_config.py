@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oltr_ext.engine.config import ConfigError, config_names, load_config, make_config
+from oltr_ext.engine.methods import METHODS
 
 SMALL = {
     "data": {"kind": "icons"},
@@ -13,9 +14,10 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_packaged_configurations_load(name):
-    config = load_config(name)
-    assert make_config(config.model_dump(mode="json")) == config
+def test_packaged_configurations_load_with_every_method(name):
+    for method in (None, *METHODS):
+        config = load_config(name, method=method)
+        assert make_config(config.model_dump(mode="json")) == config
 
 
 def test_overrides_are_yaml_at_a_dotted_path():

@@ -1,19 +1,24 @@
 """Data sets, sample streams and image transforms."""
 
-from oltr_ext.data.lists import ImageList
+from oltr_ext.data.lists import ImageList, ListLine, read_list
+from oltr_ext.data.published import PUBLISHED, Published
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
 from oltr_ext.data.tensors import TensorImages
 from oltr_ext.data.transforms import Augment, icon_image, imagenet_test, imagenet_train
 
 __all__ = [
+    "PUBLISHED",
     "Augment",
     "BalancedSampler",
     "ClassAwareSampler",
     "ImageList",
+    "ListLine",
+    "Published",
     "Sampler",
     "ShuffleSampler",
     "TensorImages",
     "icon_image",
     "imagenet_test",
     "imagenet_train",
+    "read_list",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,39 @@ from torch.utils.data import Dataset
 
 from oltr_ext.data.samplers import mix
 
-__all__ = ["ImageList"]
+__all__ = ["ImageList", "ListLine", "read_list"]
+
+
+class ListLine(NamedTuple):
+    number: int  # from 1
+    path: str
+    label: int | None  # None: there is none from -1 to 2**31 - 1, and `path` is the whole line
+
+
+def read_list(file: Path) -> Iterator[ListLine]:
+    """The lines of a list file that are not blank; any line endings, with or without a BOM.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: it is not UTF-8 text.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"ImageList: no list file {file}")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"ImageList: {file} is not UTF-8 text") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.rsplit(maxsplit=1)  # a path may hold spaces
+        if not words:
+            continue
+        try:
+            label = int(words[1])
+        except (ValueError, IndexError):
+            label = -2
+        if -1 <= label < 2**31:
+            yield ListLine(number, words[0].strip(), label)
+        else:
+            yield ListLine(number, line.strip(), None)
 
 
 class ImageList(Dataset[tuple[Tensor, int]]):
@@ -30,8 +62,8 @@ class ImageList(Dataset[tuple[Tensor, int]]):
 
     Raises:
         FileNotFoundError: no list file, or an image it names is not there (file and line given).
-        ValueError: an empty list or a line that is not `path label` (file and line given); on
-            reading, an image that is truncated or no image.
+        ValueError: not text, an empty list, or a line that is not `path label` (file and line
+            given); on reading, an image that is truncated or no image.
     """
 
     def __init__(
@@ -46,36 +78,26 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         self.root = Path(root) if root is not None else self.file.parent
         self.transform = transform
         self.seed = seed
-        if not self.file.is_file():
-            raise FileNotFoundError(f"ImageList: no list file {self.file}")
         paths: list[str] = []
         labels: list[int] = []
         self.lines: list[int] = []
-        for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            path, _, label = line.strip().rpartition(" ")
-            paths.append(path.strip())
-            labels.append(self._label(path, label, number))
-            self.lines.append(number)
-            if not (self.root / paths[-1]).is_file():
-                raise FileNotFoundError(f"{self.file}:{number}: no image {self.root / paths[-1]}")
+        for line in read_list(self.file):
+            if line.label is None:
+                raise ValueError(
+                    f"{self.file}:{line.number}: expected `path label` with an integer label "
+                    f"from 0 (or -1 for open), got {line.path!r}"
+                )
+            paths.append(line.path)
+            labels.append(line.label)
+            self.lines.append(line.number)
+            if not (self.root / line.path).is_file():
+                raise FileNotFoundError(
+                    f"{self.file}:{line.number}: no image {self.root / line.path}"
+                )
         if not paths:
             raise ValueError(f"ImageList: {self.file} lists no images")
         self.paths = paths
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
-
-    def _label(self, path: str, label: str, number: int) -> int:
-        try:
-            value = int(label)
-        except ValueError:
-            value = -2
-        if not path or value < -1:
-            raise ValueError(
-                f"{self.file}:{number}: expected `path label` with an integer label from 0 "
-                f"(or -1 for open), got {f'{path} {label}'.strip()!r}"
-            )
-        return value
 
     def __len__(self) -> int:
         return len(self.paths)

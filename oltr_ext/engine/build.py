@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,20 +138,28 @@ def _icon_splits(data: IconsData) -> Splits:
 
 def _list_splits(data: ListData) -> Splits:
     augmented, plain = imagenet_train(data.image_size), imagenet_test(data.image_size)
+    parts = data.parts()
 
-    def strangers(path: Path | None) -> ImageList | None:
-        if path is None:
+    def strangers(part: str) -> ImageList | None:
+        if part not in parts:
             return None
-        images = ImageList(path, data.root, plain)
+        images = ImageList(*parts[part], plain)
         images.labels = np.full(len(images), -1, np.int64)  # whatever their list calls them
         return images
 
-    train = ImageList(data.train, data.root, augmented)
-    val, test = (ImageList(path, data.root, plain) for path in (data.val, data.test))
+    train = ImageList(*parts["train"], augmented)
+    val, test = (ImageList(*parts[part], plain) for part in ("val", "test"))
     if data.class_names is not None:
-        names = [n for n in data.class_names.read_text(encoding="utf-8").splitlines() if n.strip()]
+        text = data.file(data.class_names).read_text(encoding="utf-8")
+        names = [n for n in text.splitlines() if n.strip()]
     else:
-        names = [f"class {c}" for c in range(int(train.labels.max()) + 1)]
+        last = int(train.labels.max())
+        if last >= len(train):
+            raise ValueError(
+                f"{train.file}: label {last} with {len(train)} images leaves most classes without "
+                "any; labels count from 0, or set data.class_names"
+            )
+        names = [f"class {c}" for c in range(last + 1)]
     for images, low in ((train, 0), (val, -1), (test, -1)):
         wrong = np.flatnonzero((images.labels < low) | (images.labels >= len(names)))
         if len(wrong):
@@ -164,11 +171,11 @@ def _list_splits(data: ListData) -> Splits:
         raise ValueError(f"{val.file} lists no image of a known class")
     return Splits(
         train=train,
-        plain=ImageList(data.train, data.root, plain),
+        plain=ImageList(*parts["train"], plain),
         val=val,
         test=test,
-        open_val=strangers(data.open_val),
-        open_test=strangers(data.open_test),
+        open_val=strangers("open_val"),
+        open_test=strangers("open_test"),
         class_names=names,
         train_counts=np.bincount(train.labels, minlength=len(names)).astype(np.int64),
         channels=3,

@@ -21,6 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
+PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
 
 
 class ConfigError(ValueError):
@@ -56,15 +57,32 @@ class ListData(Strict):
 
     kind: Literal["lists"]
     root: Path | None = None  # what the lists' paths are relative to; default: the list's folder
+    lists: Path | None = None  # what the files below are relative to; default: the working folder
     train: Path
     val: Path
     test: Path
     open_val: Path | None = None
     open_test: Path | None = None
+    open_root: Path | None = None  # what the open lists' paths are relative to; default: root
     class_names: Path | None = None  # one name a line, in order of the labels
     image_size: Annotated[int, Field(ge=8)] = 224
     workers: Annotated[int, Field(ge=0)] = 4
     shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+
+    def file(self, path: Path) -> Path:
+        """Where a list, `class_names` or `open_root` is."""
+        return (self.lists or Path()) / path
+
+    def parts(self) -> dict[str, tuple[Path, Path]]:
+        """List file and root of its images, for each part that is named."""
+        files = {part: getattr(self, part) for part in PARTS}
+        strangers = self.root if self.open_root is None else self.file(self.open_root)
+        found = {}
+        for part, path in files.items():
+            if path is not None:
+                file, root = self.file(path), strangers if "open" in part else self.root
+                found[part] = (file, file.parent if root is None else root)
+        return found
 
 
 class ModelConfig(Strict):

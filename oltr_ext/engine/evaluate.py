@@ -16,7 +16,7 @@ from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics,
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import Head
 
-__all__ = ["Outputs", "calibrate", "collect", "validate"]
+__all__ = ["Outputs", "calibrate", "collect", "extract", "validate"]
 
 Floats = NDArray[np.float64]
 
@@ -49,6 +49,27 @@ class Outputs:
 
 
 @torch.no_grad()
+def extract(
+    model: OLTRModel,
+    images: Images,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    batch_size: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and labels (N,) of every image in order, on the CPU, in eval mode."""
+    training = model.training
+    model.eval()
+    batches = np.split(np.arange(len(images)), range(batch_size, len(images), batch_size))
+    features, labels = [], []
+    for pixels, target in make_loader(images, batches, workers):
+        features.append(model.features(pixels.to(device)).float().cpu())
+        labels.append(target)
+    model.train(training)
+    return torch.cat(features), torch.cat(labels)
+
+
+@torch.no_grad()
 def collect(
     model: OLTRModel,
     images: Images,
@@ -58,16 +79,15 @@ def collect(
     batch_size: int = 256,
 ) -> Outputs:
     """Outputs for every image in order, in eval mode and without augmentation."""
+    features, target = extract(model, images, device, workers=workers, batch_size=batch_size)
     training = model.training
     model.eval()
-    batches = np.split(np.arange(len(images)), range(batch_size, len(images), batch_size))
     parts = []
-    for pixels, target in make_loader(images, batches, workers):
-        features = model.features(pixels.to(device)).float()
-        out = model.head.outputs(features)
+    for some, labels in zip(features.split(batch_size), target.split(batch_size), strict=True):
+        out = model.head.outputs(some.to(device))
         distance = None if out.distance is None else out.distance.float().cpu()
         unknown = None if out.unknown is None else out.unknown.cpu()
-        parts.append(Outputs(features.cpu(), out.logits.float().cpu(), distance, target, unknown))
+        parts.append(Outputs(some, out.logits.float().cpu(), distance, labels, unknown))
     model.train(training)
     return Outputs.join(parts)
 

@@ -1,0 +1,259 @@
+"""Is a data set whole? Its lists, its image files, its counts against the published ones."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from oltr_ext.data import PUBLISHED, ListLine, Published, read_list
+from oltr_ext.engine.config import ListData
+
+__all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
+
+FEW = 3  # examples named of each kind of problem
+
+
+@dataclass
+class PartCheck:
+    """One list and the images it names."""
+
+    part: str
+    file: str
+    root: str
+    images: int
+    published: int | None
+    missing: int
+    decoded: int
+    damaged: int
+
+
+@dataclass
+class DataCheck:
+    """What was found. `problems` is empty when the set is whole; each is one line."""
+
+    title: str | None  # of the published set
+    classes: int
+    largest: int  # training images of the largest class
+    smallest: int
+    parts: list[PartCheck] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    sources: tuple[str, ...] = ()  # where a published set is to be had
+
+
+def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
+    """Check all that training and evaluation will read.
+
+    Args:
+        decode: how many images of each list to decode, evenly spaced; None for all.
+    """
+    known = PUBLISHED.get(data.train.name)
+    found = DataCheck(
+        known.title if known else None, 0, 0, 0, sources=known.sources if known else ()
+    )
+    lists: dict[str, list[ListLine]] = {}
+    for part, (file, root) in data.parts().items():
+        lines = _read(part, file, found.problems)
+        lists[part] = lines
+        there = [line for line in lines if os.path.isfile(root / line.path)]
+        missing = _without(lines, there)
+        if not root.is_dir():
+            found.problems.append(f"{part}: no folder {root}")
+        elif missing:
+            found.problems.append(
+                f"{part}: {len(missing):,} of {len(lines):,} images are not in {root}: "
+                + _some(line.path for line in missing)
+            )
+        chosen = _spread(there, decode)
+        damaged = _damaged(part, [root / line.path for line in chosen], data.workers)
+        if damaged:
+            found.problems.append(
+                f"{part}: {len(damaged):,} of {len(chosen):,} images cannot be decoded: "
+                + _some(damaged)
+            )
+        count = known.images.get(part) if known else None
+        found.parts.append(
+            PartCheck(
+                part,
+                str(file),
+                str(root),
+                len(lines),
+                count,
+                len(missing),
+                len(chosen),
+                len(damaged),
+            )
+        )
+    _check_labels(data, lists, found)
+    _check_overlap(data, lists, found.problems)
+    if known:
+        _check_published(known, found)
+    return found
+
+
+def _read(part: str, file: Path, problems: list[str]) -> list[ListLine]:
+    """The good lines of a list; what is wrong with the others goes into `problems`."""
+    try:
+        lines = list(read_list(file))
+    except (FileNotFoundError, ValueError) as error:
+        problems.append(f"{part}: {str(error).removeprefix('ImageList: ')}")
+        return []
+    good = [line for line in lines if line.label is not None]
+    if len(good) < len(lines):
+        bad = [f"line {n} {text!r}" for n, text, label in lines if label is None]
+        problems.append(f"{part}: {len(bad):,} lines of {file} are not `path label`: {_some(bad)}")
+    if not good:
+        problems.append(f"{part}: {file} lists no images")
+    twice = [path for path, n in Counter(line.path for line in good).items() if n > 1]
+    if twice:
+        problems.append(f"{part}: {len(twice):,} images are listed more than once: {_some(twice)}")
+    return good
+
+
+def _check_labels(data: ListData, lists: dict[str, list[ListLine]], found: DataCheck) -> None:
+    """Labels against the classes, and classes against their training images."""
+    train = [line.label or 0 for line in lists["train"] if line.label != -1]
+    counts = Counter(train)
+    found.classes = max(counts, default=-1) + 1
+    if data.class_names is not None:
+        names = data.file(data.class_names)
+        if names.is_file():
+            text = names.read_text(encoding="utf-8", errors="replace")
+            found.classes = sum(1 for line in text.splitlines() if line.strip())
+        else:
+            found.problems.append(f"class_names: no file {names}")
+    for part in ("train", "val", "test"):
+        low = 0 if part == "train" else -1
+        labels = [line.label for line in lists[part] if line.label is not None]
+        wrong = {label for label in labels if not low <= label < found.classes}
+        if wrong and lists["train"]:
+            found.problems.append(
+                f"{part}: labels out of range, for there are {found.classes:,} classes from 0: "
+                + _some(map(str, sorted(wrong)))
+            )
+        if part == "val" and labels and max(labels) < 0:
+            found.problems.append("val: no image of a known class")
+    if not train:
+        return
+    per_class = [counts[c] for c in range(found.classes)] if found.classes <= len(train) else []
+    found.largest = max(counts.values())
+    found.smallest = min(per_class, default=0)
+    if found.smallest == 0:
+        empty = found.classes - sum(1 for label in counts if label < found.classes)
+        found.problems.append(
+            f"train: {empty:,} of {found.classes:,} classes have no training image: "
+            + _some(str(c) for c in range(found.classes) if c not in counts)
+        )
+
+
+def _check_overlap(data: ListData, lists: dict[str, list[ListLine]], problems: list[str]) -> None:
+    """No image in two lists, but for lists that are the same file."""
+    parts = data.parts()
+    paths = {
+        part: {os.path.normpath(parts[part][1] / line.path) for line in lines}
+        for part, lines in lists.items()
+    }
+    names = list(paths)
+    for n, one in enumerate(names):
+        for other in names[n + 1 :]:
+            both = paths[one] & paths[other]
+            if both and parts[one] != parts[other]:
+                problems.append(
+                    f"{one} and {other}: {len(both):,} images are in both: {_some(sorted(both))}"
+                )
+
+
+def _check_published(known: Published, found: DataCheck) -> None:
+    def differs(what: str, value: int, published: int) -> bool:
+        return abs(value - published) > known.rounded.get(what, 1) / 2
+
+    for part in found.parts:
+        if part.images and part.published and differs(part.part, part.images, part.published):
+            found.problems.append(
+                f"{part.part}: {part.images:,} images, {part.published:,} are published"
+            )
+    if found.classes and differs("classes", found.classes, known.classes):
+        found.problems.append(f"{found.classes:,} classes, {known.classes:,} are published")
+    if found.largest and known.shots and (found.largest, found.smallest) != known.shots:
+        found.problems.append(
+            f"train: {found.largest:,} to {found.smallest:,} images a class, "
+            f"{known.shots[0]:,} to {known.shots[1]:,} are published"
+        )
+
+
+def _without(lines: Sequence[ListLine], there: Sequence[ListLine]) -> list[ListLine]:
+    numbers = {line.number for line in there}
+    return [line for line in lines if line.number not in numbers]
+
+
+def _spread(lines: Sequence[ListLine], count: int | None) -> Sequence[ListLine]:
+    if count is None or count >= len(lines):
+        return lines
+    return [lines[i] for i in np.linspace(0, len(lines) - 1, count, dtype=np.int64)]
+
+
+def _damaged(part: str, paths: Sequence[Path], workers: int) -> list[str]:
+    """Path and reason of each image that cannot be decoded whole."""
+    found = []
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(paths), desc=part, unit="image", disable=None, leave=False) as bar,
+    ):
+        for begin in range(0, len(paths), 1000):  # the pool would queue all of a million
+            some = paths[begin : begin + 1000]
+            for path, reason in zip(some, pool.map(_why_not, some), strict=True):
+                bar.update()
+                if reason is not None:
+                    found.append(f"{path} ({reason})")
+    return found
+
+
+def _why_not(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+    return None
+
+
+def _some(items: Iterable[str]) -> str:
+    first = [item for item, _ in zip(items, range(FEW + 1), strict=False)]
+    return ", ".join(first[:FEW]) + (", ..." if len(first) > FEW else "")
+
+
+def check_table(found: DataCheck) -> str:
+    """A row for each list, then what is wrong, and where a published set is to be had."""
+    rows: list[tuple[str, ...]] = [
+        ("part", "list", "images", "published", "missing", "damaged", "decoded")
+    ]
+    for part in found.parts:
+        published = "-" if part.published is None else f"{part.published:,}"
+        numbers = (f"{n:,}" for n in (part.missing, part.damaged, part.decoded))
+        rows.append((part.part, part.file, f"{part.images:,}", published, *numbers))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            c.ljust(w) if n < 2 else c.rjust(w)
+            for n, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    title = f"{found.title}: " if found.title else ""
+    lines.append(
+        f"{title}{found.classes:,} classes with {found.largest:,} to {found.smallest:,} "
+        "training images"
+    )
+    lines += [f"problem: {problem}" for problem in found.problems]
+    if found.problems:
+        lines += [f"to be had: {source}" for source in found.sources]
+    else:
+        lines.append("whole")
+    return "\n".join(lines)
