@@ -100,7 +100,10 @@ def move_out(root):
             lambda lists, root: move_out(root),
             "train: 4 of 30 images are not in {root}: train/n01440762/n01440762_0.JPEG, ",
         ),
-        (lambda lists, root: root.rename(root.parent / "other"), "train: no folder {root}"),
+        (
+            lambda lists, root: root.rename(root.parent / "other"),
+            "train, val, test: no folder {root}\n",
+        ),
         (
             lambda lists, root: (root / "train/n01440761/n01440761_3.JPEG").write_text("no image"),
             "train: 1 of 30 images cannot be decoded: {root}/train/n01440761/n01440761_3.JPEG "

@@ -15,6 +15,7 @@ from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer, load_splits
 from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.evaluate import collect
+from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.methods import DEMO, METHODS, apply_method
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.train import train
@@ -156,6 +157,17 @@ def test_a_new_classifier_leaves_the_features_alone(runs, data, kind):
         if name is not None:
             name = f"model.head.linear.{name}"
             assert torch.equal(plain[name], tensors[name]) == equal, name
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_no_second_stage_starts_from_logits_of_the_training_set(data, kind, monkeypatch):
+    """A million faces would have 264 GB of them; features are enough."""
+    run = settings(data, kind) if kind else make_config(config(data))
+    splits = load_splits(run.data)
+    old, new = (build_model(run, stage, splits) for stage in (1, 2))
+    for model in (old, new):
+        monkeypatch.setattr(model.head, "outputs", None)
+    hand_over(old, new, run.stage2, splits, CPU)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -59,13 +59,14 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
         known.title if known else None, 0, 0, 0, sources=known.sources if known else ()
     )
     lists: dict[str, list[ListLine]] = {}
+    gone: dict[Path, list[str]] = {}
     for part, (file, root) in data.parts().items():
         lines = _read(part, file, found.problems)
         lists[part] = lines
         there = [line for line in lines if os.path.isfile(root / line.path)]
         missing = _without(lines, there)
         if not root.is_dir():
-            found.problems.append(f"{part}: no folder {root}")
+            gone.setdefault(root, []).append(part)
         elif missing:
             found.problems.append(
                 f"{part}: {len(missing):,} of {len(lines):,} images are not in {root}: "
@@ -91,6 +92,7 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
                 len(damaged),
             )
         )
+    found.problems += [f"{', '.join(names)}: no folder {root}" for root, names in gone.items()]
     _check_labels(data, lists, found)
     _check_overlap(data, lists, found.problems)
     if known:
@@ -246,11 +248,11 @@ def check_table(found: DataCheck) -> str:
         )
         for row in rows
     ]
-    title = f"{found.title}: " if found.title else ""
-    lines.append(
-        f"{title}{found.classes:,} classes with {found.largest:,} to {found.smallest:,} "
-        "training images"
-    )
+    if found.classes:
+        lines.append(
+            f"{found.title + ': ' if found.title else ''}{found.classes:,} classes with "
+            f"{found.largest:,} to {found.smallest:,} training images"
+        )
     lines += [f"problem: {problem}" for problem in found.problems]
     if found.problems:
         lines += [f"to be had: {source}" for source in found.sources]
