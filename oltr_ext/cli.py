@@ -56,13 +56,16 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from oltr_ext.engine import distributed
     from oltr_ext.engine.config import load_config
     from oltr_ext.engine.train import train
 
-    config = load_config(args.config, args.set)
-    out = args.out or Path("runs") / Path(args.config).stem
-    path = train(config, out, resume=args.resume, say=_say)
-    print(f"model  {path}")
+    with distributed.joined():
+        config = load_config(args.config, args.set)
+        out = args.out or Path("runs") / Path(args.config).stem
+        path = train(config, out, resume=args.resume, say=_say)
+        if distributed.lead():
+            print(f"model  {path}")
     return 0
 
 
@@ -73,6 +76,8 @@ def _eval(args: argparse.Namespace) -> int:
     trained = load_trained(args.checkpoint, device=args.device, overrides=args.set)
     name = args.name or trained.path.parent.name or trained.path.stem
     result = assess(trained, name=name)
+    for line in result.splits.problems():
+        print(f"oltr: {line}", file=sys.stderr)
     if args.json:
         print(json.dumps(result.summary))
         return 0
@@ -164,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         "train by a configuration, or go on with an interrupted run",
         "  oltr train icons_oltr\n"
         "  oltr train my.yaml --out runs/mine --set stage1.epochs=90 --set amp=bf16\n"
-        "  oltr train imagenet_lt --set data.root=/data/imagenet",
+        "  oltr train imagenet_lt --set data.root=/data/imagenet\n"
+        "  torchrun --nproc-per-node 4 -m oltr_ext train imagenet_lt --out runs/on_four_gpus",
     )
     sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
     sub.add_argument("--out", type=Path, help="folder of the run; default: runs/<config>")

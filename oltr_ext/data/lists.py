@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,10 @@ from torch.utils.data import Dataset
 
 from oltr_ext.data.samplers import mix
 
-__all__ = ["ImageList"]
+__all__ = ["UNREADABLE", "ImageList"]
+
+UNREADABLE = -2
+"""Label in a batch of an image that stands for none."""
 
 
 class ImageList(Dataset[tuple[Tensor, int]]):
@@ -27,11 +29,19 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         root: folder the paths are relative to; default the list file's own folder.
         transform: PIL image (RGB) -> Tensor (C, H, W).
         seed: of random transforms, which are a pure function of (seed, position in the stream).
+        max_bad: images that may turn out truncated or no image.
+        substitute: what a batch holds in the place of such an image. True, for training: the next
+            readable image of its class in the list, going round, so that batches keep their size
+            and classes. False, for validation and test: a black one with the label `UNREADABLE`,
+            to be thrown away, for each image may be judged once; see `leave_out`.
+
+    Attributes:
+        bad: (N,) bool, images found unreadable so far. Loader processes share it.
 
     Raises:
         FileNotFoundError: no list file, or an image it names is not there (file and line given).
         ValueError: an empty list or a line that is not `path label` (file and line given); on
-            reading, an image that is truncated or no image.
+            reading, more than `max_bad` unreadable images, or a class with no other.
     """
 
     def __init__(
@@ -41,11 +51,13 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Image.Image], Tensor],
         *,
         seed: int = 0,
+        max_bad: int = 0,
+        substitute: bool = False,
     ) -> None:
         self.file = Path(path_file)
         self.root = Path(root) if root is not None else self.file.parent
         self.transform = transform
-        self.seed = seed
+        self.seed, self.max_bad, self.substitute = seed, max_bad, substitute
         if not self.file.is_file():
             raise FileNotFoundError(f"ImageList: no list file {self.file}")
         paths: list[str] = []
@@ -64,6 +76,8 @@ class ImageList(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"ImageList: {self.file} lists no images")
         self.paths = paths
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
+        self.bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self.left_out: list[str] = []
 
     def _label(self, path: str, label: str, number: int) -> int:
         try:
@@ -92,18 +106,77 @@ class ImageList(Dataset[tuple[Tensor, int]]):
             ) from None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.image(int(index))), int(self.labels[index])
+        index = int(index)
+        label = int(self.labels[index])
+        image = self._read(index)
+        if image is None and self.substitute:
+            image = self._next_of_class(index)
+        if image is None:
+            return self.transform(Image.new("RGB", (8, 8))), UNREADABLE
+        return self.transform(image), label
+
+    def _read(self, index: int) -> Image.Image | None:
+        """The image, or None for an unreadable one that may be."""
+        if self.max_bad == 0:
+            return self.image(index)
+        if not self.bad[index]:
+            try:
+                return self.image(index)
+            except ValueError:
+                self.bad[index] = True
+        self.check()
+        return None
+
+    def _next_of_class(self, index: int) -> Image.Image:
+        own = np.flatnonzero(self.labels == self.labels[index])
+        for other in np.roll(own, -np.searchsorted(own, index)):
+            image = self._read(int(other))
+            if image is not None:
+                return image
+        raise ValueError(f"{self.file}: no image of class {self.labels[index]} can be read")
 
     def __getitems__(self, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Batch: images (B, C, H, W) and labels (B,) for rows of (position, index), or indices."""
-        images: list[Any] = []
+        images: list[Tensor] = []
+        labels: list[int] = []
         for key in np.asarray(keys):
             if key.ndim == 0:
-                images.append(self[key][0])
-                continue
-            # torchvision draws from torch's global generator, so lend it one for this image
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(mix(self.seed, key[0])) >> 1)
-                images.append(self[key[1]][0])
-        index = keys if keys.ndim == 1 else keys[:, 1]
-        return torch.stack(images), torch.from_numpy(self.labels[index])
+                image, label = self[key]
+            else:
+                # torchvision draws from torch's global generator, so lend it one for this image
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(int(mix(self.seed, key[0])) >> 1)
+                    image, label = self[key[1]]
+            images.append(image)
+            labels.append(label)
+        return torch.stack(images), torch.tensor(labels)
+
+    def check(self) -> None:
+        """Raises ValueError where more images are unreadable than may be."""
+        if int(self.bad.sum()) + len(self.left_out) > self.max_bad:
+            raise ValueError(f"{self.problem()}; data.max_bad_images = {self.max_bad}")
+
+    def problem(self) -> str | None:
+        """How many images could not be read so far, and which is the first; None if none."""
+        names = [*self.left_out, *(self.paths[n] for n in self.bad.nonzero().flatten().tolist())]
+        if not names:
+            return None
+        total = len(self.paths) + len(self.left_out)
+        return f"{self.file}: {len(names)} of {total} images cannot be read, the first {names[0]}"
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Takes unreadable images off the list.
+
+        Raises:
+            ValueError: more than may be, or all of them.
+        """
+        self.bad[list(rows)] = True  # by whichever process they were found
+        self.check()
+        kept = np.setdiff1d(np.arange(len(self)), rows)
+        if len(kept) == 0:
+            raise ValueError(f"{self.file}: none of its images can be read")
+        self.left_out += [self.paths[n] for n in rows]
+        self.paths = [self.paths[n] for n in kept]
+        self.lines = [self.lines[n] for n in kept]
+        self.labels = self.labels[kept]
+        self.bad = self.bad[kept].share_memory_()

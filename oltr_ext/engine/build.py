@@ -103,6 +103,13 @@ class Splits:
         return images.paths[index if index < known else index - known]
 
 
+    def problems(self) -> list[str]:
+        """A line for each part of which images could not be read so far."""
+        parts = (self.train, self.val, self.open_val, self.test, self.open_test)
+        found = (part.problem() for part in parts if isinstance(part, ImageList))
+        return [line for line in found if line is not None]
+
+
 def load_splits(data: IconsData | ListData) -> Splits:
     """Read the data a configuration names.
 
@@ -139,16 +146,21 @@ def _icon_splits(data: IconsData) -> Splits:
 
 def _list_splits(data: ListData) -> Splits:
     augmented, plain = imagenet_train(data.image_size), imagenet_test(data.image_size)
+    limit = data.max_bad_images
 
     def strangers(path: Path | None) -> ImageList | None:
         if path is None:
             return None
-        images = ImageList(path, data.root, plain)
+        images = ImageList(path, data.root, plain, max_bad=limit)
         images.labels = np.full(len(images), -1, np.int64)  # whatever their list calls them
         return images
 
-    train = ImageList(data.train, data.root, augmented)
-    val, test = (ImageList(path, data.root, plain) for path in (data.val, data.test))
+    train, again = (
+        ImageList(data.train, data.root, t, max_bad=limit, substitute=True)
+        for t in (augmented, plain)
+    )
+    again.bad = train.bad  # they are the same files
+    val, test = (ImageList(path, data.root, plain, max_bad=limit) for path in (data.val, data.test))
     if data.class_names is not None:
         names = [n for n in data.class_names.read_text(encoding="utf-8").splitlines() if n.strip()]
     else:
@@ -164,7 +176,7 @@ def _list_splits(data: ListData) -> Splits:
         raise ValueError(f"{val.file} lists no image of a known class")
     return Splits(
         train=train,
-        plain=ImageList(data.train, data.root, plain),
+        plain=again,
         val=val,
         test=test,
         open_val=strangers(data.open_val),
