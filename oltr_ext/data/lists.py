@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from oltr_ext.data.samplers import mix
 
@@ -137,19 +137,20 @@ class ImageList(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Batch: images (B, C, H, W) and labels (B,) for rows of (position, index), or indices."""
-        images: list[Tensor] = []
-        labels: list[int] = []
-        for key in np.asarray(keys):
-            if key.ndim == 0:
-                image, label = self[key]
-            else:
-                # torchvision draws from torch's global generator, so lend it one for this image
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(int(mix(self.seed, key[0])) >> 1)
-                    image, label = self[key[1]]
-            images.append(image)
-            labels.append(label)
-        return torch.stack(images), torch.tensor(labels)
+        keys = np.asarray(keys)
+        if keys.ndim == 1:
+            images, labels = zip(*(self[n] for n in keys), strict=True)
+        else:
+            seeds = mix(self.seed, keys[:, 0]) >> np.uint64(1)
+            # torchvision draws from torch's global generator, so lend it one for each image
+            with torch.random.fork_rng(devices=[]):
+                images, labels = zip(*map(self._drawn, seeds, keys[:, 1]), strict=True)
+        # default_collate: a loader process then writes the batch where the trainer reads it
+        return default_collate(list(images)), torch.tensor(labels)
+
+    def _drawn(self, seed: np.uint64, index: int) -> tuple[Tensor, int]:
+        torch.default_generator.manual_seed(int(seed))
+        return self[index]
 
     def check(self) -> None:
         """Raises ValueError where more images are unreadable than may be."""

@@ -54,7 +54,7 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
-        y, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        y, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._follow(mean, var, x.numel() // x.shape[1] * world())
         return y
@@ -90,7 +90,9 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, grad: Tensor, *_: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight, mean, var = ctx.saved_tensors
         scale = torch.ones_like(mean) if weight is None else weight
         # as if mean and variance were constants; then what changes with them
@@ -103,7 +105,9 @@ class _Normalise(torch.autograd.Function):
         sums = sums / (x.numel() // x.shape[1] * world())
         inverse = (var + ctx.eps).rsqrt()
         shape = (1, -1, *[1] * (x.dim() - 2))
-        slope, shift = (v.view(shape) for v in (scale * inverse * inverse * sums[0], scale * inverse * sums[1]))
+        slope, shift = (
+            v.view(shape) for v in (scale * inverse * inverse * sums[0], scale * inverse * sums[1])
+        )
         grad_x = direct - ((x - mean.view(shape)) * slope + shift)
         if weight is None:
             return grad_x.to(x.dtype), None, None, None

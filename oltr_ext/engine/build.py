@@ -102,7 +102,6 @@ class Splits:
         assert isinstance(images, ImageList)
         return images.paths[index if index < known else index - known]
 
-
     def problems(self) -> list[str]:
         """A line for each part of which images could not be read so far."""
         parts = (self.train, self.val, self.open_val, self.test, self.open_test)

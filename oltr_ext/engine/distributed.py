@@ -44,6 +44,7 @@ __all__ = [
     "lead_first",
     "mean",
     "rank",
+    "same_start",
     "share",
     "unite",
     "world",
@@ -128,9 +129,7 @@ def lead_first() -> Iterator[None]:
         barrier()
 
 
-def share(
-    batches: Iterable[NDArray[np.int64]], parts: int = 1
-) -> Iterator[NDArray[np.int64]]:
+def share(batches: Iterable[NDArray[np.int64]], parts: int = 1) -> Iterator[NDArray[np.int64]]:
     """This process's rows of each of the `parts` of each batch, in order.
 
     A batch (B, ...) gives `parts` arrays (B / parts / W, ...); B must divide.
@@ -167,7 +166,7 @@ def gather(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     if world() == 1:
         return features, target
-    whole: Tensor = _Gather.apply(features)  # type: ignore[no-untyped-call]
+    whole: Tensor = _Gather.apply(features)
     return whole, all_gather(target).flatten(0, 1)
 
 
@@ -207,11 +206,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+@torch.no_grad()
 def same_start(tensors: Iterable[Tensor]) -> None:
     """Give every process the tensors of process 0."""
     if world() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+            whole = tensor.detach().contiguous()
+            dist.broadcast(whole, 0)
+            tensor.copy_(whole)
 
 
 def unite(flags: Tensor) -> None:

@@ -72,7 +72,9 @@ def stream(
     own = [batches[min(turn + distributed.rank(), len(batches) - 1)] for turn in turns]
     bad: list[int] = []
     try:
-        for turn, (pixels, target) in zip(turns, make_loader(images, own, workers), strict=True):
+        for turn, (pixels, target) in zip(
+            turns, make_loader(images, own, min(workers, len(own))), strict=True
+        ):
             features = model.features(pixels.to(device)).float()
             everyones = batches[turn : turn + distributed.world()]
             most = max(len(rows) for rows in everyones)
@@ -101,9 +103,7 @@ def _padded(values: Tensor, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def collect(
-    model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0
-) -> Outputs:
+def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0) -> Outputs:
     """Outputs for every image in order, in eval mode and without augmentation; see `stream`."""
     parts = []
     for features, target in stream(model, images, device, workers=workers):

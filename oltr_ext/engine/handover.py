@@ -47,9 +47,7 @@ def hand_over(
     linear, head = old.head.linear, model.head
 
     def see(images: Images) -> tuple[Tensor, Tensor]:
-        features, target = zip(
-            *stream(model, images, device, workers=splits.workers), strict=True
-        )
+        features, target = zip(*stream(model, images, device, workers=splits.workers), strict=True)
         return torch.cat(features), torch.cat(target)
 
     if settings.kind == "memory":

@@ -146,7 +146,8 @@ class _Run:
     def enter_stage(self, number: int) -> None:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
         seed_everything(self.config.seed, number)
-        model = build_model(self.config, number, self.splits).to(self.device)
+        with distributed.lead_first():  # it fetches published weights, once
+            model = build_model(self.config, number, self.splits).to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
             if self.config.select == "best":
@@ -209,7 +210,7 @@ class _Run:
         return len(self.splits.train) // self.stages[self.state.stage - 1].batch_size
 
     def step(self, parts: Iterable[tuple[Tensor, Tensor]], steps: int) -> None:
-        """One batch, in the parts that the stage accumulates: forward, backward, into the weights."""
+        """One batch, in the stage's parts: forward, backward, into the weights."""
         config, state = self.config, self.state
         stage = self.stages[state.stage - 1]
         factor = lr_factor(stage, state.step, steps)
@@ -220,7 +221,8 @@ class _Run:
         kind = torch.float16 if config.amp == "fp16" else torch.bfloat16
         total = torch.zeros((), device=self.device)
         for number, (images, target) in enumerate(parts):
-            images, target = images.to(self.device), target.to(self.device)
+            images = images.to(self.device, non_blocking=True)
+            target = target.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, dtype=kind, enabled=config.amp != "off"):
                 self.reseed(number, 1 + distributed.rank())  # dropout of these rows
                 features = self.model.features(images.to(memory_format=torch.channels_last))

@@ -14,7 +14,6 @@ from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.scores import SCORES, open_score
 
-
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Features and labels of this process to those of the whole batch, with gradients."""
 
