@@ -57,14 +57,17 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from oltr_ext.engine import distributed
     from oltr_ext.engine.config import load_config
     from oltr_ext.engine.train import train
 
-    config = load_config(args.config, args.set, method=args.method)
-    name = "_".join(filter(None, (Path(args.config).stem, args.method)))
-    out = args.out or Path("runs") / name
-    path = train(config, out, resume=args.resume, stage1=args.stage1, say=_say)
-    print(f"model  {path}")
+    with distributed.joined():
+        config = load_config(args.config, args.set, method=args.method)
+        name = "_".join(filter(None, (Path(args.config).stem, args.method)))
+        out = args.out or Path("runs") / name
+        path = train(config, out, resume=args.resume, stage1=args.stage1, say=_say)
+        if distributed.lead():
+            print(f"model  {path}")
     return 0
 
 
@@ -75,6 +78,8 @@ def _eval(args: argparse.Namespace) -> int:
     trained = load_trained(args.checkpoint, device=args.device, overrides=args.set)
     name = args.name or trained.path.parent.name or trained.path.stem
     result = assess(trained, name=name)
+    for line in result.splits.problems():
+        print(f"oltr: {line}", file=sys.stderr)
     if args.json:
         print(json.dumps(result.summary))
         return 0
@@ -186,7 +191,8 @@ def _parser() -> argparse.ArgumentParser:
         "  oltr train icons --out runs/plain\n"
         "  oltr train icons --method tau-norm --stage1 runs/plain\n"
         "  oltr train imagenet_lt --set data.root=/data/imagenet "
-        "--set data.lists=/data/ImageNet_LT",
+        "--set data.lists=/data/ImageNet_LT\n"
+        "  torchrun --nproc-per-node 4 -m oltr_ext train imagenet_lt --out runs/on_four_gpus",
     )
     _add_config(sub)
     sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")

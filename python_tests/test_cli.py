@@ -121,6 +121,30 @@ def test_an_error_in_a_loader_process_is_one_line_too(folder, capsys, tmp_path):
     assert f"broken.txt:1: cannot read image {broken}" in told[-1]
 
 
+def test_a_few_unreadable_images_are_told_and_left_out(folder, capsys, tmp_path):
+    """Found by loader processes, in training and test; the rest stays in its place."""
+    values = {**config(folder / "data"), "stage2": None}
+    values["stage1"] = {**values["stage1"], "batch_size": 10, "epochs": 1}
+    values["data"] |= {"workers": 1, "max_bad_images": 1, "root": str(folder / "data")}
+    (folder / "data" / "text.png").write_text("no image")
+    for part in ("train", "test"):
+        lines = (folder / "data" / f"{part}.txt").read_text().splitlines()
+        (tmp_path / f"{part}.txt").write_text("\n".join(["text.png 0", *lines[1:]]))
+        values["data"][part] = str(tmp_path / f"{part}.txt")
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(values))
+    run = str(tmp_path / "out")
+    assert main(["train", str(tmp_path / "few.yaml"), "--out", run]) == 0
+    told = "1 of 30 images cannot be read, the first text.png"
+    assert f"{tmp_path / 'train.txt'}: {told}" in capsys.readouterr().out.splitlines()
+    assert main(["eval", run, "--json", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["samples"] == {"known": 23, "open": 10}
+    told = "1 of 24 images cannot be read, the first text.png"
+    assert err.splitlines() == [f"oltr: {tmp_path / 'test.txt'}: {told}"]
+    assert main(["eval", run, "--set", "data.max_bad_images=0", "--device", "cpu"]) == 1
+    assert "test.txt:1: cannot read image" in capsys.readouterr().err
+
+
 def test_usage_errors_are_code_2_and_help_has_examples(capsys):
     check = ["data", "check", "x", "--decode", "0"]
     for words in ([], ["fly"], ["train"], ["predict", "x", "y", "--nearest", "0"], ["data"], check):

@@ -15,6 +15,7 @@ from oltr_ext.data import (
     imagenet_test,
     imagenet_train,
 )
+from oltr_ext.data.lists import UNREADABLE
 
 
 @pytest.fixture
@@ -156,3 +157,47 @@ def test_any_image_becomes_an_icon():
     np.testing.assert_array_equal(icon_image(clear) > 0, np.pad(np.ones((16, 16), bool), 8))
     own = icon_image(Image.fromarray(icon))
     np.testing.assert_array_equal(own, icon)
+
+
+def test_unreadable_images_are_counted_replaced_in_training_and_left_out_elsewhere(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(8):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(tmp_path / f"{n}.png")
+    for n in (2, 6, 7):
+        (tmp_path / f"{n}.png").write_bytes((tmp_path / f"{n}.png").read_bytes()[:200])
+    (tmp_path / "list.txt").write_text("\n".join(f"{n}.png {n // 4}" for n in range(8)))
+
+    def images(**options):
+        return ImageList(tmp_path / "list.txt", None, imagenet_test(16), **options)
+
+    train = images(max_bad=3, substitute=True)
+    assert train.problem() is None
+    pixels, labels = train.__getitems__(np.array([2, 3, 6, 7, 4]))
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+    assert torch.equal(pixels[0], pixels[1])  # the next of its class,
+    assert torch.equal(pixels[2], pixels[4]) and torch.equal(pixels[3], pixels[4])  # going round
+    assert train.bad.nonzero().flatten().tolist() == [2, 6, 7]
+    assert train.problem() == f"{train.file}: 3 of 8 images cannot be read, the first 2.png"
+    again, _ = images(max_bad=3, substitute=True).__getitems__(np.array([4, 7, 6, 3, 2]))
+    assert torch.equal(again.flip(0), pixels)  # whatever was found before
+    few = images(max_bad=1, substitute=True)
+    few[2]
+    with pytest.raises(ValueError, match=r"2 of 8 .* the first 2.png; data.max_bad_images = 1"):
+        few[6]
+    for n in (4, 5):
+        (tmp_path / f"{n}.png").write_text("no image")
+    with pytest.raises(ValueError, match="no image of class 1 can be read"):
+        images(max_bad=8, substitute=True)[4]
+
+    val = images(max_bad=8)
+    pixels, labels = val.__getitems__(np.arange(8))
+    assert labels.tolist() == [0, 0, UNREADABLE, 0, *[UNREADABLE] * 4]
+    assert pixels.shape == (8, 3, 16, 16)
+    val.leave_out([2, 4, 5])
+    assert val.paths == ["0.png", "1.png", "3.png", "6.png", "7.png"]
+    assert val.labels.tolist() == [0, 0, 0, 1, 1] and val.lines == [1, 2, 4, 7, 8]
+    assert val.problem() == f"{val.file}: 5 of 8 images cannot be read, the first 2.png"
+    val.leave_out([3, 4])
+    assert val.problem() == f"{val.file}: 5 of 8 images cannot be read, the first 2.png"
+    with pytest.raises(ValueError, match="none of its images can be read"):
+        val.leave_out([0, 1, 2])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from oltr_ext.data.samplers import mix
 
-__all__ = ["ImageList", "ListLine", "read_list"]
+__all__ = ["UNREADABLE", "ImageList", "ListLine", "read_list"]
+
+UNREADABLE = -2
+"""Label in a batch of an image that stands for none."""
 
 
 class ListLine(NamedTuple):
@@ -59,11 +62,19 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         root: folder the paths are relative to; default the list file's own folder.
         transform: PIL image (RGB) -> Tensor (C, H, W).
         seed: of random transforms, which are a pure function of (seed, position in the stream).
+        max_bad: images that may turn out truncated or no image.
+        substitute: what a batch holds in the place of such an image. True, for training: the next
+            readable image of its class in the list, going round, so that batches keep their size
+            and classes. False, for validation and test: a black one with the label `UNREADABLE`,
+            to be thrown away, for each image may be judged once; see `leave_out`.
+
+    Attributes:
+        bad: (N,) bool, images found unreadable so far. Loader processes share it.
 
     Raises:
         FileNotFoundError: no list file, or an image it names is not there (file and line given).
         ValueError: not text, an empty list, or a line that is not `path label` (file and line
-            given); on reading, an image that is truncated or no image.
+            given); on reading, more than `max_bad` unreadable images, or a class with no other.
     """
 
     def __init__(
@@ -73,11 +84,13 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Image.Image], Tensor],
         *,
         seed: int = 0,
+        max_bad: int = 0,
+        substitute: bool = False,
     ) -> None:
         self.file = Path(path_file)
         self.root = Path(root) if root is not None else self.file.parent
         self.transform = transform
-        self.seed = seed
+        self.seed, self.max_bad, self.substitute = seed, max_bad, substitute
         paths: list[str] = []
         labels: list[int] = []
         self.lines: list[int] = []
@@ -98,6 +111,8 @@ class ImageList(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"ImageList: {self.file} lists no images")
         self.paths = paths
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
+        self.bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self.left_out: list[str] = []
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -114,18 +129,78 @@ class ImageList(Dataset[tuple[Tensor, int]]):
             ) from None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.image(int(index))), int(self.labels[index])
+        index = int(index)
+        label = int(self.labels[index])
+        image = self._read(index)
+        if image is None and self.substitute:
+            image = self._next_of_class(index)
+        if image is None:
+            return self.transform(Image.new("RGB", (8, 8))), UNREADABLE
+        return self.transform(image), label
+
+    def _read(self, index: int) -> Image.Image | None:
+        """The image, or None for an unreadable one that may be."""
+        if self.max_bad == 0:
+            return self.image(index)
+        if not self.bad[index]:
+            try:
+                return self.image(index)
+            except ValueError:
+                self.bad[index] = True
+        self.check()
+        return None
+
+    def _next_of_class(self, index: int) -> Image.Image:
+        own = np.flatnonzero(self.labels == self.labels[index])
+        for other in np.roll(own, -np.searchsorted(own, index)):
+            image = self._read(int(other))
+            if image is not None:
+                return image
+        raise ValueError(f"{self.file}: no image of class {self.labels[index]} can be read")
 
     def __getitems__(self, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Batch: images (B, C, H, W) and labels (B,) for rows of (position, index), or indices."""
-        images: list[Any] = []
-        for key in np.asarray(keys):
-            if key.ndim == 0:
-                images.append(self[key][0])
-                continue
-            # torchvision draws from torch's global generator, so lend it one for this image
+        keys = np.asarray(keys)
+        if keys.ndim == 1:
+            images, labels = zip(*(self[n] for n in keys), strict=True)
+        else:
+            seeds = mix(self.seed, keys[:, 0]) >> np.uint64(1)
+            # torchvision draws from torch's global generator, so lend it one for each image
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(mix(self.seed, key[0])) >> 1)
-                images.append(self[key[1]][0])
-        index = keys if keys.ndim == 1 else keys[:, 1]
-        return torch.stack(images), torch.from_numpy(self.labels[index])
+                images, labels = zip(*map(self._drawn, seeds, keys[:, 1]), strict=True)
+        # default_collate: a loader process then writes the batch where the trainer reads it
+        return default_collate(list(images)), torch.tensor(labels)
+
+    def _drawn(self, seed: np.uint64, index: int) -> tuple[Tensor, int]:
+        torch.default_generator.manual_seed(int(seed))
+        return self[index]
+
+    def check(self) -> None:
+        """Raises ValueError where more images are unreadable than may be."""
+        if int(self.bad.sum()) + len(self.left_out) > self.max_bad:
+            raise ValueError(f"{self.problem()}; data.max_bad_images = {self.max_bad}")
+
+    def problem(self) -> str | None:
+        """How many images could not be read so far, and which is the first; None if none."""
+        names = [*self.left_out, *(self.paths[n] for n in self.bad.nonzero().flatten().tolist())]
+        if not names:
+            return None
+        total = len(self.paths) + len(self.left_out)
+        return f"{self.file}: {len(names)} of {total} images cannot be read, the first {names[0]}"
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Takes unreadable images off the list.
+
+        Raises:
+            ValueError: more than may be, or all of them.
+        """
+        self.bad[list(rows)] = True  # by whichever process they were found
+        self.check()
+        kept = np.setdiff1d(np.arange(len(self)), rows)
+        if len(kept) == 0:
+            raise ValueError(f"{self.file}: none of its images can be read")
+        self.left_out += [self.paths[n] for n in rows]
+        self.paths = [self.paths[n] for n in kept]
+        self.lines = [self.lines[n] for n in kept]
+        self.labels = self.labels[kept]
+        self.bad = self.bad[kept].share_memory_()

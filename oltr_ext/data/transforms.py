@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision import transforms
+from torchvision.transforms import v2
 
 from oltr_ext.data.samplers import mix
 
@@ -24,27 +24,20 @@ ImageTransform = Callable[[Image.Image], Tensor]
 
 def imagenet_train(size: int = 224) -> ImageTransform:
     """RandomResizedCrop, flip, ColorJitter(.4, .4, .4, 0), ImageNet mean and std."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ColorJitter(0.4, 0.4, 0.4, 0),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
+    return _compose(
+        v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4, 0)
     )
 
 
 def imagenet_test(size: int = 224) -> ImageTransform:
     """Resize the short side to 256/224 of `size`, centre crop, ImageNet mean and std."""
-    return transforms.Compose(
-        [
-            transforms.Resize(round(size * 256 / 224)),
-            transforms.CenterCrop(size),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
+    return _compose(v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size))
+
+
+def _compose(*steps: ImageTransform) -> ImageTransform:
+    """The steps on a uint8 tensor, faster than on a PIL image; then float32 with mean and std."""
+    end = (v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD, inplace=True))
+    return v2.Compose([v2.PILToTensor(), *steps, *end])
 
 
 def icon_image(image: Image.Image, size: int = 32) -> NDArray[np.uint8]:

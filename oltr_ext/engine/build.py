@@ -101,6 +101,12 @@ class Splits:
         assert isinstance(images, ImageList)
         return images.paths[index if index < known else index - known]
 
+    def problems(self) -> list[str]:
+        """A line for each part of which images could not be read so far."""
+        parts = (self.train, self.val, self.open_val, self.test, self.open_test)
+        found = (part.problem() for part in parts if isinstance(part, ImageList))
+        return [line for line in found if line is not None]
+
 
 def load_splits(data: IconsData | ListData) -> Splits:
     """Read the data a configuration names.
@@ -138,17 +144,20 @@ def _icon_splits(data: IconsData) -> Splits:
 
 def _list_splits(data: ListData) -> Splits:
     augmented, plain = imagenet_train(data.image_size), imagenet_test(data.image_size)
-    parts = data.parts()
+    parts, limit = data.parts(), data.max_bad_images
 
     def strangers(part: str) -> ImageList | None:
         if part not in parts:
             return None
-        images = ImageList(*parts[part], plain)
+        images = ImageList(*parts[part], plain, max_bad=limit)
         images.labels = np.full(len(images), -1, np.int64)  # whatever their list calls them
         return images
 
-    train = ImageList(*parts["train"], augmented)
-    val, test = (ImageList(*parts[part], plain) for part in ("val", "test"))
+    train, again = (
+        ImageList(*parts["train"], t, max_bad=limit, substitute=True) for t in (augmented, plain)
+    )
+    again.bad = train.bad  # they are the same files
+    val, test = (ImageList(*parts[part], plain, max_bad=limit) for part in ("val", "test"))
     if data.class_names is not None:
         text = data.file(data.class_names).read_text(encoding="utf-8")
         names = [n for n in text.splitlines() if n.strip()]
@@ -171,7 +180,7 @@ def _list_splits(data: ListData) -> Splits:
         raise ValueError(f"{val.file} lists no image of a known class")
     return Splits(
         train=train,
-        plain=ImageList(*parts["train"], plain),
+        plain=again,
         val=val,
         test=test,
         open_val=strangers("open_val"),

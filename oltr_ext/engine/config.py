@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from oltr_ext.engine.methods import apply_method
 
@@ -66,7 +66,10 @@ class ListData(Strict):
     open_root: Path | None = None  # what the open lists' paths are relative to; default: root
     class_names: Path | None = None  # one name a line, in order of the labels
     image_size: Annotated[int, Field(ge=8)] = 224
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: Annotated[int, Field(ge=0)] = 4  # loader processes, for each training process
+    # Images of each list that may fail to decode. In training the next of the class takes their
+    # place; in validation and test they are left out.
+    max_bad_images: Annotated[int, Field(ge=0)] = 0
     shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
 
     def file(self, path: Path) -> Path:
@@ -141,7 +144,11 @@ class Stage(Strict):
     """What every stage that trains has."""
 
     epochs: Count
-    batch_size: Count = 128
+    batch_size: Count = 128  # of a step, over all processes
+    # Parts that a batch is worked through in, one after the other. The gradient is the whole
+    # batch's, except that BatchNorm and losses that couple rows (lifted, range, the repel term,
+    # episodes) see one part at a time.
+    accumulate: Count = 1
     sampler: Literal["shuffle", "class_aware", "balanced"] = "shuffle"
     samples_per_class: Count = 4  # of the class-aware sampler
     lr: LearningRates
@@ -179,6 +186,13 @@ class MemoryStage(FeatureStage):
     without: tuple[Literal["memory", "selector", "reachability"], ...] = ()  # for ablations
     freeze: tuple[str, ...] = ()
     compat: Literal["fixed", "official"] = "fixed"  # official: the released code's centroids
+
+    @model_validator(mode="after")
+    def _official_is_whole(self) -> MemoryStage:
+        if self.compat == "official" and self.accumulate > 1:
+            # that gradient ignores the factor on the loss, so parts would add up to too much
+            raise ValueError("compat: official needs accumulate = 1")
+        return self
 
 
 class RetrainStage(Stage):

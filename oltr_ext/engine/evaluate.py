@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext.data import ImageList
+from oltr_ext.data.lists import UNREADABLE
+from oltr_ext.engine import distributed
 from oltr_ext.engine.build import Images, make_loader
 from oltr_ext.engine.config import OpenSet
 from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import Head
 
-__all__ = ["Outputs", "calibrate", "collect", "extract", "validate"]
+__all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
+
+BATCH = 256
 
 Floats = NDArray[np.float64]
 
@@ -49,46 +55,64 @@ class Outputs:
 
 
 @torch.no_grad()
-def extract(
-    model: OLTRModel,
-    images: Images,
-    device: torch.device,
-    *,
-    workers: int = 0,
-    batch_size: int = 256,
-) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of every image in order, on the CPU, in eval mode."""
+def stream(
+    model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (B, D) float32 and labels (B,) on `device`, batch by batch.
+
+    Every image in order, in eval mode and without augmentation. Several processes take turns at
+    the batches, and each gets them all. Images that cannot be read are left out, and at the end
+    taken off `images`, so that its rows stay those of the results.
+    """
     training = model.training
     model.eval()
-    batches = np.split(np.arange(len(images)), range(batch_size, len(images), batch_size))
-    features, labels = [], []
-    for pixels, target in make_loader(images, batches, workers):
-        features.append(model.features(pixels.to(device)).float().cpu())
-        labels.append(target)
-    model.train(training)
-    return torch.cat(features), torch.cat(labels)
+    batches = np.split(np.arange(len(images)), range(BATCH, len(images), BATCH))
+    turns = range(0, len(batches), distributed.world())
+    # where the last turn has too few batches, some process makes the last one for nobody
+    own = [batches[min(turn + distributed.rank(), len(batches) - 1)] for turn in turns]
+    bad: list[int] = []
+    try:
+        for turn, (pixels, target) in zip(
+            turns, make_loader(images, own, min(workers, len(own))), strict=True
+        ):
+            features = model.features(pixels.to(device)).float()
+            everyones = batches[turn : turn + distributed.world()]
+            most = max(len(rows) for rows in everyones)
+            for rows, x, y in zip(
+                everyones,
+                distributed.all_gather(_padded(features, most)),
+                distributed.all_gather(_padded(target.to(device), most)),
+                strict=False,
+            ):
+                kept = y[: len(rows)] != UNREADABLE
+                bad += rows[~kept.cpu().numpy()].tolist()
+                if kept.any():
+                    yield x[: len(rows)][kept], y[: len(rows)][kept]
+    finally:
+        model.train(training)
+    if bad:
+        assert isinstance(images, ImageList)
+        images.leave_out(bad)
+
+
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """(rows, ...) of values (B <= rows, ...), with zeros at the end."""
+    if len(values) == rows:
+        return values
+    return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
 
 
 @torch.no_grad()
-def collect(
-    model: OLTRModel,
-    images: Images,
-    device: torch.device,
-    *,
-    workers: int = 0,
-    batch_size: int = 256,
-) -> Outputs:
-    """Outputs for every image in order, in eval mode and without augmentation."""
-    features, target = extract(model, images, device, workers=workers, batch_size=batch_size)
-    training = model.training
-    model.eval()
+def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0) -> Outputs:
+    """Outputs for every image in order, in eval mode and without augmentation; see `stream`."""
     parts = []
-    for some, labels in zip(features.split(batch_size), target.split(batch_size), strict=True):
-        out = model.head.outputs(some.to(device))
+    for features, target in stream(model, images, device, workers=workers):
+        out = model.head.outputs(features)
         distance = None if out.distance is None else out.distance.float().cpu()
         unknown = None if out.unknown is None else out.unknown.cpu()
-        parts.append(Outputs(some, out.logits.float().cpu(), distance, labels, unknown))
-    model.train(training)
+        parts.append(
+            Outputs(features.cpu(), out.logits.float().cpu(), distance, target.cpu(), unknown)
+        )
     return Outputs.join(parts)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from oltr_ext.engine.build import Images, Splits, class_frequencies
 from oltr_ext.engine.config import SecondStage
-from oltr_ext.engine.evaluate import extract
+from oltr_ext.engine.evaluate import stream
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import (
     FSLwFHead,
@@ -47,9 +47,8 @@ def hand_over(
     linear, head = old.head.linear, model.head
 
     def see(images: Images) -> tuple[Tensor, Tensor]:
-        # features alone: logits of a whole training set are 264 GB at a million faces
-        features, target = extract(model, images, device, workers=splits.workers)
-        return features.to(device), target.to(device)
+        features, target = zip(*stream(model, images, device, workers=splits.workers), strict=True)
+        return torch.cat(features), torch.cat(target)
 
     if settings.kind == "memory":
         assert isinstance(head, OLTRHead)

@@ -3,8 +3,10 @@
 Stage 1 trains backbone and linear classifier. Stage 2 puts another head in the classifier's place:
 the meta-embedding on the visual memory, or a classifier made anew on frozen features. It trains
 on, or, where its kind needs no steps, is fitted and judged at once.
-The order of the data, its augmentation and the learning rate are functions of (seed, step);
-so the state of a run is its step, its tensors, and the generator that dropout draws from.
+The order of the data, its augmentation, all that is drawn in a step and the learning rate are
+functions of (seed, step); so the state of a run is its step and its tensors. Several processes
+share the work (`oltr_ext.engine.distributed`) and do not change the result beyond rounding, except
+that dropout draws other masks.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from oltr_ext.data.samplers import mix
-from oltr_ext.engine import checkpoint
+from oltr_ext.data import ImageList, Sampler
+from oltr_ext.data.samplers import Ints, mix
+from oltr_ext.engine import checkpoint, distributed
+from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
     Splits,
     build_model,
@@ -33,9 +39,9 @@ from oltr_ext.engine.build import (
     lr_factor,
     make_loader,
     model_shape,
-    pick_device,
 )
-from oltr_ext.engine.config import Config, make_config
+from oltr_ext.engine.checks import AFTER_STAGE_1, OtherRunError, check_batches, check_same_run
+from oltr_ext.engine.config import Config, Stage
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
@@ -45,13 +51,6 @@ from oltr_ext.models import OLTRModel
 __all__ = ["OtherRunError", "TrainingError", "train"]
 
 BEST = "best.safetensors"
-
-
-class OtherRunError(ValueError):
-    """The folder holds a run of another configuration or other data."""
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}; choose another folder, or start afresh with --fresh"
 
 
 class TrainingError(RuntimeError):
@@ -80,6 +79,9 @@ def train(
 ) -> Path:
     """Train as configured, or go on where an earlier call with the same arguments stopped.
 
+    In a process group of `torch.distributed`, every process calls this with the same arguments,
+    and `out` is on a file system that all of them see. Another number of them may go on with a run.
+
     Args:
         out: folder of the run: `model.safetensors` (the result), `last`, `previous` and `best`
             checkpoints, `log.csv`, `tensorboard/`.
@@ -92,16 +94,23 @@ def train(
         Path of the trained model, with its threshold for "unknown".
 
     Raises:
-        ValueError: data and configuration do not fit, or `out` or `stage1` holds another run.
+        ValueError: data, configuration and number of processes do not fit; `out` or `stage1`
+            holds another run; an image cannot be read, beyond `data.max_bad_images`.
         TrainingError: the loss is no longer finite.
     """
     out = Path(out)
-    if not resume:
+    if not resume and distributed.lead():
         _clear(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if not distributed.lead():
+        say = _silent
     return _Run(config, load_splits(config.data), out, stage1, say).go()
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 class _Run:
@@ -115,10 +124,13 @@ class _Run:
     ) -> None:
         self.config, self.splits, self.out, self.say = config, splits, out, say
         self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
-        self.device = pick_device(config.device)
+        check_batches(config, splits)
+        self.device = distributed.device_of(config.device)
         self.state = State()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        found = checkpoint.load_latest(out)
+        self.told: set[str] = set()
+        with distributed.lead_first():  # it sets damaged files aside
+            found = checkpoint.load_latest(out)
         if found is not None:
             self.restore(*found)
         elif stage1 is not None:
@@ -127,7 +139,7 @@ class _Run:
             self.enter_stage(1)
 
     def go(self) -> Path:
-        with Logs(self.out, position=self.state.log_position, step=self.state.total) as self.logs:
+        with self.open_logs() as self.logs:
             while True:
                 self.train_stage()
                 if self.state.stage == len(self.stages):
@@ -137,14 +149,21 @@ class _Run:
                     self.model.load_state_dict(under("model.", best))
                 self.enter_stage(self.state.stage + 1)
 
+    def open_logs(self) -> AbstractContextManager[Logs | None]:
+        if not distributed.lead():
+            return nullcontext()
+        return Logs(self.out, position=self.state.log_position, step=self.state.total)
+
     def enter_stage(self, number: int) -> None:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
         seed_everything(self.config.seed, number)
-        model = build_model(self.config, number, self.splits).to(self.device)
+        with distributed.lead_first():  # it fetches published weights, once
+            model = build_model(self.config, number, self.splits).to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
             hand_over(self.model, model, self.config.stage2, self.splits, self.device)
             self.state = State(stage=2, total=self.state.total)
+        distributed.same_start(model.state_dict().values())
         self.take(model)
 
     def start_from(self, run: Path) -> None:
@@ -155,7 +174,7 @@ class _Run:
         if header["config"]["stage2"] is not None:
             raise ValueError(f"{run} holds the model of a stage 2; its stage 1 is overwritten")
         try:
-            self.check_same_run(run, header, free=("stage2", "open_set", "log_every"))
+            check_same_run(run, header, self.config, self.splits, free=AFTER_STAGE_1)
         except OtherRunError as error:
             raise ValueError(error.args[0]) from None
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
@@ -165,6 +184,8 @@ class _Run:
         self.say(f"stage 1 taken from {run}")
 
     def take(self, model: OLTRModel) -> None:
+        if distributed.world() > 1:
+            synchronise(model)
         self.model = model
         self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
         self.norm = torch.zeros(())
@@ -177,59 +198,82 @@ class _Run:
                 self.end_epoch(steps=1)
             return
         steps = self.steps_per_epoch()
-        if steps == 0:
-            raise ValueError(
-                f"stage{state.stage}.batch_size: {stage.batch_size} is more than the "
-                f"{len(self.splits.train)} training images"
-            )
         seed = int(mix(self.config.seed, state.stage))
         sampler = build_sampler(stage, self.splits.train.labels, seed)
         self.splits.train.seed = seed
-        name = f"stage {state.stage}/{len(self.stages)}"
         total = steps * stage.epochs
-        with tqdm(total=total, initial=state.step, desc=name, unit="step", disable=None) as bar:
+        keys = distributed.share(self.batches(sampler, stage), stage.accumulate)
+        # one loader for the stage: its processes start once, and fetch ahead while others validate
+        parts = iter(make_loader(self.splits.train, keys, self.splits.workers))
+        with tqdm(
+            total=total,
+            initial=state.step,
+            desc=f"stage {state.stage}/{len(self.stages)}",
+            unit="step",
+            disable=None if distributed.lead() else True,
+        ) as bar:
             while state.step < total:
-                sampler.load_state_dict({"position": state.step * stage.batch_size})
-                keys = list(sampler.batches(stage.batch_size, steps - state.step % steps))
-                for images, target in make_loader(self.splits.train, keys, self.splits.workers):
-                    self.step(images.to(self.device), target.to(self.device), steps)
-                    bar.update()
-                    if state.step % steps == 0:
-                        bar.set_postfix(self.end_epoch(steps))
-                        continue
-                    if state.step % self.config.log_every == 0:
-                        self.log(steps)
-                    every = self.config.checkpoint_every
-                    if every is not None and state.step % every == 0:
-                        self.save(threshold=None)
+                self.step(islice(parts, stage.accumulate), steps)
+                bar.update()
+                if state.step % steps == 0:
+                    bar.set_postfix(self.end_epoch(steps))
+                    continue
+                if state.step % self.config.log_every == 0:
+                    self.log(steps)
+                every = self.config.checkpoint_every
+                if every is not None and state.step % every == 0:
+                    self.save(threshold=None)
+
+    def batches(self, sampler: Sampler, stage: Stage) -> Iterator[Ints]:
+        """Keys of the batches of all steps that are left in the stage, made an epoch at a time."""
+        step, steps = self.state.step, self.steps_per_epoch()
+        sampler.load_state_dict({"position": step * stage.batch_size})
+        while step < steps * stage.epochs:
+            left = steps - step % steps
+            yield from sampler.batches(stage.batch_size, left)
+            step += left
 
     def steps_per_epoch(self) -> int:
         return len(self.splits.train) // self.stages[self.state.stage - 1].batch_size
 
-    def step(self, images: Tensor, target: Tensor, steps: int) -> None:
-        """One batch: forward, backward, into the weights."""
+    def step(self, parts: Iterable[tuple[Tensor, Tensor]], steps: int) -> None:
+        """One batch, in the stage's parts: forward, backward, into the weights."""
         config, state = self.config, self.state
         stage = self.stages[state.stage - 1]
         factor = lr_factor(stage, state.step, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
         kind = torch.float16 if config.amp == "fp16" else torch.bfloat16
-        with torch.autocast(self.device.type, dtype=kind, enabled=config.amp != "off"):
-            features = self.model.features(images.to(memory_format=torch.channels_last))
-            loss = self.model.head.loss(features, target)
+        total = torch.zeros((), device=self.device)
+        for number, (images, target) in enumerate(parts):
+            images = images.to(self.device, non_blocking=True)
+            target = target.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, dtype=kind, enabled=config.amp != "off"):
+                self.reseed(number, 1 + distributed.rank())  # dropout of these rows
+                features = self.model.features(images.to(memory_format=torch.channels_last))
+                self.reseed(number, 0)  # what all processes draw alike
+                loss = self.model.head.loss(features, target, gather=distributed.gather)
+                loss = loss / stage.accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
         state.step, state.total = state.step + 1, state.total + 1
-        state.losses.append(loss.item())
+        state.losses.append(distributed.mean(total))
         if not math.isfinite(state.losses[-1]):
             raise self.stopped(f"the loss is {state.losses[-1]}")
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        distributed.average([p.grad for p in trained if p.grad is not None])
+        self.scaler.unscale_(self.optimizer)
         limit = math.inf if stage.clip is None else stage.clip
         self.norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def reseed(self, *keys: int) -> None:
+        """Make torch's generators a function of the seed, the step and the keys."""
+        word = mix(self.config.seed, self.state.stage, 8, self.state.step, *keys)
+        torch.manual_seed(int(word) >> 1)
 
     def end_epoch(self, steps: int) -> dict[str, str]:
         """Validate, calibrate, log, and write the checkpoints of this epoch."""
@@ -247,7 +291,19 @@ class _Run:
             self.state.best = row["val_overall"]
             self.save(threshold=threshold, path=self.out / BEST)
         self.save(threshold=threshold)
+        self.tell_bad_images()
+        distributed.barrier()  # the files are there for all
         return {"loss": f"{loss:.3f}", "val": f"{100 * row['val_overall']:.1f}%"}
+
+    def tell_bad_images(self) -> None:
+        train = self.splits.train
+        if isinstance(train, ImageList) and train.max_bad:
+            distributed.unite(train.bad)
+            train.check()
+        for line in self.splits.problems():
+            if line not in self.told:
+                self.say(line)
+                self.told.add(line)
 
     def log(self, steps: int, extra: Mapping[str, float] | None = None) -> float:
         state, row, loss = self.state, dict(extra or {}), math.nan
@@ -255,9 +311,10 @@ class _Run:
             loss = sum(state.losses) / len(state.losses)
             rates = {f"lr_{g['name']}": float(g["lr"]) for g in self.optimizer.param_groups}
             row = {"loss": loss, "grad_norm": float(self.norm), **rates, **row}
-        place = {"stage": state.stage, "epoch": (state.step - 1) // steps + 1, "step": state.step}
-        self.logs.row({**place, **row}, state.total)
         state.losses.clear()
+        place = {"stage": state.stage, "epoch": (state.step - 1) // steps + 1, "step": state.step}
+        if self.logs is not None:
+            self.logs.row({**place, **row}, state.total)
         return loss
 
     def weights(self) -> dict[str, Tensor]:
@@ -270,9 +327,9 @@ class _Run:
 
     def save(self, *, threshold: dict[str, Any] | None, path: Path | None = None) -> None:
         """Write everything a run needs to go on to the same bits."""
-        tensors = {**self.weights(), "rng.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = self.weights()
+        if self.logs is None:
+            return
         for name, parameter in self.model.named_parameters():
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
@@ -294,10 +351,10 @@ class _Run:
     def restore(
         self, tensors: dict[str, Tensor], header: dict[str, Any], problems: list[str]
     ) -> None:
-        """Take up a checkpoint: model, momentum, scaler, generators, place in the data and log."""
+        """Take up a checkpoint: model, momentum, scaler, place in the data and log."""
         for problem in problems:
             self.say(problem)
-        self.check_same_run(self.out, header)
+        check_same_run(self.out, header, self.config, self.splits)
         self.state = State(**header["state"])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(under("model.", tensors))
@@ -309,34 +366,11 @@ class _Run:
                 buffer = momentum[name].to(self.device)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.scaler.load_state_dict(header["scaler"])
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
         stage, step = self.state.stage, self.state.step
         if stage == len(self.stages) and step == self.steps_per_epoch() * self.stages[-1].epochs:
             self.say(f"{self.out} is trained already")
         else:
             self.say(f"going on from stage {stage}, step {step} in {self.out}")
-
-    def check_same_run(
-        self, path: Path, header: dict[str, Any], free: tuple[str, ...] = ()
-    ) -> None:
-        """Raise unless a checkpoint is of this configuration, up to `free` keys, and this data."""
-        # through today's defaults: a run from before a key was there may go on
-        old, new = (
-            flatten(config.model_dump(mode="json"))
-            for config in (make_config(header["config"], source=str(path)), self.config)
-        )
-        # those may change without changing the result
-        free = (*free, "device", "threads", "checkpoint_every")
-        for key in sorted(old.keys() | new.keys()):
-            if key.split(".")[0] not in free and old.get(key) != new.get(key):
-                raise OtherRunError(
-                    f"{path} holds a run with {key} = {old.get(key)}, and this one asks for "
-                    f"{new.get(key)}"
-                )
-        if header["shape"] != model_shape(self.splits):
-            raise OtherRunError(f"{path} holds a run on other training data")
 
     def stopped(self, what: str) -> TrainingError:
         stage, step = self.state.stage, self.state.step
@@ -347,10 +381,12 @@ class _Run:
 
     def finish(self) -> Path:
         """The chosen epoch's weights and threshold alone: what `eval` and `predict` read."""
-        source = BEST if self.config.select == "best" else checkpoint.LAST
-        tensors, header = checkpoint.load(self.out / source)
-        weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
-        checkpoint.save(self.out / MODEL, weights, header)
+        if distributed.lead():
+            source = BEST if self.config.select == "best" else checkpoint.LAST
+            tensors, header = checkpoint.load(self.out / source)
+            weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
+            checkpoint.save(self.out / MODEL, weights, header)
+        distributed.barrier()
         return self.out / MODEL
 
 
@@ -364,16 +400,6 @@ def seed_everything(seed: int, stage: int) -> None:
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-        flat.update(inner)
-    return flat
 
 
 def _clear(out: Path) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.heads import Head, HeadOutput
+from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
 
 
 class FSLwFHead(Head):
@@ -112,11 +112,13 @@ class FSLwFHead(Head):
         )
         return HeadOutput(self._cosine(features, everything))
 
-    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+    def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.
 
-        Which classes play novel comes from torch's default generator.
+        Which classes play novel comes from torch's default generator, which must stand at the same
+        place in every process: the whole batch is one episode.
         """
+        features, target = gather(features, target)
         known = self.base[target]
         features, row = features[known], self.position[target[known]]
         if len(row) == 0:

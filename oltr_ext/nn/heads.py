@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,14 @@ from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
 from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.scores import SCORES, open_score
+
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Features and labels of this process to those of the whole batch, with gradients."""
+
+
+def alone(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Gathers over one process: what it has is the whole batch."""
+    return features, target
 
 
 class HeadOutput(NamedTuple):
@@ -66,8 +74,15 @@ class Head(nn.Module, ABC):
         self.score_index.fill_(SCORES.index(score))
 
     @abstractmethod
-    def loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """Training loss, a scalar, of features (B, D) and labels (B,) int64 in [0, C)."""
+    def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
+        """Training loss, a scalar, of features (B, D) and labels (B,) int64 in [0, C).
+
+        Args:
+            gather: where a batch is spread over processes. A term that couples its rows (pairs, a
+                function of a mean) is computed on what this gives, so on the whole batch; any
+                other is the mean over the rows given. The mean of the processes' losses is then
+                the loss of the whole batch, and gradients likewise.
+        """
 
     @abstractmethod
     def outputs(self, features: Tensor) -> HeadOutput:
@@ -131,14 +146,14 @@ class LinearHead(Head):
     def outputs(self, features: Tensor) -> HeadOutput:
         return HeadOutput(self.linear(features))
 
-    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+    def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
         logits = self(features).float()
         if self.class_prior is not None:
             logits = logits + self.class_prior.log()
         loss: Tensor = self.criterion(logits, target)
         if self.metric is not None:
-            loss = loss + self.metric_weight * self.metric(features, target)
+            loss = loss + self.metric_weight * self.metric(*gather(features, target))
         return loss
 
     @torch.no_grad()
@@ -235,12 +250,14 @@ class OLTRHead(Head):
         scale = self.classifier.scale
         return open_score(self.score, out.logits, out.distance, out.unknown, scale=scale)
 
-    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+    def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.
 
         Args:
             features: (B, D).
             target: (B,) int64 in [0, C).
+            gather: for the centroid loss, whose repel term clamps a mean over the batch. It is
+                O((B + C) D), so gathering costs little; the cross-entropy, O(B C D), stays local.
         """
         parts = self.classifier.embed(features, self.memory.centroids)
         loss = self.classifier.cosnorm_classifier.loss(
@@ -251,7 +268,7 @@ class OLTRHead(Head):
         )
         if self.feature_loss_weight == 0:
             return loss
-        pull = self.centroid_loss(features, target, self.memory.centroids)
+        pull = self.centroid_loss(*gather(features, target), self.memory.centroids)
         return loss + self.feature_loss_weight * pull
 
     @torch.no_grad()

@@ -1,0 +1,431 @@
+"""Several processes give what one gives: the pieces, whole runs, resuming, and how they fail."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import subprocess
+import sys
+import traceback
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from tiny import config, same_run, write_data
+from torch import nn
+
+from oltr_ext.engine import checkpoint, distributed
+from oltr_ext.engine.batchnorm import synchronise
+from oltr_ext.engine.config import ConfigError, make_config
+from oltr_ext.engine.train import TrainingError, _Run, train
+from oltr_ext.models import OLTRModel
+from oltr_ext.nn import FocalLoss, FSLwFHead, LiftedStructureLoss, LinearHead, OLTRHead, RangeLoss
+
+KINDS = ("memory", "lifted", "range", "crt", "lws", "fslwf", "openmax")
+PATIENCE = 150  # seconds
+
+
+def settings(folder, kind, **changes):
+    """A run of two short stages, or one, as configured for the method."""
+    values = {**config(folder), "log_every": 1}
+    first = {**values["stage1"], "epochs": 1}
+    second = {**values["stage2"], "epochs": 1}
+    if kind in ("lifted", "range"):
+        first |= {"loss": {"kind": kind}, "sampler": "class_aware", "clip": 5.0}
+    retrained = {"kind": kind, "epochs": 1, "batch_size": 8, "lr": first["lr"]}
+    second = {
+        "memory": second,
+        "crt": retrained,
+        "lws": retrained,
+        "fslwf": {**retrained, "base_shots": 4, "fake": 1},
+        "openmax": {"kind": "openmax"},
+    }.get(kind)
+    return make_config({**values, "stage1": first, "stage2": second, **changes})
+
+
+def in_pair(folder, job, *arguments):
+    """Run `job(*arguments)` in both of two processes of a group; fails as they fail."""
+    context = multiprocessing.get_context("forkserver")  # one import of torch for both
+    context.set_forkserver_preload(["oltr_ext.engine.train"])
+    results = context.Queue()
+    pair = [
+        context.Process(target=_member, args=(rank, folder / "store", results, job, arguments))
+        for rank in range(2)
+    ]
+    for process in pair:
+        process.start()
+    try:
+        for _ in pair:
+            error = results.get(timeout=PATIENCE)
+            assert error is None, error
+    finally:
+        for process in pair:
+            process.join(1 if sys.exc_info()[0] else PATIENCE)
+            process.kill()
+
+
+def _member(rank, store, results, job, arguments):
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+        job(*arguments)
+    except BaseException:
+        results.put(traceback.format_exc())
+        raise
+    results.put(None)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_data(folder)
+    return folder
+
+
+# The pieces, in float64 where they can be exact.
+
+
+def _pieces():
+    rank = distributed.rank()
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(8, 3, 2, 5, dtype=torch.float64, generator=generator) * 3 + 7
+    weight = torch.randn(8, 3, 2, 5, dtype=torch.float64, generator=generator)
+    target = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+    own = slice(4 * rank, 4 * rank + 4)
+
+    for make in (lambda: nn.BatchNorm2d(3), lambda: nn.BatchNorm2d(3, affine=False, momentum=None)):
+        alone, shared = make().double(), nn.Sequential(make().double())
+        if alone.affine:
+            nn.init.normal_(alone.weight, generator=generator)
+            nn.init.normal_(alone.bias, generator=generator)
+        shared[0].load_state_dict(alone.state_dict())
+        names = list(shared.state_dict())
+        synchronise(shared)
+        assert list(shared.state_dict()) == names
+        for _ in range(2):
+            x, x_own = whole.clone().requires_grad_(), whole[own].clone().requires_grad_()
+            y, y_own = alone(x), shared(x_own)
+            torch.testing.assert_close(y_own, y[own])
+            (y.sin() * weight).sum().div(8).backward()
+            (y_own.sin() * weight[own]).sum().div(4).backward()
+            torch.testing.assert_close(x_own.grad / 2, x.grad[own])  # W times: see the module
+        distributed.average([p.grad for p in shared.parameters()])
+        for p, q in zip(alone.parameters(), shared.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(shared.state_dict()[f"0.{name}"], value)
+        torch.testing.assert_close(shared.eval()(whole), alone.eval()(whole))
+
+    # bfloat16, channels last: as exact as BatchNorm's own
+    x = whole.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    alone, shared = nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3))
+    synchronise(shared)
+    x_own = x[own].detach().requires_grad_()
+    y, y_own = alone(x), shared(x_own)
+    assert y_own.dtype == torch.bfloat16
+    assert y_own.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y_own, y[own])
+    y_own.sum().backward()
+    assert x_own.grad.dtype == torch.bfloat16
+
+    # pairs across processes
+    rows = whole.flatten(1)
+    x, x_own = rows.clone().requires_grad_(), rows[own].clone().requires_grad_()
+    loss = LiftedStructureLoss(20.0)
+    loss(x, target).backward()
+    features, labels = distributed.gather(x_own, target[own])
+    assert torch.equal(features, rows) and torch.equal(labels, target)
+    loss(features, labels).backward()
+    assert x.grad.abs().max() > 0.01
+    torch.testing.assert_close(x_own.grad / 2, x.grad[own])
+
+    # an overflow in one process is skipped in both
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scaler.scale(parameter.sum()).backward()
+    if rank == 1:
+        parameter.grad[0] = torch.inf
+    distributed.average([parameter.grad])
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 8.0 and torch.equal(parameter.detach(), torch.ones(2))
+
+    # large and small tensors, each once
+    many = [torch.full((n,), float(rank + i)) for i, n in enumerate((3, 9, 2, 2))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "BUCKET", 8)
+        distributed.average(many)
+    assert [t.unique().tolist() for t in many] == [[0.5 + i] for i in range(4)]
+
+    flags = torch.tensor([rank == 0, rank == 1, False])
+    distributed.unite(flags)
+    assert flags.tolist() == [True, True, False]
+    assert distributed.mean(torch.tensor(float(rank))) == 0.5
+    assert distributed.mean(torch.tensor([1.0, torch.nan][rank])) != 0.5
+    batch = np.arange(16).reshape(8, 2)
+    parts = list(distributed.share([batch, batch + 100], parts=2))
+    assert len(parts) == 4 and (parts[1] == batch[4 + 2 * rank : 6 + 2 * rank]).all()
+    assert (parts[2] == 100 + batch[2 * rank : 2 * rank + 2]).all()
+
+    _heads(rank)
+
+
+def _heads(rank):
+    """The mean of the losses is the batch's, gradients too, for each way that heads see a batch."""
+    torch.manual_seed(0)
+    x, target = torch.randn(8, 6) * 2, torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+    x[:4] *= 3  # mean squared distances on either side of the margin
+    own = slice(4 * rank, 4 * rank + 4)
+    prior = torch.tensor([4.0, 2.0, 2.0])
+    strong = {"feature_loss_weight": 1.0, "repel_weight": 1.0, "class_prior": prior}
+    for head in (
+        OLTRHead(6, 3, margin=110.0, **strong),
+        OLTRHead(6, 3, margin=110.0, compat="official", **strong),
+        LinearHead(6, 3, metric=RangeLoss(), class_prior=prior),
+        LinearHead(6, 3, criterion=FocalLoss()),
+        FSLwFHead(6, (4, 2, 1), base_shots=2, fake=1),
+    ):
+        torch.manual_seed(1)
+        loss = head.loss(x, target)
+        alone = torch.autograd.grad(loss, list(head.parameters()), allow_unused=True)
+        torch.manual_seed(1)
+        shared = head.loss(x[own], target[own], gather=distributed.gather)
+        assert distributed.mean(shared) == pytest.approx(loss.item(), rel=1e-5)
+        parts = torch.autograd.grad(shared, list(head.parameters()), allow_unused=True)
+        distributed.average([g for g in parts if g is not None])
+        for (name, _), a, b in zip(head.named_parameters(), alone, parts, strict=True):
+            assert (a is None) == (b is None), name
+            if a is not None:
+                torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pieces(tmp_path):
+    in_pair(tmp_path, _pieces)
+
+
+# Whole runs.
+
+
+def _runs(data, broken, out):
+    with _in_float64():
+        for kind in KINDS:
+            train(settings(data, kind), out / kind)
+        with _stopping_at(2, step=2), pytest.raises(KeyboardInterrupt):
+            train(settings(data, "memory", checkpoint_every=1), out / "for_one")
+    train(settings(data, "memory", amp="fp16"), out / "fp16")
+
+    # stopped in either stage, by two processes at once, they go on to the same bits
+    often = settings(data, "memory", checkpoint_every=1)
+    for stage in (1, 2):
+        with _stopping_at(stage, step=2), pytest.raises(KeyboardInterrupt):
+            train(often, out / "parts")
+    torch.manual_seed(123)
+    train(often, out / "parts")
+    train(often, out / "whole")
+
+    # what is wrong in one process ends both, with the same words
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OLTRModel, "features", _poisoned(OLTRModel.features))
+        with pytest.raises(TrainingError, match="the loss is nan after step 2 of stage 1"):
+            train(often, out / "nan")
+    assert checkpoint.load_latest(out / "nan")[1]["state"]["step"] == 1
+    odd = settings(data, None, stage1={**often.stage1.model_dump(), "batch_size": 7})
+    with pytest.raises(ValueError, match=r"stage1\.batch_size: 7 does not divide by 2 processes"):
+        train(odd, out / "odd")
+
+    # two unreadable images, each seen by one process (each image comes once, and this seed deals
+    # them so) and counted in both
+    images = {**config(data)["data"], "val": str(broken / "val.txt"), "max_bad_images": 2}
+    images["train"] = str(broken / "train.txt")
+    once = {**often.stage1.model_dump(), "batch_size": 10}
+    said = []
+    train(settings(data, None, data=images, stage1=once), out / "bad", say=said.append)
+    words = ["2 of 30 images cannot be read, the first broken.png", "1 of 17 images"]
+    found = [word in line for word, line in zip(words, said, strict=False)]
+    assert found == ([True, True] if distributed.lead() else []), said
+    images["max_bad_images"] = 1
+    with pytest.raises(ValueError, match=f"{words[0]}; data.max_bad_images = 1"):
+        train(settings(data, None, data=images, stage1=once), out / "worse")
+
+
+@contextmanager
+def _stopping_at(stage, step):
+    """Runs are interrupted after a step, before the step's checkpoint."""
+    whole = _Run.step
+
+    def stop(self, parts, steps):
+        whole(self, parts, steps)
+        if (self.state.stage, self.state.step) == (stage, step):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "step", stop)
+        yield
+
+
+def _poisoned(features):
+    calls = []
+
+    def poison(self, images):
+        calls.append(self.training)
+        out = features(self, images)
+        return out * float("nan") if sum(calls) == 2 and distributed.rank() == 1 else out
+
+    return poison
+
+
+@pytest.fixture(scope="module")
+def broken(data, tmp_path_factory):
+    """Lists with two unreadable images for training, one of validation, in place of good ones."""
+    folder = tmp_path_factory.mktemp("broken")
+    (data / "broken.png").write_bytes((data / "train_0_0.png").read_bytes()[:300])
+    (data / "text.png").write_text("no image")
+    lines = (data / "train.txt").read_text().splitlines()
+    lines[3], lines[-1] = "broken.png 0", "text.png 3"
+    (folder / "train.txt").write_text("\n".join(lines))
+    lines = (data / "val.txt").read_text().splitlines()
+    (folder / "val.txt").write_text("\n".join([lines[0], "text.png 1", *lines[1:]]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(data, broken, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pair")
+    in_pair(out, _runs, data, broken, out)
+    return out
+
+
+@contextmanager
+def _in_float64():
+    """Runs in float64, where what one and two processes give differs by rounding and no more."""
+    features = OLTRModel.features
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OLTRModel, "features", lambda self, images: features(self, images.double()))
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def near(one, two, tolerance=1e-7):
+    """Every tensor of the model, and the losses on the way."""
+    (left, header), (right, other) = (checkpoint.load(p / "model.safetensors") for p in (one, two))
+    assert left.keys() == right.keys() and header["state"]["total"] == other["state"]["total"]
+    for name, value in left.items():
+        torch.testing.assert_close(
+            right[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for a, b in zip(*(csv.DictReader((p / "log.csv").open()) for p in (one, two)), strict=True):
+        assert a["val_overall"] == b["val_overall"]
+        if a["loss"]:
+            assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=tolerance)
+            assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_what_one_gives(data, pair, kind, tmp_path):
+    with _in_float64():
+        train(settings(data, kind), tmp_path)
+    near(tmp_path, pair / kind)
+
+
+def test_mixed_precision_in_two_processes(data, pair, tmp_path):
+    """Which steps overflow may differ, for the loss of a process is a mean over fewer rows."""
+    train(settings(data, "memory", amp="fp16"), tmp_path)
+    one, two = (list(csv.DictReader((p / "log.csv").open())) for p in (tmp_path, pair / "fp16"))
+    assert float(one[0]["loss"]) == pytest.approx(float(two[0]["loss"]), rel=0.01)
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    assert checkpoint.load(pair / "fp16" / "last.safetensors")[1]["scaler"]["scale"] > 1
+
+
+def test_two_processes_resume_to_the_same_bits(pair):
+    same_run(pair / "whole", pair / "parts")
+
+
+def test_one_process_goes_on_with_the_run_of_two(data, pair):
+    said = []
+    with _in_float64():
+        train(settings(data, "memory"), pair / "for_one", say=said.append)
+    assert said == [f"going on from stage 2, step 1 in {pair / 'for_one'}"]
+    near(pair / "memory", pair / "for_one")
+
+
+def test_a_process_that_fails_under_torchrun_ends_all_with_one_line(data, broken, tmp_path):
+    values = {**config(data), "stage2": None}
+    values["data"] = {**values["data"], "train": str(broken / "train.txt")}
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values))
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "oltr_ext"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "train", "broken.yaml", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    told = [line for line in done.stderr.splitlines() if line.startswith("oltr: ")]
+    assert done.returncode == 1 and len(told) == 1, done.stderr
+    assert "cannot read image" in told[0] and "Traceback (most recent call last)" not in done.stdout
+
+
+# In one process.
+
+
+def test_loader_processes_change_nothing(data, broken, tmp_path):
+    """Not the bits, with unreadable images in the list, and not where a run goes on."""
+    images = {**config(data)["data"], "train": str(broken / "train.txt"), "max_bad_images": 2}
+    train(settings(data, "memory", data=images), tmp_path / "whole")
+    fetched = settings(data, "memory", data={**images, "workers": 1})
+    with _stopping_at(1, step=2), pytest.raises(KeyboardInterrupt):
+        train(fetched, tmp_path / "parts")
+    train(fetched, tmp_path / "parts")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_accumulated_parts_are_the_whole_batch(data, tmp_path, monkeypatch):
+    whole = settings(data, "crt")  # no BatchNorm and no coupled loss in its stage 2
+    parts = whole.stage2.model_copy(update={"accumulate": 4})
+    features, sizes = OLTRModel.features, []
+
+    def watched(self, images):
+        sizes.append(len(images) if self.training else 0)
+        return features(self, images)
+
+    monkeypatch.setattr(OLTRModel, "features", watched)
+    with _in_float64():
+        train(whole, tmp_path / "whole")
+        assert set(sizes) == {8, 0}
+        train(whole.model_copy(update={"stage2": parts}), tmp_path / "parts")
+    assert sizes.count(2) == 4 * 3
+    near(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_accumulated_runs_resume_to_the_same_bits(data, tmp_path):
+    values = config(data)
+    for stage in ("stage1", "stage2"):
+        values[stage] = {**values[stage], "epochs": 1, "accumulate": 2}
+    run = make_config(values)
+    train(run, tmp_path / "whole")
+    with _stopping_at(2, step=3), pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path / "parts")
+    train(run, tmp_path / "parts")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_batches_that_cannot_be_shared_are_refused(data, tmp_path):
+    run = settings(data, "memory")
+    odd = run.model_copy(update={"stage2": run.stage2.model_copy(update={"accumulate": 3})})
+    with pytest.raises(ValueError, match=r"stage2\.batch_size: 8 does not divide by 1 process x "):
+        train(odd, tmp_path)
+    values = config(data)
+    values["stage2"] = {**values["stage2"], "compat": "official", "accumulate": 2}
+    with pytest.raises(ConfigError, match=r"stage2: .*official needs accumulate = 1"):
+        make_config(values)
