@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.engine.methods import DEMO, METHODS
@@ -96,6 +97,13 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
+def _data_make(args: argparse.Namespace) -> int:
+    from oltr_ext.data.make import make
+
+    make(args.name, args.source, say=_say)
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
     from oltr_ext.info import main as info
 
@@ -128,8 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"oltr_ext {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: object, about: str, examples: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def command(
+        name: str, run: object, about: str, examples: str, within: Any = commands
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = within.add_parser(
             name,
             help=about,
             description=f"{about[0].upper()}{about[1:]}.",
@@ -205,6 +215,24 @@ def _parser() -> argparse.ArgumentParser:
         "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    about = "look after data sets"
+    group = commands.add_parser("data", help=about, description=f"{about.capitalize()}.")
+    parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    sub = command(
+        "make",
+        _data_make,
+        "render a larger data set into the cache ($OLTR_EXT_CACHE, else ~/.cache/oltr_ext)",
+        "  oltr data make glyphs\n"
+        "  oltr data make icons-large --source iconify-json-2.2.535.tgz",
+        within=parts,
+    )
+    sub.add_argument("name", metavar="NAME", help="glyphs (two sizes) or icons-large")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
+    )
 
     sub = command(
         "info", _info, "show versions, libraries, CPU features and backends", "  oltr info"
