@@ -223,8 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         "make",
         _data_make,
         "render a larger data set into the cache ($OLTR_EXT_CACHE, else ~/.cache/oltr_ext)",
-        "  oltr data make glyphs\n"
-        "  oltr data make icons-large --source iconify-json-2.2.535.tgz",
+        "  oltr data make glyphs\n  oltr data make icons-large --source iconify-json-2.2.535.tgz",
         within=parts,
     )
     sub.add_argument("name", metavar="NAME", help="glyphs (two sizes) or icons-large")

@@ -141,9 +141,10 @@ def test_duplicates_and_lookalikes():
     chain[1].ravel()[lit[:: len(lit) // 9]] = 0
     chain[2].ravel()[lit[:: len(lit) // 9]] = 0
     chain[2].ravel()[lit[3 :: len(lit) // 9]] = 0
-    unit = np.stack(chain).reshape(3, -1) / np.linalg.norm(np.stack(chain).reshape(3, -1), axis=1)[
-        :, None
-    ]
+    unit = (
+        np.stack(chain).reshape(3, -1)
+        / np.linalg.norm(np.stack(chain).reshape(3, -1), axis=1)[:, None]
+    )
     cosine = unit @ unit.T
     assert cosine[0, 1] > SIMILAR < cosine[1, 2] and cosine[0, 2] < SIMILAR
     kept = drop_duplicates([icon("x", image) for image in chain])

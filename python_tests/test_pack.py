@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import config
 from PIL import Image
+from tiny import config
 
 from oltr_ext.cli import main
-from oltr_ext.data.pack import ARRAYS, SPLITS, Pack, load_pack, save_pack
+from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, load_pack, save_pack
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.build import load_splits
-from oltr_ext.engine.config import make_config
+from oltr_ext.engine.config import load_config, make_config
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.train import train
 
@@ -110,7 +110,10 @@ def test_a_damaged_pack_of_the_package_says_how_to_make_it_again(tmp_path, monke
     ("change", "message"),
     [
         ({"images": None}, "is no pack: it has no array images"),
-        ({"images": np.zeros((30, 32, 32))}, r"expected images \(N, 32, 32\) of uint8, got .*float64"),
+        (
+            {"images": np.zeros((30, 32, 32))},
+            r"expected images \(N, 32, 32\) of uint8, got .*float64",
+        ),
         ({"images": np.zeros((3, 32, 32), np.uint8)}, r"expected class_index of 3 integers, got"),
         ({"class_index": (0, 9)}, "expected class_index from 0 to 5, got 0 to 9"),
         ({"split_index": (0, -1)}, "expected split_index from 0 to 4, got -1 to 4"),
@@ -126,8 +129,8 @@ def test_what_does_not_hold_is_named(arrays, tmp_path, change, message):
     for key, value in change.items():
         if value is None:
             del arrays[key]
-        elif value == "val" if isinstance(value, str) else False:
-            arrays[key][arrays[key] == 1] = 2
+        elif isinstance(value, str):
+            arrays[key][arrays[key] == SPLITS.index(value)] = 2
         elif isinstance(value, tuple):
             arrays[key][value[0]] = value[1]
         else:
@@ -207,3 +210,13 @@ def test_a_pack_trains_and_judges_and_predicts(tmp_path):
     Image.fromarray(tiny_pack().images[0]).save(tmp_path / "a.png")
     (answer,) = predict_images(trained, [tmp_path / "a.png"])
     assert answer.closed in "abcd"
+
+
+@pytest.mark.parametrize("method", ["plain", "oltr", "oltr-plus"])
+@pytest.mark.parametrize("name", list(MADE_BY))
+def test_the_packs_configurations_keep_their_data_and_budget(name, method):
+    plain, run = load_config(f"{name}_plain"), load_config(f"{name}_{method}")
+    assert run.data == plain.data and run.data.name == name and run.model == plain.model
+    assert run.data.augment.flip == 0  # a mirrored character is another one, or none
+    stages = [s for s in (run.stage1, run.stage2) if s is not None]
+    assert sum(s.epochs for s in stages) == plain.stage1.epochs

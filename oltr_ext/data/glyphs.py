@@ -14,14 +14,22 @@ training never showed. What is done, in order:
    face a class, and validates on those classes alone.
 
 Nothing is redistributed: the fonts are fetched from the Debian archive or found in a folder, and
-the packs stay in the cache. The families and their licences, as Debian's copyright files give them:
+the packs stay in the cache. Licences, as Debian's copyright files give them:
 
-LICENCES_HERE
+    Noto Sans CJK, Noto Serif CJK, LXGW WenKai,    SIL Open Font License 1.1
+      BIZ UDGothic, SetoFont
+    IPAex Mincho                                   IPA Font License 1.0
+    Aoyagi Kouzan                                  public domain
+    Kiloji                                         BSD-3-Clause
+    WenQuanYi Zen Hei                              GPL-2 with font embedding exception, M+ FONTS
+    WenQuanYi Micro Hei                            Apache-2.0 or GPL-3 with font exception
+    AR PL UMing, AR PL UKai                        Arphic Public License
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -58,49 +66,35 @@ class Face(NamedTuple):
     side: str
     package: str
     file: str
-    index: int = 0  # in a collection
+    number: int = 0  # in a collection
 
     @property
     def name(self) -> str:
-        return Path(self.file).stem + (f"#{self.index}" if self.index else "")
+        return Path(self.file).stem + (f"#{self.number}" if self.number else "")
 
 
-def _faces(family: str, side: str, package: str, *files: str, index: int = 0) -> list[Face]:
-    return [Face(family, side, package, file, index) for file in files]
-
-
-# Each side has sans, serif or brush, and handwritten shapes; 2 is the Chinese form of Noto.
+# Each side has sans, serif or brush, and handwritten shapes; 2 is the mainland form of Noto.
 FACES = (
-    *_faces(
-        *("Noto Sans CJK", "train", "fonts-noto-cjk"),
-        *("NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"),
-        index=2,
-    ),
-    *_faces(
-        *("Noto Serif CJK", "train", "fonts-noto-cjk"),
-        *("NotoSerifCJK-Regular.ttc", "NotoSerifCJK-Bold.ttc"),
-        index=2,
-    ),
-    *_faces(
-        *("LXGW WenKai", "train", "fonts-lxgw-wenkai"),
-        *("LXGWWenKai-Light.ttf", "LXGWWenKai-Regular.ttf", "LXGWWenKai-Bold.ttf"),
-    ),
-    *_faces("IPAex Mincho", "train", "fonts-ipaexfont-mincho", "ipaexm.ttf"),
-    *_faces(
-        *("BIZ UDGothic", "train", "fonts-morisawa-bizud-gothic"),
-        *("BIZUDGothic-Regular.ttf", "BIZUDGothic-Bold.ttf"),
-    ),
-    *_faces(
-        *("Aoyagi Kouzan", "train", "fonts-kouzan-mouhitsu"),
-        *("kouzan-mouhitsu.ttf", "kouzan-mouhitsu-gyosho.ttf"),
-    ),
-    *_faces("Aoyagi Kouzan", "train", "fonts-aoyagi-kouzan-t", "AoyagiKouzanT.ttf"),
-    *_faces("Kiloji", "train", "fonts-kiloji", "kiloji.ttf", "kiloji_b.ttf"),
-    *_faces("WenQuanYi Zen Hei", "val", "fonts-wqy-zenhei", "wqy-zenhei.ttc"),
-    *_faces("SetoFont", "val", "fonts-seto", "setofont.ttf"),
-    *_faces("WenQuanYi Micro Hei", "test", "fonts-wqy-microhei", "wqy-microhei.ttc"),
-    *_faces("AR PL UMing", "test", "fonts-arphic-uming", "uming.ttc"),
-    *_faces("AR PL UKai", "test", "fonts-arphic-ukai", "ukai.ttc"),
+    Face("Noto Sans CJK", "train", "fonts-noto-cjk", "NotoSansCJK-Regular.ttc", 2),
+    Face("Noto Sans CJK", "train", "fonts-noto-cjk", "NotoSansCJK-Bold.ttc", 2),
+    Face("Noto Serif CJK", "train", "fonts-noto-cjk", "NotoSerifCJK-Regular.ttc", 2),
+    Face("Noto Serif CJK", "train", "fonts-noto-cjk", "NotoSerifCJK-Bold.ttc", 2),
+    Face("LXGW WenKai", "train", "fonts-lxgw-wenkai", "LXGWWenKai-Light.ttf"),
+    Face("LXGW WenKai", "train", "fonts-lxgw-wenkai", "LXGWWenKai-Regular.ttf"),
+    Face("LXGW WenKai", "train", "fonts-lxgw-wenkai", "LXGWWenKai-Bold.ttf"),
+    Face("IPAex Mincho", "train", "fonts-ipaexfont-mincho", "ipaexm.ttf"),
+    Face("BIZ UDGothic", "train", "fonts-morisawa-bizud-gothic", "BIZUDGothic-Regular.ttf"),
+    Face("BIZ UDGothic", "train", "fonts-morisawa-bizud-gothic", "BIZUDGothic-Bold.ttf"),
+    Face("Aoyagi Kouzan", "train", "fonts-kouzan-mouhitsu", "kouzan-mouhitsu.ttf"),
+    Face("Aoyagi Kouzan", "train", "fonts-kouzan-mouhitsu", "kouzan-mouhitsu-gyosho.ttf"),
+    Face("Aoyagi Kouzan", "train", "fonts-aoyagi-kouzan-t", "AoyagiKouzanT.ttf"),
+    Face("Kiloji", "train", "fonts-kiloji", "kiloji.ttf"),
+    Face("Kiloji", "train", "fonts-kiloji", "kiloji_b.ttf"),
+    Face("WenQuanYi Zen Hei", "val", "fonts-wqy-zenhei", "wqy-zenhei.ttc"),
+    Face("SetoFont", "val", "fonts-seto", "setofont.ttf"),
+    Face("WenQuanYi Micro Hei", "test", "fonts-wqy-microhei", "wqy-microhei.ttc"),
+    Face("AR PL UMing", "test", "fonts-arphic-uming", "uming.ttc"),
+    Face("AR PL UKai", "test", "fonts-arphic-ukai", "ukai.ttc"),
 )
 
 
@@ -168,9 +162,9 @@ def make(
     with tempfile.TemporaryDirectory() as unpacked:
         paths = find(source or fetch(downloads, say, faces), Path(unpacked), faces)
         drawn = []
-        for number, (face, path) in enumerate(zip(faces, paths, strict=True), 1):
-            drawn.append(draw(path, face.index, characters))
-            say(f"{number}/{len(faces)} {face.name}: {len(drawn[-1][0])} characters")
+        for count, (face, path) in enumerate(zip(faces, paths, strict=True), 1):
+            drawn.append(draw(path, face.number, characters))
+            say(f"{count}/{len(faces)} {face.name}: {len(drawn[-1][0])} characters")
         digest = {
             face.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for face, path in zip(faces, paths, strict=True)
@@ -186,7 +180,7 @@ def make(
 def find(source: Path, unpacked: Path, faces: Sequence[Face]) -> list[Path]:
     """The file of each face in `source`, or in its .deb packages, unpacked."""
     packages = packages_of(faces)
-    for deb in sorted(source.rglob("*.deb")):
+    for deb in sorted(source.glob("*.deb"))  # no deeper: a killed download may lie there:
         if not any(deb.name.startswith(f"{package}_") for package in packages):
             continue
         tool = shutil.which("dpkg-deb")
@@ -209,15 +203,17 @@ def find(source: Path, unpacked: Path, faces: Sequence[Face]) -> list[Path]:
     return [there[face.file] for face in faces]
 
 
-def draw(path: Path, index: int, characters: str) -> tuple[NDArray[np.int64], Bytes]:
+def draw(path: Path, number: int, characters: str) -> tuple[NDArray[np.int64], Bytes]:
     """Positions (n,) of the characters that a face really has, and their images (n, 32, 32).
 
     Raises:
         ValueError: not a font that can be read.
     """
     try:
+        # bytes, for a path that fails Pillow looks for a font of that name in the system's folders;
         # basic layout: one glyph a character, whatever shaping library there is
-        font = ImageFont.truetype(path, EM, index, layout_engine=ImageFont.Layout.BASIC)
+        file, basic = io.BytesIO(path.read_bytes()), ImageFont.Layout.BASIC
+        font = ImageFont.truetype(file, EM, number, layout_engine=basic)
         notdef = render(font, NOTDEF)
         images = np.stack([render(font, character) for character in characters])
     except OSError as error:
@@ -271,8 +267,8 @@ def deal(
         ValueError: the faces do not have enough characters.
     """
     has = np.zeros((len(characters), len(faces)), bool)
-    for number, (kept, _) in enumerate(drawn):
-        has[kept, number] = True
+    for face, (kept, _) in enumerate(drawn):
+        has[kept, face] = True
     sides = np.array([face.side for face in faces])
     there = {side: has[:, sides == side].sum(axis=1) for side in ("train", "val", "test")}
     order = np.array(sorted(range(len(characters)), key=lambda c: rank(SEED, characters[c])))
@@ -332,9 +328,7 @@ class Table:
         there = [f for f in there if self.has[character, f]]
         return sorted(there, key=lambda f: rank(SEED, name, self.faces[f].name))[:count]
 
-    def pack(
-        self, classes: Classes, validated: list[int], each: int | None, about: str
-    ) -> Pack:
+    def pack(self, classes: Classes, validated: list[int], each: int | None, about: str) -> Pack:
         """The images of some classes, `each` (None: all) of one class in validation and test."""
         rows: list[tuple[int, int, int, int]] = []  # split, label, face, character
         names = [*classes.known, *classes.open_val, *classes.open_test]

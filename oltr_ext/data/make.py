@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from oltr_ext.data import glyphs, icons_large
-from oltr_ext.data.pack import cache_folder, save_pack
+from oltr_ext.data.pack import Pack, cache_folder, save_pack
 
 __all__ = ["MAKERS", "make"]
 
 Say = Callable[[str], None]
-MAKERS = {"glyphs": glyphs.make, "icons-large": icons_large.make}
+MAKERS: dict[str, Callable[[Path | None, Path, Say], dict[str, Pack]]] = {
+    "glyphs": glyphs.make,
+    "icons-large": icons_large.make,
+}
 
 
 def make(name: str, source: Path | None = None, *, say: Say = lambda _: None) -> list[Path]:

@@ -190,13 +190,15 @@ def load_pack(name: str) -> Pack:
             missing = [key for key in ARRAYS if key not in file.files]
             if missing:
                 raise ValueError(f"it has no array {', '.join(missing)}")
-            arrays = {key: file[key] for key in ARRAYS}
+            arrays: dict[str, Any] = {key: file[key] for key in ARRAYS}
             about = str(file["about"]) if "about" in file.files else ""
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged: {error}{again}") from None
     except (ValueError, TypeError, AttributeError) as error:  # the last two: a bare .npy
         raise ValueError(f"{path} is no pack: {error}{again}") from None
-    names = {key: [str(n) for n in np.atleast_1d(arrays.pop(key))] for key in ARRAYS[4:]}
+    names: dict[str, Any] = {
+        key: [str(n) for n in np.atleast_1d(arrays.pop(key))] for key in ARRAYS[4:]
+    }
     try:
         return Pack(**arrays, **names, about=about)
     except ValueError as error:

@@ -90,7 +90,8 @@ def opened(package: Path) -> Iterator[Path]:
                 with tarfile.open(package) as tar:
                     tar.extractall(folder, filter="data")
             except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(f"{package} is no whole tarball: {error}") from None
+                why = " ".join(str(error).split())
+                raise ValueError(f"{package} is no whole tarball: {why}") from None
             with opened(Path(folder) / "package") as inside:
                 yield inside
         return
