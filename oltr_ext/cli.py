@@ -115,6 +115,13 @@ def _data_check(args: argparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
+def _data_make(args: argparse.Namespace) -> int:
+    from oltr_ext.data.make import make
+
+    make(args.name, args.source, say=_say)
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
     from oltr_ext.info import main as info
 
@@ -260,6 +267,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
     _add_set(sub)
+
+    sub = command(
+        "make",
+        _data_make,
+        "render a larger data set into the cache ($OLTR_EXT_CACHE, else ~/.cache/oltr_ext)",
+        "  oltr data make glyphs\n  oltr data make icons-large --source iconify-json-2.2.535.tgz",
+        within=parts,
+    )
+    sub.add_argument("name", metavar="NAME", help="glyphs (two sizes) or icons-large")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
+    )
 
     sub = command(
         "info", _info, "show versions, libraries, CPU features and backends", "  oltr info"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from oltr_ext.data import icons
-from oltr_ext.data.icons import build
+from oltr_ext.data.icons import build, iconify
 
 FOLDER = Path(icons.__file__).parent
 TABLE_ROW = re.compile(r"\| `(.+?)` \| (.+?) \| (.+?) \| \[?([\w.-]+)\]?.*? \| (\w+) \| (\d+) \|")
@@ -80,14 +80,14 @@ def test_images_are_distinct_and_not_blank(data: icons.Icons) -> None:
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     cosine = pixels @ pixels.T
     np.fill_diagonal(cosine, 0)
-    assert cosine.max() <= build.SIMILAR
+    assert cosine.max() <= iconify.SIMILAR
 
 
 def test_class_names_follow_the_rules(data: icons.Icons) -> None:
     assert not set(data.class_names) & build.EXCLUDED
     assert all(name.isalpha() for name in data.class_names)
     for row, name in enumerate(data.icon_name):
-        assert build.stem(name) == data.class_names[data.class_index[row]]
+        assert iconify.stem(name) == data.class_names[data.class_index[row]]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_class_names_follow_the_rules(data: icons.Icons) -> None:
     ],
 )
 def test_stem_strips_style_only(name: str, label: str) -> None:
-    assert build.stem(name) == label
+    assert iconify.stem(name) == label
 
 
 def test_size_licences_and_attribution(data: icons.Icons) -> None:
@@ -112,9 +112,9 @@ def test_size_licences_and_attribution(data: icons.Icons) -> None:
     assert {prefix: int(row[4]) for prefix, row in rows.items()} == dict(
         zip(sets.tolist(), counts.tolist(), strict=True)
     )
-    assert {row[2] for row in rows.values()} <= build.LICENCES
+    assert {row[2] for row in rows.values()} <= iconify.LICENCES
     side = {"train": "train", "val": "val", "open_val": "val", "test": "test", "open_test": "test"}
-    for prefix, part in zip(data.set_name, data.part, strict=True):
+    for prefix, part in zip(data.set_name, np.array(icons.SPLITS)[data.split_index], strict=True):
         assert rows[prefix][3] == side[part]
 
 
@@ -131,7 +131,7 @@ def test_usable_sets_leave_out_what_they_must() -> None:
         "moving": {**fine, "tags": ["Contains Animations"]},
         "fa9-brands": fine,
     }
-    assert build.usable_sets(sets) == ["good"]
+    assert iconify.usable_sets(sets) == ["good"]
 
 
 def test_array_is_what_the_script_makes(data: icons.Icons) -> None:

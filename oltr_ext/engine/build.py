@@ -25,6 +25,7 @@ from oltr_ext.data import (
     imagenet_train,
 )
 from oltr_ext.data.icons import load_icons
+from oltr_ext.data.pack import Pack, load_pack
 from oltr_ext.engine.config import (
     Config,
     EpisodeStage,
@@ -35,6 +36,7 @@ from oltr_ext.engine.config import (
     Lifted,
     ListData,
     MemoryStage,
+    PackData,
     Range,
     RetrainStage,
     Stage,
@@ -108,37 +110,41 @@ class Splits:
         return [line for line in found if line is not None]
 
 
-def load_splits(data: IconsData | ListData) -> Splits:
+def load_splits(data: IconsData | ListData | PackData) -> Splits:
     """Read the data a configuration names.
 
     Raises:
-        FileNotFoundError, ValueError: see `ImageList`; a label beyond the classes; no classes.
+        FileNotFoundError, ValueError: see `ImageList` and `load_pack`; a label beyond the classes;
+            no classes.
     """
-    return _icon_splits(data) if isinstance(data, IconsData) else _list_splits(data)
+    if isinstance(data, ListData):
+        return _list_splits(data)
+    pack = load_pack(data.name) if isinstance(data, PackData) else load_icons()
+    return _pack_splits(pack, Augment(**data.augment.model_dump()))
 
 
-def _icon_splits(data: IconsData) -> Splits:
-    icons = load_icons()
+def _pack_splits(pack: Pack, augment: Augment) -> Splits:
+    def part(name: str) -> TensorImages:
+        images, labels = pack.split(name)
+        return TensorImages(images, labels.numpy())
 
-    shown = np.concatenate([icons.rows("test"), icons.rows("open_test")])
+    def strangers(name: str) -> TensorImages | None:
+        return part(name) if len(pack.rows(name)) else None
 
-    def part(name: str, augment: Augment | None = None) -> TensorImages:
-        images, labels = icons.split(name)
-        return TensorImages(images, labels.numpy(), augment)
-
+    plain, opened = part("train"), pack.rows("open_test")
     return Splits(
-        train=part("train", Augment(**data.augment.model_dump())),
-        plain=part("train"),
+        train=TensorImages(plain.images, plain.labels, augment),
+        plain=plain,
         val=part("val"),
         test=part("test"),
-        open_val=part("open_val"),
-        open_test=part("open_test"),
-        class_names=list(icons.known_names),
-        train_counts=icons.train_counts.numpy(),
+        open_val=strangers("open_val"),
+        open_test=strangers("open_test"),
+        class_names=pack.known_names,
+        train_counts=pack.train_counts.numpy(),
         channels=1,
-        size=icons.images.shape[-1],
-        open_names=[icons.class_names[c] for c in icons.class_index[icons.rows("open_test")]],
-        test_ids=[f"{icons.set_name[i]}:{icons.icon_name[i]}" for i in shown],
+        size=pack.images.shape[-1],
+        open_names=[pack.class_names[c] for c in pack.class_index[opened]],
+        test_ids=[pack.image_id(i) for i in [*pack.rows("test"), *opened]],
     )
 
 

@@ -52,6 +52,15 @@ class IconsData(Strict):
     shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = (30, 10)
 
 
+class PackData(Strict):
+    """Grey images in one file, made by `oltr data make` or your own; see `oltr_ext.data.pack`."""
+
+    kind: Literal["pack"]
+    name: str  # glyphs-2000, glyphs-18000, icons-large, or the path of an .npz file
+    augment: AugmentConfig = AugmentConfig()
+    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+
+
 class ListData(Strict):
     """Your own images through `path label` list files; see `oltr_ext.data.ImageList`."""
 
@@ -249,7 +258,7 @@ class Config(Strict):
     device: str = "auto"
     threads: Count | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"
-    data: IconsData | ListData = Field(discriminator="kind")
+    data: IconsData | ListData | PackData = Field(discriminator="kind")
     model: ModelConfig = ModelConfig()
     stage1: Stage1
     stage2: Annotated[SecondStage, Field(discriminator="kind")] | None = None
@@ -378,5 +387,5 @@ def _first_line(error: ValidationError) -> str:
 def _all_keys() -> set[str]:
     stages = (Stage1, MemoryStage, RetrainStage, EpisodeStage, FitStage, Schedule)
     parts = (LearningRates, Focal, Lifted, Range, OpenSet, ModelConfig)
-    groups = (Config, *stages, *parts, IconsData, ListData, AugmentConfig)
+    groups = (Config, *stages, *parts, IconsData, ListData, PackData, AugmentConfig)
     return {key for group in groups for key in group.model_fields}

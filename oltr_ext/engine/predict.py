@@ -15,7 +15,7 @@ from oltr_ext.data import icon_image, imagenet_test
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
-from oltr_ext.engine.config import Config, IconsData, make_config
+from oltr_ext.engine.config import Config, IconsData, PackData, make_config
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import OLTRHead
 
@@ -111,7 +111,7 @@ def _tensor(config: Config, path: Path) -> Tensor:
         raise FileNotFoundError(f"no image {path}")
     try:
         with Image.open(path) as image:
-            if isinstance(config.data, IconsData):
+            if isinstance(config.data, IconsData | PackData):
                 return icon_tensor(torch.from_numpy(icon_image(image))[None])
             return imagenet_test(config.data.image_size)(image.convert("RGB"))
     except (OSError, SyntaxError) as error:

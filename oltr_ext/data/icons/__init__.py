@@ -9,67 +9,40 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from oltr_ext.data.pack import SPLITS, Pack
 
 __all__ = ["NUM_KNOWN", "SPLITS", "Icons", "load_icons"]
 
 NUM_KNOWN = 50
-SPLITS = ("train", "val", "test", "open_val", "open_test")
 
 
 @dataclass(frozen=True)
-class Icons:
-    """The whole data set: N images of 32 x 32 pixels, ink bright on black.
+class Icons(Pack):
+    """The embedded data set as a `Pack` of 32 x 32 pixels; its sources are icon sets.
 
     The sides train, validation (``val`` and ``open_val``) and test (``test`` and ``open_test``)
-    share no icon set and no designer; the open classes of validation and test differ.
+    share no icon set and no designer; the open classes of validation and test differ. The known
+    classes come by falling training count.
 
     Attributes:
-        images: (N, 32, 32) uint8.
-        class_index: (N,) int64, position in ``class_names``; from 50 on the class is open.
-        part: (N,) str, one of ``SPLITS``.
-        set_name: (N,) str, prefix of the icon set.
         icon_name: (N,) str, name of the icon in its set.
-        class_names: the 50 known classes by falling training count, then the open ones.
     """
 
-    images: np.ndarray
-    class_index: np.ndarray
-    part: np.ndarray
-    set_name: np.ndarray
-    icon_name: np.ndarray
-    class_names: list[str]
+    icon_name: np.ndarray = field(kw_only=True)
 
     @property
-    def known_names(self) -> list[str]:
-        """Names of labels 0 to 49."""
-        return self.class_names[:NUM_KNOWN]
+    def set_name(self) -> np.ndarray:
+        """(N,) str, prefix of each image's icon set."""
+        return np.array(self.source_names)[self.source_index]
 
-    @property
-    def train_counts(self) -> Tensor:
-        """(50,) int64, training images of each known class."""
-        return torch.from_numpy(
-            np.bincount(self.class_index[self.part == "train"], minlength=NUM_KNOWN)
-        )
-
-    def rows(self, name: str) -> np.ndarray:
-        """(n,) int64, positions of one split. Raises ValueError for a name not in ``SPLITS``."""
-        if name not in SPLITS:
-            raise ValueError(f"Icons: expected a split of {', '.join(SPLITS)}, got {name!r}")
-        return np.flatnonzero(self.part == name)
-
-    def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, 32, 32) uint8 and labels (n,) int64 of one split; open classes are -1."""
-        rows = self.rows(name)
-        label = self.class_index[rows]
-        label = np.where(label < NUM_KNOWN, label, -1)
-        return torch.from_numpy(self.images[rows]).unsqueeze(1), torch.from_numpy(label)
+    def image_id(self, row: int) -> str:
+        return f"{self.source_names[self.source_index[row]]}:{self.icon_name[row]}"
 
 
 @lru_cache(maxsize=1)
@@ -84,13 +57,18 @@ def load_icons() -> Icons:
     with np.load(path, allow_pickle=False) as file:
         pixels = lzma.decompress(file["images"].tobytes())
         text = json.loads(lzma.decompress(file["text"].tobytes()))
-        class_index = file["class_index"].astype(np.int64)
-        part = np.array(SPLITS)[file["split"]]
-        set_name = np.array(text["set_names"])[file["set_index"]]
+        index = {
+            "class_index": file["class_index"].astype(np.int64),
+            "split_index": file["split"].astype(np.int64),
+            "source_index": file["set_index"].astype(np.int64),
+        }
         digest = file["sha256"].tobytes()
     if hashlib.sha256(pixels).digest() != digest:
         raise ValueError(f"load_icons: {path} is damaged: its SHA-256 is not the recorded one")
-    images = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, 32, 32)  # writable copy
     return Icons(
-        images, class_index, part, set_name, np.array(text["icon_names"]), text["class_names"]
+        images=np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, 32, 32),  # writable copy
+        **index,
+        class_names=text["class_names"],
+        source_names=text["set_names"],
+        icon_name=np.array(text["icon_names"]),
     )

@@ -1,0 +1,45 @@
+"""Making the packs of the package: fetch, render, deal, write into the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from oltr_ext.data import glyphs, icons_large
+from oltr_ext.data.pack import Pack, cache_folder, save_pack
+
+__all__ = ["MAKERS", "make"]
+
+Say = Callable[[str], None]
+MAKERS: dict[str, Callable[[Path | None, Path, Say], dict[str, Pack]]] = {
+    "glyphs": glyphs.make,
+    "icons-large": icons_large.make,
+}
+
+
+def make(name: str, source: Path | None = None, *, say: Say = lambda _: None) -> list[Path]:
+    """Make the packs of one name of MAKERS; returns their paths in the cache.
+
+    Args:
+        source: what the images are rendered from, where it is there already: a folder of fonts or
+            of .deb files, the tarball of an npm package. None fetches it into the cache.
+        say: gets a line of text now and then.
+
+    Raises:
+        ValueError: no such name. OSError, RuntimeError, ValueError: see the makers; nothing half
+            is left in the cache.
+    """
+    if name not in MAKERS:
+        raise ValueError(f"no data set {name!r} to make; there are {', '.join(MAKERS)}")
+    begin, paths = time.perf_counter(), []
+    for pack_name, pack in MAKERS[name](source, cache_folder() / "downloads", say).items():
+        paths.append(cache_folder() / f"{pack_name}.npz")
+        save_pack(paths[-1], pack)
+        strangers = len(pack.class_names) - pack.num_known
+        say(
+            f"{pack_name}: {len(pack.images)} images of {pack.num_known} known and {strangers} "
+            f"open classes, {paths[-1]}"
+        )
+    say(f"done in {time.perf_counter() - begin:.0f} s")
+    return paths
