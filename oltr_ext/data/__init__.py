@@ -1,5 +1,6 @@
-"""Data sets, sample streams and image transforms."""
+"""Data sets of images and of embeddings, sample streams and image transforms."""
 
+from oltr_ext.data.embeddings import Embeddings, FeatureStream, read_embeddings, write_embeddings
 from oltr_ext.data.lists import ImageList
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
 from oltr_ext.data.tensors import TensorImages
@@ -9,6 +10,8 @@ __all__ = [
     "Augment",
     "BalancedSampler",
     "ClassAwareSampler",
+    "Embeddings",
+    "FeatureStream",
     "ImageList",
     "Sampler",
     "ShuffleSampler",
@@ -16,4 +19,6 @@ __all__ = [
     "icon_image",
     "imagenet_test",
     "imagenet_train",
+    "read_embeddings",
+    "write_embeddings",
 ]

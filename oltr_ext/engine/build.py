@@ -18,16 +18,19 @@ from oltr_ext.data import (
     Augment,
     BalancedSampler,
     ClassAwareSampler,
+    Embeddings,
     ImageList,
     Sampler,
     ShuffleSampler,
     TensorImages,
     imagenet_test,
     imagenet_train,
+    read_embeddings,
 )
 from oltr_ext.data.icons import load_icons
 from oltr_ext.engine.config import (
     Config,
+    EmbeddingsData,
     EpisodeStage,
     FeatureStage,
     FitStage,
@@ -67,7 +70,7 @@ __all__ = [
     "pick_device",
 ]
 
-Images = TensorImages | ImageList
+Images = TensorImages | ImageList | Embeddings
 Ints = NDArray[np.int64]
 
 
@@ -88,6 +91,7 @@ class Splits:
     workers: int = 0
     open_names: list[str] | None = None  # true name of each image of open_test, where known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
+    source: dict[str, Any] | None = None  # what made embeddings, where known
 
     @property
     def num_classes(self) -> int:
@@ -97,19 +101,51 @@ class Splits:
         """Name or path of a test image, counting on from `test` into `open_test`."""
         if self.test_ids is not None:
             return self.test_ids[index]
+        images, row = self.locate(index)
+        if isinstance(images, ImageList):
+            return images.paths[row]
+        return f"{'test' if images is self.test else 'open_test'} row {row}"
+
+    def locate(self, index: int) -> tuple[Images, int]:
+        """Where the same count leads: `test` or `open_test`, and the row in it."""
         known = len(self.test)
-        images = self.test if index < known else self.open_test
-        assert isinstance(images, ImageList)
-        return images.paths[index if index < known else index - known]
+        if index < known:
+            return self.test, index
+        assert self.open_test is not None
+        return self.open_test, index - known
 
 
-def load_splits(data: IconsData | ListData) -> Splits:
+def load_splits(data: IconsData | ListData | EmbeddingsData) -> Splits:
     """Read the data a configuration names.
 
     Raises:
-        FileNotFoundError, ValueError: see `ImageList`; a label beyond the classes; no classes.
+        FileNotFoundError, ValueError: see `ImageList` and `read_embeddings`; a label beyond the
+            classes; no classes.
     """
+    if isinstance(data, EmbeddingsData):
+        return _embedding_splits(data)
     return _icon_splits(data) if isinstance(data, IconsData) else _list_splits(data)
+
+
+def _embedding_splits(data: EmbeddingsData) -> Splits:
+    found = read_embeddings(data.root)
+    train, classes = found.splits["train"], len(found.class_names)
+    return Splits(
+        train=train,
+        plain=train,
+        val=found.splits["val"],
+        test=found.splits["test"],
+        open_val=found.splits.get("open_val"),
+        open_test=found.splits.get("open_test"),
+        class_names=found.class_names,
+        train_counts=np.bincount(train.labels, minlength=classes).astype(np.int64),
+        channels=found.width,
+        size=1,
+        workers=data.workers,
+        open_names=found.open_names,
+        test_ids=found.test_ids,
+        source=found.source,
+    )
 
 
 def _icon_splits(data: IconsData) -> Splits:
@@ -241,12 +277,16 @@ def build_model(
 
 
 def model_shape(splits: Splits) -> dict[str, Any]:
-    """What `build_model` must know of the data; JSON-able, kept in every checkpoint."""
-    return {
+    """What `build_model` must know of the data; JSON-able, kept in every checkpoint.
+
+    With embeddings also their source: the images that the model can predict are known by it.
+    """
+    shape = {
         "channels": splits.channels,
         "size": splits.size,
         "train_counts": splits.train_counts.tolist(),
     }
+    return shape if splits.source is None else {**shape, "source": splits.source}
 
 
 def class_frequencies(train_counts: Iterable[int]) -> Tensor:
