@@ -99,9 +99,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _embed(args: argparse.Namespace) -> int:
     from oltr_ext.engine.embed import embed
 
-    path = embed(
-        args.source, args.out, overrides=args.set, dtype=args.dtype, device=args.device
-    )
+    path = embed(args.source, args.out, overrides=args.set, dtype=args.dtype, device=args.device)
     print(f"embeddings  {path.parent}")
     return 0
 

@@ -118,7 +118,7 @@ def test_a_run_on_embeddings_resumes_to_the_same_bits(run, tmp_path, monkeypatch
     train(settings, tmp_path / "parts")
     same_run(tmp_path / "whole", tmp_path / "parts")
     rows = list(csv.DictReader((tmp_path / "whole" / "log.csv").open()))
-    assert float(rows[-1]["val_overall"]) > 0.5 and rows[-1]["lr_feature"] == ""
+    assert float(rows[-1]["val_overall"]) > 0.4 and rows[-1]["lr_feature"] == ""
 
 
 def test_a_report_names_rows_where_there_are_no_pictures(run, tmp_path):

@@ -134,7 +134,10 @@ def write_embeddings(
         dtype=dtype,  # type: ignore[arg-type]
         width=widths["train"],
         class_names=list(class_names),
-        splits={n: Part(rows=len(y), labels_crc32=_crc(y)) for n, y in labels.items()},
+        splits={
+            n: Part(rows=len(y), labels_crc32=_crc(y))  # type: ignore[misc]
+            for n, y in labels.items()
+        },
         test_ids=None if test_ids is None else list(test_ids),
         open_names=None if open_names is None else list(open_names),
         source=None if source is None else json.loads(json.dumps(source)),

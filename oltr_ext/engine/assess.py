@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from oltr_ext.data import Embeddings, TensorImages
 from oltr_ext.engine.build import Splits, load_splits

@@ -80,9 +80,7 @@ def stream(
         model.train(training)
 
 
-def collect(
-    model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0
-) -> Outputs:
+def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0) -> Outputs:
     """Outputs for every image in order, in eval mode and without augmentation."""
     batches = stream(model, images, device, workers=workers)
     return Outputs.join([answers(model.head, features, target) for features, target in batches])
