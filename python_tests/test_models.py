@@ -94,7 +94,7 @@ def test_efficientnet_lite0_sees_pixels_as_it_was_trained_to():
         want = theirs.extract_features((pixels - 127) / 128)
         torch.testing.assert_close(ours(imagenet(pixels)), want, rtol=1e-3, atol=1e-3)
     assert want.shape == (2, ours.feature_dim, 2, 2)
-    fresh = build_backbone("efficientnet_lite0", in_channels=1)
+    fresh = build_backbone("efficientnet_lite0", in_channels=1).eval()
     fresh.load_state_dict(ours.state_dict())  # a checkpoint follows
     assert fresh(torch.rand(1, 1, 32, 32)).shape == (1, 1280, 1, 1)
 

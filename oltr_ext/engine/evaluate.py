@@ -15,7 +15,7 @@ from oltr_ext.engine.build import Images, make_loader
 from oltr_ext.engine.config import OpenSet
 from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import Head
+from oltr_ext.nn import Head, logit_scores
 
 __all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
 
@@ -47,11 +47,12 @@ def answers(head: Head, features: Tensor, target: Tensor) -> Outputs:
     """Outputs for features (B, D) and labels (B,); the logits (B, C) end here."""
     out = head.outputs(features)
     scores = open_scores(out.logits.float(), out.distance, out.unknown)
+    quick = logit_scores(out.logits)
     return Outputs(
         out.logits.argmax(dim=1).cpu().numpy(),
         target.cpu().numpy(),
         scores,
-        {name: head.score_of(out, name).cpu().numpy() for name in scores},
+        {k: (quick[k] if k in quick else head.score_of(out, k)).cpu().numpy() for k in scores},
     )
 
 

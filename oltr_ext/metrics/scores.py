@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from oltr_ext.nn.scores import DISTANCE_SCORES, LOGIT_SCORES, SCORES, UNKNOWN_SCORES, open_score
+from oltr_ext.nn.scores import DISTANCE_SCORES, SCORES, UNKNOWN_SCORES, logit_scores, open_score
 
 from .arrays import FloatArray, as_scores, to_numpy
 
 SCORE_NAMES = SCORES
-CHUNK = 1 << 22
-"""Logits converted to float64 at a time, so that N x C of them never are."""
 
 
 def open_scores(
@@ -55,17 +53,11 @@ def open_scores(
     for name, value in (("scale", scale), ("temperature", temperature), ("eps", eps)):
         if not value > 0:
             raise ValueError(f"open_scores: expected {name} > 0, got {value}")
-    top = z.amax(dim=1)
-    if not torch.isfinite(top).all():
-        bad = int((~torch.isfinite(top)).sum())
+    found = logit_scores(z, temperature=temperature, dtype=torch.float64)
+    bad = int((~torch.isfinite(found["max_logit"])).sum())
+    if bad:
         raise ValueError(f"open_scores: {bad} of {len(z)} rows of logits hold NaN or infinity")
-    step = max(1, CHUNK // z.shape[1])
-    parts: dict[str, list[FloatArray]] = {name: [np.empty(0)] for name in LOGIT_SCORES}
-    for start in range(0, len(z), step):
-        part = z[start : start + step].double()
-        for name in LOGIT_SCORES:
-            parts[name].append(open_score(name, part, temperature=temperature).cpu().numpy())
-    scores = {name: np.concatenate(part) for name, part in parts.items()}
+    scores = {name: score.cpu().numpy() for name, score in found.items()}
     if distance is not None:
         d = as_scores(distance, "open_scores: distance")
         if d.shape != (len(z),) or (d < 0).any():
