@@ -377,7 +377,8 @@ class Embeddings(Dataset[tuple[Tensor, int]]):
         indices."""
         index = keys if keys.ndim == 1 else keys[:, 1]
         rows = torch.from_numpy(self.features[index]).float()
-        if not torch.isfinite(rows).all():
-            bad = index[int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])]
+        finite = np.isfinite(rows.numpy())  # ten times as fast as torch's
+        if not finite.all():
+            bad = index[int(np.argmin(finite.all(axis=1)))]
             raise ValueError(f"{self.file}: row {bad} is not finite")
         return rows[:, :, None, None], torch.from_numpy(self.labels[index])
