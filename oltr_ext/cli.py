@@ -122,6 +122,14 @@ def _data_make(args: argparse.Namespace) -> int:
     return 0
 
 
+def _embed(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.embed import embed
+
+    path = embed(args.source, args.out, overrides=args.set, dtype=args.dtype, device=args.device)
+    print(f"embeddings  {path.parent}")
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
     from oltr_ext.info import main as info
 
@@ -281,6 +289,23 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
     )
+
+    sub = command(
+        "embed",
+        _embed,
+        "write the features of a configuration's images, to train heads on; goes on when killed",
+        "  oltr embed runs/mine --out embeddings\n"
+        "  oltr embed imagenet_lt --out embeddings --set data.root=/data/imagenet \\\n"
+        "      --set model.backbone=torchvision:resnet50 --set model.weights=DEFAULT\n"
+        "  oltr train embeddings --method oltr-plus --set data.root=embeddings",
+    )
+    sub.add_argument(
+        "source", metavar="CONFIG_OR_CHECKPOINT", help="a configuration, a checkpoint or a run"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder of the embeddings")
+    sub.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    _add_set(sub)
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
 
     sub = command(
         "info", _info, "show versions, libraries, CPU features and backends", "  oltr info"

@@ -152,7 +152,7 @@ def test_usage_errors_are_code_2_and_help_has_examples(capsys):
             main(words)
         assert caught.value.code == 2
     capsys.readouterr()
-    for name in ("demo", "train", "eval", "predict", "data check", "info", "methods"):
+    for name in ("demo", "train", "eval", "predict", "embed", "data check", "info", "methods"):
         with pytest.raises(SystemExit) as caught:
             main([*name.split(), "--help"])
         assert caught.value.code == 0

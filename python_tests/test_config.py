@@ -38,7 +38,7 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["stage1.lr.feature=.nan"], "icons: stage1.lr.feature: .*got nan"),
         (["amp=fp8"], "icons: amp: .*'off', 'bf16' or 'fp16', got 'fp8'"),
         (["data.augment.flip=2"], "icons: data.augment.flip: .*less than or equal to 1"),
-        (["data.kind=photos"], "icons: data: .*'icons', 'lists'"),
+        (["data.kind=photos"], "icons: data: .*'icons', 'pack', 'lists', 'embeddings'"),
         (["data={kind: lists}"], r"data.train: this key is required \(and 2 more\)"),
         (["stage1=null"], "icons: stage1: "),
         (["seed"], "--set seed: expected key.path=value"),

@@ -13,9 +13,10 @@ from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.config import OpenSet, make_config
-from oltr_ext.engine.evaluate import Outputs, calibrate, collect, confidences
+from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.train import train
+from oltr_ext.metrics import open_scores
 from oltr_ext.nn import LinearHead, OLTRHead
 
 
@@ -37,8 +38,8 @@ def test_threshold_is_calibrated_stored_and_used(run, name):
     assert float(trained.model.head.threshold) == stored["value"]
     # the stated rule holds on the validation images it was calibrated on, and is tight
     splits = load_splits(trained.config.data)
-    val = collect(trained.model, splits.val, torch.device("cpu"))
-    label, confidence = trained.model.head.predict(val.features)
+    features = torch.cat([x for x, _ in stream(trained.model, splits.val, torch.device("cpu"))])
+    label, confidence = trained.model.head.predict(features)
     assert (label >= 0).float().mean() >= 0.95
     above = confidence.double() > stored["value"]
     assert above.float().mean() < 0.95
@@ -75,49 +76,70 @@ def test_report_and_table(run, tmp_path):
     assert len(lines) == 3 and lines[1].startswith("plain") and lines[2].startswith("oltr")
 
 
-def outputs(known: int, strangers: int, dim: int = 8, classes: int = 3) -> Outputs:
-    generator = torch.Generator().manual_seed(0)
-    count = known + strangers
-    features = torch.rand(count, dim, generator=generator)
+def rows(known: int, strangers: int, dim: int = 8, classes: int = 3):
+    """Features and labels of known classes and of none."""
+    generator = torch.Generator().manual_seed(known)
     target = torch.cat([torch.arange(known) % classes, -torch.ones(strangers, dtype=torch.int64)])
-    return Outputs(features, torch.randn(count, classes, generator=generator), None, target)
+    return torch.rand(known + strangers, dim, generator=generator), target
 
 
 @pytest.mark.parametrize("rule", ["known_recall", "f_measure", "balanced"])
 @pytest.mark.parametrize("score", ["max_softmax", "max_logit", "energy"])
 def test_every_rule_and_score_ends_in_the_head(rule, score):
     head = LinearHead(8, 3)
-    seen, opened = outputs(40, 0), outputs(0, 20)
+    known, strangers = rows(40, 0), rows(0, 20)
+    seen, opened = answers(head, *known), answers(head, *strangers)
     found = calibrate(head, seen, opened, OpenSet(rule=rule, score=score, value=0.9))
     assert found["score"] == head.score == score and found["rule"] == rule
-    confidence = confidences(head, seen.features, score)
-    assert found["value"] in np.concatenate([confidence, confidences(head, opened.features, score)])
+    confidence = head.predict(known[0])[1].numpy()
+    assert found["value"] in np.concatenate([confidence, head.predict(strangers[0])[1].numpy()])
     if rule == "known_recall":
         assert (confidence >= found["value"]).sum() == 36 and "90 %" in found["words"]
 
 
+@pytest.mark.parametrize("head", [LinearHead(8, 3), OLTRHead(8, 3)])
+def test_answers_are_those_of_the_head_and_of_its_logits(head):
+    """What is kept of a batch, against the logits that are not."""
+    features, target = rows(60, 9)
+    if isinstance(head, OLTRHead):
+        head.init_from(None, features[:60], target[:60])
+    with torch.no_grad():
+        out = head.outputs(features)
+    parts = [answers(head, x, y) for x, y in zip(features.split(25), target.split(25), strict=True)]
+    seen = Outputs.join(parts)
+    assert np.array_equal(seen.pred, out.logits.argmax(1)) and np.array_equal(seen.target, target)
+    scores = open_scores(out.logits, out.distance)
+    assert seen.scores.keys() == seen.confidence.keys() == scores.keys()
+    for name, score in scores.items():
+        np.testing.assert_allclose(seen.scores[name], score, rtol=1e-6)
+        head.set_threshold(0.0, name)
+        np.testing.assert_allclose(seen.confidence[name], head.predict(features)[1], rtol=1e-6)
+        assert seen.scores[name].dtype == np.float64 and seen.confidence[name].dtype == np.float32
+
+
 def test_scores_of_distance_need_a_memory_and_rules_need_strangers():
     head = OLTRHead(8, 3)
-    seen = outputs(30, 0)
-    head.init_from(None, seen.features, seen.target)
-    seen.distance = head.outputs(seen.features).distance.detach()
+    known = rows(30, 0)
+    head.init_from(None, *known)
+    seen = answers(head, *known)
     assert calibrate(head, seen, None, OpenSet(score="reachability"))["score"] == "reachability"
     # stage 1 of such a run has no memory yet
     linear = LinearHead(8, 3)
-    found = calibrate(linear, outputs(30, 0), None, OpenSet(score="reachability"))
+    seen = answers(linear, *known)
+    found = calibrate(linear, seen, None, OpenSet(score="reachability"))
     assert found["score"] == "max_softmax"
-    assert calibrate(linear, outputs(30, 0), None, OpenSet())["score"] == "max_softmax"
+    assert calibrate(linear, seen, None, OpenSet())["score"] == "max_softmax"
     with pytest.raises(ValueError, match=r"open_set\.rule: balanced needs open validation images"):
-        calibrate(linear, outputs(30, 0), None, OpenSet(rule="balanced"))
+        calibrate(linear, seen, None, OpenSet(rule="balanced"))
 
 
 def test_auto_takes_the_score_that_tells_validation_strangers_best():
     head = OLTRHead(8, 3)
-    seen, opened = outputs(30, 0), outputs(0, 20)
-    opened.features += 5  # far away, whatever the logits say
-    head.init_from(None, seen.features, seen.target)
-    seen.distance = head.outputs(seen.features).distance.detach()
-    opened.distance = head.outputs(opened.features).distance.detach()
+    known, (far, none) = rows(30, 0), rows(0, 20)
+    head.init_from(None, *known)
+    seen, opened = answers(head, *known), answers(head, far + 5, none)
+    for name in ("max_softmax", "max_logit", "energy"):  # whatever the logits say
+        opened.scores[name][:] = seen.scores[name].max()
     assert calibrate(head, seen, opened, OpenSet())["score"] in ("nearest_distance", "reachability")
 
 

@@ -17,7 +17,7 @@ def test_a_generated_weight_by_hand():
     target = torch.tensor([0] * 20 + [1] * 2 + [2] * 30)
     features = torch.zeros(52, 2)
     features[20], features[21] = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 0.5])
-    head.init_from(torch.tensor([[3.0, 0.0], [9.0, 9.0], [0.0, 2.0]]), features, target)
+    head.init_from(torch.tensor([[3.0, 0.0], [9.0, 9.0], [0.0, 2.0]]), [(features, target)])
     with torch.no_grad():
         head.keys.copy_(torch.tensor([[5.0, 0.0], [0.0, 5.0]]))
         head.gamma.fill_(log(3))  # attention 3/4 to the base class in front, 1/4 to the other
@@ -117,4 +117,4 @@ def test_errors():
         FSLwFHead(3, [19, 4])
     head = FSLwFHead(3, [20, 4])
     with pytest.raises(ValueError, match="expected 4 images of novel classes, got 1"):
-        head.init_from(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 1]))
+        head.init_from(torch.ones(2, 3), [(torch.ones(2, 3), torch.tensor([0, 1]))])

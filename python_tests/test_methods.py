@@ -14,7 +14,7 @@ from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer, load_splits
 from oltr_ext.engine.config import ConfigError, load_config, make_config
-from oltr_ext.engine.evaluate import collect
+from oltr_ext.engine.evaluate import stream
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.methods import DEMO, METHODS, apply_method
 from oltr_ext.engine.predict import load_trained, predict_images
@@ -51,6 +51,11 @@ def runs(data, tmp_path_factory):
     for kind in ("plain", *KINDS):
         train(settings(data, kind), out / kind)
     return out
+
+
+def features_of(model, images):
+    """Features (N, D) and labels (N,)."""
+    return tuple(torch.cat(part) for part in zip(*stream(model, images, CPU), strict=True))
 
 
 def loaded(runs, kind):
@@ -144,12 +149,12 @@ def test_a_new_classifier_leaves_the_features_alone(runs, data, kind):
     for name in frozen:
         assert torch.equal(plain[name], tensors[name]), name
     if kind == "fslwf":
-        seen = collect(
-            loaded(runs, "plain").model, load_splits(settings(data, kind).data).plain, CPU
+        features, target = features_of(
+            loaded(runs, "plain").model, load_splits(settings(data, kind).data).plain
         )
-        novel = seen.target >= 2  # nine images make a base class, four do not
-        assert torch.equal(tensors["model.head.support_target"], seen.target[novel])
-        torch.testing.assert_close(tensors["model.head.support"], seen.features[novel])
+        novel = target >= 2  # nine images make a base class, four do not
+        assert torch.equal(tensors["model.head.support_target"], target[novel])
+        torch.testing.assert_close(tensors["model.head.support"], features[novel])
         return
     same = {"lws": "weight", "openmax": "weight", "logit_adjustment": "weight"}.get(kind)
     other = {"crt": "weight", "ncm": "weight", "tau_norm": "bias", "logit_adjustment": "bias"}
@@ -189,9 +194,8 @@ def test_fitted_heads_hold_what_their_formula_says(runs, data):
     plain = loaded(runs, "plain").model.head.linear
     splits = load_splits(settings(data, "plain").data)
     model = loaded(runs, "ncm").model
-    seen = collect(model, splits.plain, CPU)
     torch.testing.assert_close(
-        model.head.linear.weight, class_directions(seen.features, seen.target, 4)
+        model.head.linear.weight, class_directions([features_of(model, splits.plain)], 4)
     )
     adjusted = loaded(runs, "logit_adjustment").model.head.linear
     frequency = torch.tensor(COUNTS) / sum(COUNTS)
@@ -200,17 +204,18 @@ def test_fitted_heads_hold_what_their_formula_says(runs, data):
     # tau-norm: only lengths change, and validation is at least as good as for any other tau
     weight = loaded(runs, "tau_norm").model.head.linear.weight
     torch.testing.assert_close(F.normalize(weight), F.normalize(plain.weight))
-    val = collect(loaded(runs, "plain").model, splits.val, CPU)
+    features, target = features_of(loaded(runs, "plain").model, splits.val)
 
     def right(w):
-        return int(((val.features @ w.t()).argmax(1) == val.target).sum())
+        return int(((features @ w.t()).argmax(1) == target).sum())
 
     length = plain.weight.norm(dim=1, keepdim=True)
     assert right(weight) == max(right(plain.weight / length**t) for t in (0, 0.25, 0.5, 0.75, 1))
     head = loaded(runs, "openmax").model.head
-    seen = collect(loaded(runs, "openmax").model, splits.plain, CPU)
-    own = (seen.target == 0) & (seen.logits.argmax(1) == 0)
-    torch.testing.assert_close(head.mean[0], seen.logits[own].mean(0))
+    features, target = features_of(loaded(runs, "openmax").model, splits.plain)
+    logits = head(features)
+    own = (target == 0) & (logits.argmax(1) == 0)
+    torch.testing.assert_close(head.mean[0], logits[own].mean(0))
 
 
 def test_the_openmax_score_is_used_once_there_is_one(data, tmp_path):

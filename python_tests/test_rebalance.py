@@ -44,7 +44,7 @@ def test_best_tau_is_the_smallest_that_is_right_most_often():
 def test_nearest_class_mean_by_cosine_and_by_distance():
     x, y = torch.rand(40, 5), torch.arange(40) % 4
     x[y == 1] *= 30  # length must not matter
-    directions = class_directions(x, y, 5)
+    directions = class_directions([(x[:15], y[:15]), (x[15:], y[15:])], 5)
     assert (directions[4] == 0).all()  # a class without images
     head = LinearHead(5, 4)
     head.start_at(directions[:4])

@@ -276,13 +276,14 @@ def test_stage2_starts_from_means_of_what_it_will_see(data, finished, tmp_path, 
         "freeze": ["backbone"],
     }
     path = train(make_config(values), tmp_path)
-    from oltr_ext.engine.evaluate import collect
+    from oltr_ext.engine.evaluate import stream
     from oltr_ext.engine.predict import load_trained
 
     trained = load_trained(path, device="cpu")
     splits = load_splits(trained.config.data)
-    seen = collect(trained.model, splits.plain, torch.device("cpu"))
-    means = torch.stack([seen.features[seen.target == c].mean(0) for c in range(4)])
+    batches = stream(trained.model, splits.plain, torch.device("cpu"))
+    features, target = (torch.cat(part) for part in zip(*batches, strict=True))
+    means = torch.stack([features[target == c].mean(0) for c in range(4)])
     memory = trained.model.head.memory
     torch.testing.assert_close(memory.centroids.detach(), means, rtol=1e-5, atol=1e-6)
     assert memory.counts.tolist() == list(COUNTS)

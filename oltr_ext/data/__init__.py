@@ -1,5 +1,6 @@
-"""Data sets, sample streams and image transforms."""
+"""Data sets of images and of embeddings, sample streams and image transforms."""
 
+from oltr_ext.data.embeddings import Embeddings, FeatureStream, read_embeddings, write_embeddings
 from oltr_ext.data.lists import ImageList, ListLine, read_list
 from oltr_ext.data.published import PUBLISHED, Published
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
@@ -11,6 +12,8 @@ __all__ = [
     "Augment",
     "BalancedSampler",
     "ClassAwareSampler",
+    "Embeddings",
+    "FeatureStream",
     "ImageList",
     "ListLine",
     "Published",
@@ -20,5 +23,7 @@ __all__ = [
     "icon_image",
     "imagenet_test",
     "imagenet_train",
+    "read_embeddings",
     "read_list",
+    "write_embeddings",
 ]

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from oltr_ext.data import TensorImages
-from oltr_ext.engine.build import Images, Splits, load_splits
-from oltr_ext.engine.evaluate import Outputs, collect, confidences
+from oltr_ext.data import Embeddings, TensorImages
+from oltr_ext.engine.build import Splits, load_splits
+from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.predict import Trained, nearest_classes
-from oltr_ext.metrics import evaluate
+from oltr_ext.metrics import evaluate_answers
 from oltr_ext.nn import OLTRHead
 from oltr_ext.report import (
     MethodResult,
@@ -41,8 +40,12 @@ class Assessment:
     trained: Trained
     splits: Splits
     seen: Outputs  # known test images, then open ones
-    confidence: NDArray[np.float32]  # by the calibrated score
     summary: dict[str, Any]
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """(N,) by the calibrated score."""
+        return self.seen.confidence[self.trained.threshold["score"]]
 
     @property
     def rejected(self) -> NDArray[np.bool_]:
@@ -73,19 +76,15 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
         [collect(trained.model, p, trained.device, workers=splits.workers) for p in parts]
     )
     threshold = trained.threshold
-    summary = evaluate(
-        seen.logits,
-        seen.distance,
+    summary = evaluate_answers(
+        seen.pred,
+        seen.scores,
         seen.target,
         splits.train_counts,
         convention=trained.config.data.shots,
         thresholds={threshold["score"]: threshold["value"]},
-        unknown=seen.unknown,
     )
-    head = trained.model.head
-    confidence = confidences(head, seen.features, threshold["score"])
-    head.set_threshold(threshold["value"], threshold["score"])
-    return Assessment(name, trained, splits, seen, confidence, summary)
+    return Assessment(name, trained, splits, seen, summary)
 
 
 def report(
@@ -113,16 +112,15 @@ def report(
 
 def _method_result(result: Assessment) -> MethodResult:
     threshold, seen = result.trained.threshold, result.seen
-    pred, target = seen.logits.argmax(dim=1).numpy(), seen.target.numpy()
-    chosen = choose_samples(pred, target, result.confidence, threshold["value"])
+    chosen = choose_samples(seen.pred, seen.target, result.confidence, threshold["value"])
     index = np.unique(np.concatenate([*chosen.values(), np.empty(0, np.int64)]))
     return MethodResult(
         name=result.name,
         summary=result.summary,
         score_name=threshold["score"],
         score=result.confidence,
-        pred=pred,
-        target=target,
+        pred=seen.pred,
+        target=seen.target,
         threshold=threshold["value"],
         threshold_rule=threshold["words"],
         samples=_samples(result, index.astype(np.int64)),
@@ -131,15 +129,15 @@ def _method_result(result: Assessment) -> MethodResult:
 
 def _samples(result: Assessment, index: NDArray[np.int64]) -> list[Sample]:
     """The chosen test images with what the model made of them."""
-    trained, names = result.trained, result.splits.class_names
-    features = result.seen.features[torch.from_numpy(index)].to(trained.device)
-    inside = _inside(trained, features)
+    names = result.splits.class_names
+    inside = _inside(result, index)
     samples = []
     for n, i in enumerate(index.tolist()):
-        closed = names[int(result.seen.logits[i].argmax())]
+        closed = names[int(result.seen.pred[i])]
         samples.append(
             Sample(
                 image=_pixels(result.splits, i),
+                image_id=result.splits.image_id(i),
                 true_name=result.true_name(i),
                 is_open=bool(result.seen.target[i] < 0),
                 predicted=None if result.rejected[i] else closed,
@@ -152,11 +150,15 @@ def _samples(result: Assessment, index: NDArray[np.int64]) -> list[Sample]:
 
 
 @torch.no_grad()
-def _inside(trained: Trained, features: Tensor, top: int = 3) -> list[dict[str, Any]]:
-    """Per feature, what the memory recalled and the gate let through; empty without a memory."""
+def _inside(result: Assessment, index: NDArray[np.int64], top: int = 3) -> list[dict[str, Any]]:
+    """Per image, what the memory recalled and the gate let through; empty without a memory."""
+    trained = result.trained
     head, names = trained.model.head, trained.class_names
-    if not isinstance(head, OLTRHead):
-        return [{} for _ in features]
+    if not isinstance(head, OLTRHead) or len(index) == 0:
+        return [{} for _ in index]
+    places = [result.splits.locate(i) for i in index.tolist()]
+    pixels = torch.stack([images[row][0] for images, row in places])
+    features = trained.model.features(pixels.to(trained.device)).float()
     out, scale = head.outputs(features), head.classifier.scale
     weight, which = head.recall(features).topk(min(top, len(names)))
     near, how_far = nearest_classes(trained, features, out.logits, top)
@@ -172,15 +174,14 @@ def _inside(trained: Trained, features: Tensor, top: int = 3) -> list[dict[str, 
     ]
 
 
-def _pixels(splits: Splits, index: int, size: int = 96) -> NDArray[np.uint8]:
-    """uint8 picture of a test image, as a reader should see it."""
-    images: Images = splits.test
-    if index >= len(images):
-        assert splits.open_test is not None
-        images, index = splits.open_test, index - len(images)
+def _pixels(splits: Splits, index: int, size: int = 96) -> NDArray[np.uint8] | None:
+    """uint8 picture of a test image, as a reader should see it; None where there is none."""
+    images, row = splits.locate(index)
+    if isinstance(images, Embeddings):
+        return None
     if isinstance(images, TensorImages):
-        return images.images[index].numpy()
-    picture = images.image(index)
+        return images.images[row].numpy()
+    picture = images.image(row)
     picture.thumbnail((size, size))
     return np.asarray(picture, np.uint8)
 

@@ -17,17 +17,20 @@ from oltr_ext.data import (
     Augment,
     BalancedSampler,
     ClassAwareSampler,
+    Embeddings,
     ImageList,
     Sampler,
     ShuffleSampler,
     TensorImages,
     imagenet_test,
     imagenet_train,
+    read_embeddings,
 )
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.pack import Pack, load_pack
 from oltr_ext.engine.config import (
     Config,
+    EmbeddingsData,
     EpisodeStage,
     FeatureStage,
     FitStage,
@@ -68,7 +71,7 @@ __all__ = [
     "pick_device",
 ]
 
-Images = TensorImages | ImageList
+Images = TensorImages | ImageList | Embeddings
 Ints = NDArray[np.int64]
 
 
@@ -89,6 +92,7 @@ class Splits:
     workers: int = 0
     open_names: list[str] | None = None  # true name of each image of open_test, where known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
+    source: dict[str, Any] | None = None  # what made embeddings, where known
 
     @property
     def num_classes(self) -> int:
@@ -98,10 +102,18 @@ class Splits:
         """Name or path of a test image, counting on from `test` into `open_test`."""
         if self.test_ids is not None:
             return self.test_ids[index]
+        images, row = self.locate(index)
+        if isinstance(images, ImageList):
+            return images.paths[row]
+        return f"{'test' if images is self.test else 'open_test'} row {row}"
+
+    def locate(self, index: int) -> tuple[Images, int]:
+        """Where the same count leads: `test` or `open_test`, and the row in it."""
         known = len(self.test)
-        images = self.test if index < known else self.open_test
-        assert isinstance(images, ImageList)
-        return images.paths[index if index < known else index - known]
+        if index < known:
+            return self.test, index
+        assert self.open_test is not None
+        return self.open_test, index - known
 
     def problems(self) -> list[str]:
         """A line for each part of which images could not be read so far."""
@@ -110,17 +122,40 @@ class Splits:
         return [line for line in found if line is not None]
 
 
-def load_splits(data: IconsData | ListData | PackData) -> Splits:
+def load_splits(data: IconsData | PackData | ListData | EmbeddingsData) -> Splits:
     """Read the data a configuration names.
 
     Raises:
-        FileNotFoundError, ValueError: see `ImageList` and `load_pack`; a label beyond the classes;
-            no classes.
+        FileNotFoundError, ValueError: see `ImageList`, `load_pack` and `read_embeddings`; a label
+            beyond the classes; no classes.
     """
     if isinstance(data, ListData):
         return _list_splits(data)
+    if isinstance(data, EmbeddingsData):
+        return _embedding_splits(data)
     pack = load_pack(data.name) if isinstance(data, PackData) else load_icons()
     return _pack_splits(pack, Augment(**data.augment.model_dump()))
+
+
+def _embedding_splits(data: EmbeddingsData) -> Splits:
+    found = read_embeddings(data.root)
+    train, classes = found.splits["train"], len(found.class_names)
+    return Splits(
+        train=train,
+        plain=train,
+        val=found.splits["val"],
+        test=found.splits["test"],
+        open_val=found.splits.get("open_val"),
+        open_test=found.splits.get("open_test"),
+        class_names=found.class_names,
+        train_counts=np.bincount(train.labels, minlength=classes).astype(np.int64),
+        channels=found.width,
+        size=1,
+        workers=data.workers,
+        open_names=found.open_names,
+        test_ids=found.test_ids,
+        source=found.source,
+    )
 
 
 def _pack_splits(pack: Pack, augment: Augment) -> Splits:
@@ -263,12 +298,16 @@ def build_model(
 
 
 def model_shape(splits: Splits) -> dict[str, Any]:
-    """What `build_model` must know of the data; JSON-able, kept in every checkpoint."""
-    return {
+    """What `build_model` must know of the data; JSON-able, kept in every checkpoint.
+
+    With embeddings also their source: the images that the model can predict are known by it.
+    """
+    shape = {
         "channels": splits.channels,
         "size": splits.size,
         "train_counts": splits.train_counts.tolist(),
     }
+    return shape if splits.source is None else {**shape, "source": splits.source}
 
 
 def class_frequencies(train_counts: Iterable[int]) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor
 __all__ = ["CheckpointError", "load", "load_latest", "save", "save_last"]
 
 FORMAT = 1
-LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+SUFFIX = ".safetensors"
+LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 
 
 class CheckpointError(ValueError):

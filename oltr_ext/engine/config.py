@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from oltr_ext.engine.methods import apply_method
 
@@ -97,8 +105,17 @@ class ListData(Strict):
         return found
 
 
+class EmbeddingsData(Strict):
+    """Features that `oltr embed` or `oltr_ext.data.write_embeddings` wrote."""
+
+    kind: Literal["embeddings"]
+    root: Path
+    workers: Annotated[int, Field(ge=0)] = 0  # rows of a memory map need no process to fetch them
+    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+
+
 class ModelConfig(Strict):
-    backbone: str = "small_cnn"
+    backbone: str = "small_cnn"  # embeddings have none but `embedding`
     weights: str | None = None  # torchvision weights name, such as DEFAULT
 
 
@@ -258,7 +275,7 @@ class Config(Strict):
     device: str = "auto"
     threads: Count | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"
-    data: IconsData | ListData | PackData = Field(discriminator="kind")
+    data: IconsData | PackData | ListData | EmbeddingsData = Field(discriminator="kind")
     model: ModelConfig = ModelConfig()
     stage1: Stage1
     stage2: Annotated[SecondStage, Field(discriminator="kind")] | None = None
@@ -266,6 +283,24 @@ class Config(Strict):
     select: Literal["last", "best"] = "last"  # which epoch of the last stage becomes the model
     checkpoint_every: Count | None = None  # steps; each epoch's end in any case
     log_every: Count = 20  # steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_backbone_before_embeddings(cls, values: Any) -> Any:
+        data = values.get("data") if isinstance(values, dict) else None
+        if isinstance(data, dict) and data.get("kind") == "embeddings":
+            return {"model": {"backbone": "embedding"}, **values}
+        return values
+
+    @field_validator("model")
+    @classmethod
+    def _embedding_for_embeddings_alone(
+        cls, value: ModelConfig, info: ValidationInfo
+    ) -> ModelConfig:
+        data = info.data.get("data")  # None where it is wrong itself
+        if data and (data.kind == "embeddings") != (value.backbone == "embedding"):
+            raise ValueError("the backbone of data of kind embeddings, and only that, is embedding")
+        return value
 
     @field_validator("amp", mode="before")
     @classmethod
@@ -387,5 +422,6 @@ def _first_line(error: ValidationError) -> str:
 def _all_keys() -> set[str]:
     stages = (Stage1, MemoryStage, RetrainStage, EpisodeStage, FitStage, Schedule)
     parts = (LearningRates, Focal, Lifted, Range, OpenSet, ModelConfig)
-    groups = (Config, *stages, *parts, IconsData, ListData, PackData, AugmentConfig)
+    data = (IconsData, PackData, ListData, EmbeddingsData, AugmentConfig)
+    groups = (Config, *stages, *parts, *data)
     return {key for group in groups for key in group.model_fields}

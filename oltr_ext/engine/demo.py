@@ -79,7 +79,7 @@ def demo(
 
 def unknown(result: Assessment) -> str:
     """Which test images a model holds for unknown, counted by their true names."""
-    rejected, strangers = result.rejected, result.seen.target.numpy() < 0
+    rejected, strangers = result.rejected, result.seen.target < 0
     lines = [f"Held for unknown by {result.name} ({result.trained.threshold['words']}):"]
     for words, part in (("strangers", strangers), ("known", ~strangers)):
         names = Counter(result.true_name(int(i)) for i in (rejected & part).nonzero()[0])
@@ -92,7 +92,6 @@ def _write_unknown(result: Assessment, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("image", "true_name", "open", "confidence", "closed_prediction"))
-        closed = result.seen.logits.argmax(dim=1)
         for i in result.rejected.nonzero()[0].tolist():
             rows.writerow(
                 (
@@ -100,6 +99,6 @@ def _write_unknown(result: Assessment, path: Path) -> None:
                     result.true_name(i),
                     int(result.seen.target[i] < 0),
                     f"{result.confidence[i]:.6g}",
-                    result.splits.class_names[int(closed[i])],
+                    result.splits.class_names[int(result.seen.pred[i])],
                 )
             )

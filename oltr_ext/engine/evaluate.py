@@ -18,55 +18,66 @@ from oltr_ext.engine.build import Images, make_loader
 from oltr_ext.engine.config import OpenSet
 from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import Head
+from oltr_ext.nn import Head, logit_scores
 
 __all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
 
 BATCH = 256
 
-Floats = NDArray[np.float64]
-
 
 @dataclass
 class Outputs:
-    """What a model gives for a set of images, on the CPU."""
+    """What a model answers for a set of images: a few numbers an image, whatever C and D."""
 
-    features: Tensor  # (N, D)
-    logits: Tensor  # (N, C)
-    distance: Tensor | None  # (N,) to the nearest centroid; None for a head without memory
-    target: Tensor  # (N,) class, -1 = open
-    unknown: Tensor | None = None  # (N,) probability of "unknown", from a head that gives one
+    pred: NDArray[np.int64]  # (N,) class of the largest logit
+    target: NDArray[np.int64]  # (N,) class, -1 = open
+    scores: dict[str, NDArray[np.float64]]  # (N,) each that the head has, in float64: for metrics
+    confidence: dict[str, NDArray[np.float32]]  # (N,) the same as `head.predict` computes them
 
     @staticmethod
     def join(parts: list[Outputs]) -> Outputs:
-        distances = [p.distance for p in parts if p.distance is not None]
-        unknowns = [p.unknown for p in parts if p.unknown is not None]
+        names = parts[0].scores
         return Outputs(
-            torch.cat([p.features for p in parts]),
-            torch.cat([p.logits for p in parts]),
-            torch.cat(distances) if distances else None,
-            torch.cat([p.target for p in parts]),
-            torch.cat(unknowns) if unknowns else None,
+            np.concatenate([p.pred for p in parts]),
+            np.concatenate([p.target for p in parts]),
+            {name: np.concatenate([p.scores[name] for p in parts]) for name in names},
+            {name: np.concatenate([p.confidence[name] for p in parts]) for name in names},
         )
 
-    def scores(self) -> dict[str, Floats]:
-        """Every open-set score that the model's head has, (N,) each."""
-        return open_scores(self.logits, self.distance, self.unknown)
+
+@torch.no_grad()
+def answers(head: Head, features: Tensor, target: Tensor) -> Outputs:
+    """Outputs for features (B, D) and labels (B,); the logits (B, C) end here."""
+    out = head.outputs(features)
+    scores = open_scores(out.logits.float(), out.distance, out.unknown)
+    quick = logit_scores(out.logits)
+    return Outputs(
+        out.logits.argmax(dim=1).cpu().numpy(),
+        target.cpu().numpy(),
+        scores,
+        {k: (quick[k] if k in quick else head.score_of(out, k)).cpu().numpy() for k in scores},
+    )
 
 
 @torch.no_grad()
 def stream(
-    model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0
+    model: OLTRModel,
+    images: Images,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (B, D) float32 and labels (B,) on `device`, batch by batch.
 
-    Every image in order, in eval mode and without augmentation. Several processes take turns at
-    the batches, and each gets them all. Images that cannot be read are left out, and at the end
-    taken off `images`, so that its rows stay those of the results.
+    Every image from `start` on, in order, in eval mode and without augmentation. Several processes
+    take turns at the batches, and each gets them all. Images that cannot be read are left out, and
+    at the end taken off `images`, so that its rows stay those of the results.
     """
     training = model.training
     model.eval()
-    batches = np.split(np.arange(len(images)), range(BATCH, len(images), BATCH))
+    rest = np.arange(start, len(images))
+    batches = np.split(rest, range(BATCH, len(rest), BATCH))
     turns = range(0, len(batches), distributed.world())
     # where the last turn has too few batches, some process makes the last one for nobody
     own = [batches[min(turn + distributed.rank(), len(batches) - 1)] for turn in turns]
@@ -102,31 +113,22 @@ def _padded(values: Tensor, rows: int) -> Tensor:
     return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
 
 
-@torch.no_grad()
 def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0) -> Outputs:
     """Outputs for every image in order, in eval mode and without augmentation; see `stream`."""
-    parts = []
-    for features, target in stream(model, images, device, workers=workers):
-        out = model.head.outputs(features)
-        distance = None if out.distance is None else out.distance.float().cpu()
-        unknown = None if out.unknown is None else out.unknown.cpu()
-        parts.append(
-            Outputs(features.cpu(), out.logits.float().cpu(), distance, target.cpu(), unknown)
-        )
-    return Outputs.join(parts)
+    batches = stream(model, images, device, workers=workers)
+    return Outputs.join([answers(model.head, features, target) for features, target in batches])
 
 
 def validate(
     seen: Outputs, opened: Outputs | None, train_counts: NDArray[np.int64], shots: Any
 ) -> dict[str, float]:
     """The numbers a training log shows: closed accuracies, and AUROC of max softmax."""
-    pred = seen.logits.argmax(dim=1)
-    shot = shot_accuracy(pred, seen.target, train_counts, shots)
+    shot = shot_accuracy(seen.pred, seen.target, train_counts, shots)
     row = {f"val_{k}": float(shot[k]) for k in ("overall", "many", "medium", "few")}
     if opened is not None:
         both = Outputs.join([seen, opened])
-        score = open_scores(both.logits)["max_softmax"]
-        row["val_auroc"] = float(open_set_metrics(score, both.target)["auroc"])
+        auroc = open_set_metrics(both.scores["max_softmax"], both.target)["auroc"]
+        row["val_auroc"] = float(auroc)
     return {k: v for k, v in row.items() if np.isfinite(v)}
 
 
@@ -135,7 +137,7 @@ def calibrate(
 ) -> dict[str, Any]:
     """Set the head's threshold by the configured rule on validation data.
 
-    The scores come from `head.predict` itself, so what is calibrated is what will be compared.
+    The scores are those of `head.predict`, so what is calibrated is what will be compared.
 
     Returns:
         JSON-able: score, value, rule, and the rule in words.
@@ -145,12 +147,11 @@ def calibrate(
     """
     name = _pick_score(settings.score, seen, opened)
     both = seen if opened is None else Outputs.join([seen, opened])
-    confidence = confidences(head, both.features, name)
-    known = both.target.numpy() >= 0
+    confidence, known = both.confidence[name], both.target >= 0
     strangers = confidence[~known]
     if settings.rule != "known_recall" and len(strangers) == 0:
         raise ValueError(f"open_set.rule: {settings.rule} needs open validation images")
-    correct = (both.logits.argmax(dim=1) == both.target).numpy()[known]
+    correct = (both.pred == both.target)[known]
     value = calibrate_threshold(
         confidence[known],
         rule=settings.rule,
@@ -168,22 +169,13 @@ def calibrate(
     return {"score": name, "value": value, "rule": settings.rule, "words": words}
 
 
-@torch.no_grad()
-def confidences(head: Head, features: Tensor, score: str) -> NDArray[np.float32]:
-    """(N,) the confidence `head.predict` gives by this score; higher means known."""
-    head.set_threshold(float("-inf"), score)
-    device = next(head.parameters()).device
-    _, confidence = head.predict(features.to(device))
-    return confidence.cpu().numpy()
-
-
 def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
     """The configured score; `auto` takes the one that best tells strangers on validation data."""
     if name != "auto":
         # in stage 1 there is no memory yet to measure a distance to
-        return name if name in seen.scores() else "max_softmax"
+        return name if name in seen.scores else "max_softmax"
     if opened is None:
         return "max_softmax"
     both = Outputs.join([seen, opened])
-    auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in both.scores().items()}
+    auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in both.scores.items()}
     return max(auroc, key=lambda k: auroc[k])

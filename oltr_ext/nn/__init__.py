@@ -14,7 +14,7 @@ from oltr_ext.nn.rebalance import (
     logit_adjusted_bias,
     tau_normalise,
 )
-from oltr_ext.nn.scores import open_score
+from oltr_ext.nn.scores import logit_scores, open_score
 
 __all__ = [
     "CentroidMemory",
@@ -37,6 +37,7 @@ __all__ = [
     "class_directions",
     "fit_weibull",
     "logit_adjusted_bias",
+    "logit_scores",
     "open_score",
     "tau_normalise",
 ]

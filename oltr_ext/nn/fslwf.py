@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,25 +66,27 @@ class FSLwFHead(Head):
         self.gamma = nn.Parameter(torch.tensor(10.0))
 
     @torch.no_grad()
-    def init_from(self, weight: Tensor, features: Tensor, target: Tensor) -> None:
+    def init_from(self, weight: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """The start: base weights from a linear classifier, novel images kept.
 
         Args:
             weight: (C, D).
-            features: (N, D) of the whole training set. target: (N,) their labels.
+            batches: features (B, D) and labels (B,), together the whole training set.
 
         Raises:
             ValueError: other images of novel classes than ``train_counts`` announced.
         """
         self.weight.copy_(weight[self.base])
-        novel = ~self.base[target]
-        if int(novel.sum()) != len(self.support):
+        novel = [(x[~self.base[y]], y[~self.base[y]]) for x, y in batches]
+        kept = sum(len(y) for _, y in novel)
+        if kept != len(self.support):
             raise ValueError(
                 f"FSLwFHead.init_from: expected {len(self.support)} images of novel classes, "
-                f"got {int(novel.sum())}"
+                f"got {kept}"
             )
-        self.support.copy_(features[novel])
-        self.support_target.copy_(target[novel])
+        if kept:
+            self.support.copy_(torch.cat([x for x, _ in novel]))
+            self.support_target.copy_(torch.cat([y for _, y in novel]))
 
     def generate(
         self, features: Tensor, group: Tensor, groups: int, hidden: Tensor | None = None

@@ -92,9 +92,9 @@ class Head(nn.Module, ABC):
         """Features (B, D) to logits (B, C)."""
         return self.outputs(features).logits
 
-    def score_of(self, out: HeadOutput) -> Tensor:
-        """(B,) the chosen score of an output; higher means known."""
-        return open_score(self.score, out.logits, out.distance, out.unknown)
+    def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
+        """(B,) a score of an output, by default the chosen one; higher means known."""
+        return open_score(name or self.score, out.logits, out.distance, out.unknown)
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,9 +246,9 @@ class OLTRHead(Head):
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
         return torch.softmax(self.classifier.fc_hallucinator(features), dim=1)
 
-    def score_of(self, out: HeadOutput) -> Tensor:
+    def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
         scale = self.classifier.scale
-        return open_score(self.score, out.logits, out.distance, out.unknown, scale=scale)
+        return open_score(name or self.score, out.logits, out.distance, out.unknown, scale=scale)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.
@@ -281,13 +281,30 @@ class OLTRHead(Head):
         classifier: str = "random",
         selector: str = "random",
     ) -> None:
-        """The start of stage 2.
+        """The start of stage 2, from features (N, D) of the whole training set and labels (N,).
+
+        See :meth:`init_from_batches`, which takes them piece by piece.
+        """
+        self.init_from_batches(
+            linear, [(features, target)], classifier=classifier, selector=selector
+        )
+
+    @torch.no_grad()
+    def init_from_batches(
+        self,
+        linear: nn.Linear | None,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        classifier: str = "random",
+        selector: str = "random",
+    ) -> None:
+        """The start of stage 2, in one pass and in memory that does not grow with the data.
 
         Args:
             linear: stage 1's classifier, from which the attention starts. None: keys are the class
                 means themselves.
-            features: (N, D) of the whole training set, as stage 2 will see them.
-            target: (N,) their labels.
+            batches: features (B, D) and labels (B,), together the whole training set as stage 2
+                will see it.
             classifier: cosine classifier ``"random"`` (the paper's) or at the class ``"means"``.
             selector: ``"random"`` (the paper's) or ``"zero"``: the embedding then starts as the
                 feature itself, and the gate opens as far as it helps.
@@ -304,7 +321,7 @@ class OLTRHead(Head):
                     f"OLTRHead.init_from: expected {name} to be one of {', '.join(choices)}, "
                     f"got {value!r}"
                 )
-        self.memory.initialise(features, target)
+        self.memory.initialise_from(batches, lambda x: x)
         keys = self.classifier.fc_hallucinator
         if linear is None:
             keys.weight.copy_(self.memory.centroids)

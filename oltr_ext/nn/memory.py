@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,47 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
+
+
+def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Means:
+    """Class means over batches, in one pass: memory is that of the C x D result.
+
+    Sums run in float64, so that the result does not depend on how the data was batched.
+
+    Args:
+        batches: features (B, D), any floating dtype, and labels (B,) int64 in [0, num_classes).
+        num_classes: C.
+
+    Returns:
+        (means (C, D) float64, counts (C,) int64) on the CPU; zero for a class without rows.
+
+    Raises:
+        ValueError: no row at all. RuntimeError: a label out of range.
+    """
+    sums, counts = torch.empty(0), torch.zeros(num_classes, dtype=torch.int64)
+    for features, target in batches:
+        if len(features) == 0:
+            continue
+        if len(sums) == 0:
+            sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
+        target = target.cpu()
+        wrong = ((target < 0) | (target >= num_classes)).nonzero()
+        if len(wrong):
+            first = int(wrong[0])
+            raise RuntimeError(
+                f"class means: expected labels in [0, {num_classes}), "
+                f"got {int(target[first])} at row {first}"
+            )
+        # only the classes of the batch: their number, not C, sets the cost of a batch
+        classes, row = target.unique(return_inverse=True)
+        means, count = ops.class_means(features.double().cpu(), row, len(classes))
+        sums[classes] += means * count.unsqueeze(1)
+        counts[classes] += count
+    if len(sums) == 0:
+        raise ValueError("class means: expected at least one feature, got none")
+    return Means(sums.div_(counts.clamp(min=1).unsqueeze(1)), counts)
 
 
 class CentroidMemory(nn.Module):
@@ -81,24 +121,23 @@ class CentroidMemory(nn.Module):
         Raises:
             ValueError: the loader gave no features, or features of another width or not finite.
         """
-        sums = torch.zeros(self.num_classes, self.feat_dim, dtype=torch.float64)
-        counts = torch.zeros(self.num_classes, dtype=torch.int64)
-        for inputs, target in loader:
-            features = feature_fn(inputs)
-            if features.dim() != 2 or features.shape[1] != self.feat_dim:
-                raise ValueError(
-                    f"CentroidMemory: expected features of shape (N, {self.feat_dim}), "
-                    f"got {tuple(features.shape)}"
-                )
-            if not torch.isfinite(features).all():
-                raise ValueError("CentroidMemory: expected finite features, got NaN or infinity")
-            # In float64, so that the result does not depend on how the data was batched.
-            means, count = ops.class_means(features.double().cpu(), target.cpu(), self.num_classes)
-            sums += means * count.unsqueeze(1)
-            counts += count
-        if counts.sum() == 0:
-            raise ValueError("CentroidMemory: expected at least one feature, got none")
-        self.centroids.copy_(sums / counts.clamp(min=1).unsqueeze(1))
+
+        def checked() -> Iterator[tuple[Tensor, Tensor]]:
+            for inputs, target in loader:
+                features = feature_fn(inputs)
+                if features.dim() != 2 or features.shape[1] != self.feat_dim:
+                    raise ValueError(
+                        f"CentroidMemory: expected features of shape (N, {self.feat_dim}), "
+                        f"got {tuple(features.shape)}"
+                    )
+                if not torch.isfinite(features).all():
+                    raise ValueError(
+                        "CentroidMemory: expected finite features, got NaN or infinity"
+                    )
+                yield features, target
+
+        means, counts = means_over(checked(), self.num_classes)
+        self.centroids.copy_(means)
         self.counts.copy_(counts)
 
     @torch.no_grad()

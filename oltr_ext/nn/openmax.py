@@ -83,11 +83,12 @@ class OpenMaxHead(LinearHead):
                 when it has fewer, and all its images when none is classified right; a class
                 without images is never held for unknown.
         """
-        logits = self.linear(features).float()
-        right = logits.argmax(dim=1) == target
-        for c in target.unique().tolist():
-            own = target == c
-            chosen = logits[own & right] if (own & right).any() else logits[own]
+        order, counts = target.argsort(stable=True), target.unique(return_counts=True)[1]
+        for rows in order.split(counts.tolist()):  # a class at a time: never N x C
+            c = int(target[rows[0]])
+            logits = self.linear(features[rows]).float()
+            right = logits.argmax(dim=1) == c
+            chosen = logits[right] if right.any() else logits
             self.mean[c] = chosen.mean(dim=0)
             distance = (chosen - self.mean[c]).double().norm(dim=1)
             largest = distance.topk(min(tail, len(distance))).values

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oltr_ext import ops
 from oltr_ext.nn.heads import HeadOutput, LinearHead
+from oltr_ext.nn.memory import means_over
+
+CHUNK = 1 << 24
+"""Logits that `best_tau` holds at a time, so that it never holds N x C."""
 
 
 def tau_normalise(weight: Tensor, tau: float) -> Tensor:
@@ -45,11 +48,13 @@ def best_tau(
     Raises:
         ValueError: no candidate, or no row of a known class.
     """
-    known = target >= 0
-    right = {
-        tau: int(((features @ tau_normalise(weight, tau).t()).argmax(1) == target)[known].sum())
-        for tau in sorted(candidates)
-    }
+    known, step = target >= 0, max(1, CHUNK // len(weight))
+
+    def count_right(scaled: Tensor) -> int:
+        label = torch.cat([(part @ scaled.t()).argmax(1) for part in features.split(step)])
+        return int((label == target)[known].sum())
+
+    right = {tau: count_right(tau_normalise(weight, tau)) for tau in sorted(candidates)}
     if not right or not known.any():
         raise ValueError(
             f"best_tau: expected candidates and rows of known classes, got {len(right)} and "
@@ -58,20 +63,19 @@ def best_tau(
     return max(right, key=lambda tau: right[tau])
 
 
-def class_directions(features: Tensor, target: Tensor, num_classes: int) -> Tensor:
+def class_directions(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
     """Class means of unit length: a linear classifier's weights for the nearest class mean.
 
     Kang et al. take the class whose mean is nearest by cosine, or by the distance to the mean of
     unit length, ``||x||^2 - 2 x.m + 1``. Both name the class with the largest x.m.
 
     Args:
-        features: (N, D) of the training set. target: (N,) in [0, num_classes).
+        batches: features (B, D) and labels (B,) in [0, num_classes), together the training set.
 
     Returns:
         (C, D) float32; zero for a class without images.
     """
-    means = ops.class_means(features.double(), target, num_classes).means
-    return F.normalize(means, dim=1).float()
+    return F.normalize(means_over(batches, num_classes).means, dim=1).float()
 
 
 def logit_adjusted_bias(bias: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:

@@ -10,6 +10,34 @@ DISTANCE_SCORES = ("nearest_distance", "reachability")
 UNKNOWN_SCORES = ("openmax",)
 SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES  # heads store an index: only append
 
+CHUNK = 1 << 18
+"""Logits that `logit_scores` works on at a time: they stay in a processor's cache."""
+
+
+def logit_scores(
+    logits: Tensor, *, temperature: float = 1.0, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """All of `LOGIT_SCORES`, in one pass and without another tensor of the logits' size.
+
+    Args:
+        logits: (B, C >= 1).
+        temperature: see `open_score`.
+        dtype: to compute in; that of the logits by default.
+
+    Returns:
+        (B,) under each name, as `open_score` gives it.
+    """
+    rows = max(8, CHUNK // logits.shape[1])
+    parts = []
+    for part in logits.split(rows):
+        part = part.to(dtype or logits.dtype)
+        top, total = part.amax(dim=1), part.logsumexp(dim=1)
+        energy = total
+        if temperature != 1:
+            energy = temperature * (part / temperature).logsumexp(dim=1)
+        parts.append(torch.stack([(top - total).exp(), top, energy]))
+    return dict(zip(LOGIT_SCORES, torch.cat(parts, dim=1), strict=True))
+
 
 def open_score(
     name: str,

@@ -117,7 +117,10 @@ def _draw(results: Sequence[MethodResult], samples: Sequence[Sample], title: str
 
 
 def _tile(axes: Axes, sample: Sample, x: float, y: float, size: float) -> None:
-    picture = Image.fromarray(pixels(sample.image)).convert("RGB")
+    if sample.image is None:
+        picture = Image.new("RGB", (128, 128), GRID)
+    else:
+        picture = Image.fromarray(pixels(sample.image)).convert("RGB")
     scale = 128 / max(picture.size)
     picture = picture.resize(
         (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
@@ -126,6 +129,9 @@ def _tile(axes: Axes, sample: Sample, x: float, y: float, size: float) -> None:
     tile = Image.new("RGB", (128, 128))
     tile.paste(picture, ((128 - picture.width) // 2, (128 - picture.height) // 2))
     axes.imshow(np.asarray(tile), extent=(x, x + size, y + size, y), interpolation="none")
+    if sample.image is None:
+        name = short(sample.image_id, max(8, round(size * 15)))
+        axes.text(x + size / 2, y + size / 2, name, fontsize=7, color=MUTED, ha="center")
     good = outcome(sample) in GOOD
     colour = GOOD_INK if good else BAD_INK
     axes.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor=colour, linewidth=2))

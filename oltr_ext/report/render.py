@@ -61,7 +61,7 @@ def write_report(
     if side == html:
         raise ValueError(f"write_report: expected a path that does not end in .json, got {html}")
     data = build(results, class_names, train_counts, title, details or {})
-    images = [[png_uri(s.image) for s in r.samples] for r in results]
+    images = [[None if s.image is None else png_uri(s.image) for s in r.samples] for r in results]
     page = _environment(data).render(
         data=data,
         plots=draw_all(data),

@@ -107,6 +107,7 @@ def describe(sample: Sample) -> dict[str, Any]:
     """Everything the report shows of a sample except its pixels."""
     return {
         "kind": outcome(sample),
+        "image_id": sample.image_id,
         "true_name": sample.true_name,
         "is_open": bool(sample.is_open),
         "predicted": sample.predicted,

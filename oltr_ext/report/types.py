@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 class Sample:
     """One test image, what the model said and why."""
 
-    image: ArrayLike
-    """uint8 (H, W), (H, W, 1 or 3) or (1 or 3, H, W)."""
+    image: ArrayLike | None
+    """uint8 (H, W), (H, W, 1 or 3) or (1 or 3, H, W); None where only features are known."""
     true_name: str
     is_open: bool
     predicted: str | None
@@ -30,6 +30,8 @@ class Sample:
     selector: ArrayLike | None = None
     """(D,) concept selector e = tanh(...), signed."""
     reachability: float | None = None
+    image_id: str = ""
+    """Name or path; shown in the place of an image that is not there."""
 
 
 @dataclass(frozen=True, eq=False)

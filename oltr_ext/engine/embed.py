@@ -1,0 +1,89 @@
+"""Images to embeddings: what a backbone makes of every split, written once to train on often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from oltr_ext.data import FeatureStream, write_embeddings
+from oltr_ext.engine.build import Images, Splits, load_splits
+from oltr_ext.engine.checkpoint import SUFFIX
+from oltr_ext.engine.config import ListData, load_config
+from oltr_ext.engine.evaluate import BATCH, stream
+from oltr_ext.engine.predict import Embedder, load_embedder, load_trained
+
+__all__ = ["embed"]
+
+
+def embed(
+    path: str | Path,
+    out: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Path:
+    """Write the features of every split of a configuration's images; see `write_embeddings`.
+
+    Eval mode and test transform. What a killed call has written is not made again.
+
+    Args:
+        path: a checkpoint or the folder of a run, whose features are those its head sees; or a
+            configuration, whose backbone has published weights (``model.weights``).
+        out: folder of the embeddings.
+        overrides: ``key.path=value`` on the configuration, that of the checkpoint included.
+        dtype: of the files, ``float32`` or ``float16``.
+
+    Returns:
+        The path of the manifest.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_embedder`, `load_splits` and `write_embeddings`; an
+            image that cannot be read, whatever `data.max_bad_images`.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == SUFFIX:
+        trained = load_trained(path, device=device, overrides=overrides)
+        embedder = load_embedder(trained.config, trained, device=device)
+    else:
+        embedder = load_embedder(load_config(path, overrides), device=device)
+    data = embedder.config.data
+    if isinstance(data, ListData):  # a row is made for each image, or none
+        data = data.model_copy(update={"max_bad_images": 0})
+    splits = load_splits(data)
+    parts = {
+        "train": splits.plain,
+        "val": splits.val,
+        "test": splits.test,
+        "open_val": splits.open_val,
+        "open_test": splits.open_test,
+    }
+    shown = len(splits.test) + (0 if splits.open_test is None else len(splits.open_test))
+    return write_embeddings(
+        out,
+        {
+            name: (_features(embedder, name, images, splits), images.labels)
+            for name, images in parts.items()
+            if images is not None
+        },
+        splits.class_names,
+        dtype=dtype,
+        test_ids=[splits.image_id(i) for i in range(shown)],
+        open_names=splits.open_names,
+        source=embedder.source,
+    )
+
+
+def _features(embedder: Embedder, name: str, images: Images, splits: Splits) -> FeatureStream:
+    def start(row: int) -> Iterator[Tensor]:
+        with tqdm(total=len(images), initial=row, desc=name, unit="row", disable=None) as bar:
+            for features, _ in stream(
+                embedder.model, images, embedder.device, workers=splits.workers, start=row
+            ):
+                yield features
+                bar.update(len(features))
+
+    return FeatureStream((len(images), embedder.model.feature_dim), start, batch=BATCH)
