@@ -180,7 +180,7 @@ def make(
 def find(source: Path, unpacked: Path, faces: Sequence[Face]) -> list[Path]:
     """The file of each face in `source`, or in its .deb packages, unpacked."""
     packages = packages_of(faces)
-    for deb in sorted(source.glob("*.deb"))  # no deeper: a killed download may lie there:
+    for deb in sorted(source.glob("*.deb")):  # no deeper: a killed download may lie there
         if not any(deb.name.startswith(f"{package}_") for package in packages):
             continue
         tool = shutil.which("dpkg-deb")
