@@ -204,16 +204,16 @@ def similar_pairs(icons: list[Icon], block: int = 512) -> tuple[NDArray[Any], ND
     Floating point finds the candidates, whole numbers decide: their sums are exact in any order.
     """
     pixels = np.stack([icon.image for icon in icons]).reshape(len(icons), -1)
-    whole = pixels.astype(np.int64)
-    square = (whole * whole).sum(1)
-    unit = (pixels / np.sqrt(square)[:, None]).astype(np.float32)
+    unit = pixels.astype(np.float32)
+    square = np.einsum("ij,ij->i", unit, unit, dtype=np.float64)
+    unit /= np.sqrt(square).astype(np.float32)[:, None]
     pairs = [np.empty((2, 0), np.int64)]
     for start in range(0, len(icons), block):
         tail = unit[start:]  # each pair once
         first, second = np.nonzero(tail[:block] @ tail.T > SIMILAR - 1e-4)
         first, second = (first + start)[first < second], (second + start)[first < second]
-        dot = np.einsum("ij,ij->i", whole[first], whole[second])
-        close = dot > SIMILAR * np.sqrt((square[first] * square[second]).astype(np.float64))
+        dot = np.einsum("ij,ij->i", pixels[first], pixels[second], dtype=np.int64)
+        close = dot > SIMILAR * np.sqrt(square[first] * square[second])
         pairs.append(np.stack([first[close], second[close]]))
     first, second = np.concatenate(pairs, axis=1)
     return first, second
