@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import multiprocessing
 import os
-import subprocess
+import shutil
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from tiny import config, same_run, write_data
 from torch import nn
 
+from oltr_ext.cli import main
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.config import ConfigError, make_config
@@ -26,7 +28,7 @@ from oltr_ext.models import OLTRModel
 from oltr_ext.nn import FocalLoss, FSLwFHead, LiftedStructureLoss, LinearHead, OLTRHead, RangeLoss
 
 KINDS = ("memory", "lifted", "range", "crt", "lws", "fslwf", "openmax")
-PATIENCE = 150  # seconds
+PATIENCE = 300  # seconds
 
 
 def settings(folder, kind, **changes):
@@ -47,36 +49,41 @@ def settings(folder, kind, **changes):
     return make_config({**values, "stage1": first, "stage2": second, **changes})
 
 
-def in_pair(folder, job, *arguments):
-    """Run `job(*arguments)` in both of two processes of a group; fails as they fail."""
-    context = multiprocessing.get_context("forkserver")  # one import of torch for both
+def in_pair(job, *arguments):
+    """What `job(rank, *arguments)` returns in each of two processes; fails as they fail."""
+    context = multiprocessing.get_context("forkserver")  # one import of torch for all of them
     context.set_forkserver_preload(["oltr_ext.engine.train"])
     results = context.Queue()
     pair = [
-        context.Process(target=_member, args=(rank, folder / "store", results, job, arguments))
-        for rank in range(2)
+        context.Process(target=_member, args=(results, job, rank, *arguments)) for rank in range(2)
     ]
     for process in pair:
         process.start()
+    returned = {}
     try:
         for _ in pair:
-            error = results.get(timeout=PATIENCE)
+            rank, error, value = results.get(timeout=PATIENCE)
             assert error is None, error
+            returned[rank] = value
     finally:
         for process in pair:
             process.join(1 if sys.exc_info()[0] else PATIENCE)
             process.kill()
+    return returned[0], returned[1]
 
 
-def _member(rank, store, results, job, arguments):
+def _member(results, job, rank, *arguments):
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-        job(*arguments)
+        results.put((rank, None, job(rank, *arguments)))
     except BaseException:
-        results.put(traceback.format_exc())
-        raise
-    results.put(None)
+        results.put((rank, traceback.format_exc(), None))
+
+
+@contextmanager
+def _group(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    yield
     dist.destroy_process_group()
 
 
@@ -90,8 +97,13 @@ def data(tmp_path_factory):
 # The pieces, in float64 where they can be exact.
 
 
-def _pieces():
-    rank = distributed.rank()
+def _pieces(rank, folder):
+    with _group(rank, folder):
+        _gathers_and_averages(rank)
+        _heads(rank)
+
+
+def _gathers_and_averages(rank):
     generator = torch.Generator().manual_seed(3)
     whole = torch.randn(8, 3, 2, 5, dtype=torch.float64, generator=generator) * 3 + 7
     weight = torch.randn(8, 3, 2, 5, dtype=torch.float64, generator=generator)
@@ -173,8 +185,6 @@ def _pieces():
     assert len(parts) == 4 and (parts[1] == batch[4 + 2 * rank : 6 + 2 * rank]).all()
     assert (parts[2] == 100 + batch[2 * rank : 2 * rank + 2]).all()
 
-    _heads(rank)
-
 
 def _heads(rank):
     """The mean of the losses is the batch's, gradients too, for each way that heads see a batch."""
@@ -206,29 +216,36 @@ def _heads(rank):
 
 
 def test_the_pieces(tmp_path):
-    in_pair(tmp_path, _pieces)
+    in_pair(_pieces, tmp_path)
 
 
 # Whole runs.
 
 
-def _runs(data, broken, out):
+def _runs(rank, data, broken, out):
+    with _group(rank, out):
+        _good_runs(data, out)
+        _bad_runs(data, broken, out)
+
+
+def _good_runs(data, out):
+    train(settings(data, "memory", amp="fp16"), out / "fp16")
     with _in_float64():
         for kind in KINDS:
             train(settings(data, kind), out / kind)
-        with _stopping_at(2, step=2), pytest.raises(KeyboardInterrupt):
-            train(settings(data, "memory", checkpoint_every=1), out / "for_one")
-    train(settings(data, "memory", amp="fp16"), out / "fp16")
+        # stopped in either stage, both at once
+        often = settings(data, "memory", checkpoint_every=1)
+        for stage in (1, 2):
+            with _stopping_at(stage, step=2), pytest.raises(KeyboardInterrupt):
+                train(often, out / "parts")
+        if distributed.lead():
+            shutil.copytree(out / "parts", out / "for_one")
+        distributed.barrier()
+        train(often, out / "parts")
 
-    # stopped in either stage, by two processes at once, they go on to the same bits
+
+def _bad_runs(data, broken, out):
     often = settings(data, "memory", checkpoint_every=1)
-    for stage in (1, 2):
-        with _stopping_at(stage, step=2), pytest.raises(KeyboardInterrupt):
-            train(often, out / "parts")
-    torch.manual_seed(123)
-    train(often, out / "parts")
-    train(often, out / "whole")
-
     # what is wrong in one process ends both, with the same words
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OLTRModel, "features", _poisoned(OLTRModel.features))
@@ -297,7 +314,7 @@ def broken(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(data, broken, tmp_path_factory):
     out = tmp_path_factory.mktemp("pair")
-    in_pair(out, _runs, data, broken, out)
+    in_pair(_runs, data, broken, out)
     return out
 
 
@@ -347,7 +364,7 @@ def test_mixed_precision_in_two_processes(data, pair, tmp_path):
 
 
 def test_two_processes_resume_to_the_same_bits(pair):
-    same_run(pair / "whole", pair / "parts")
+    same_run(pair / "memory", pair / "parts")
 
 
 def test_one_process_goes_on_with_the_run_of_two(data, pair):
@@ -358,22 +375,43 @@ def test_one_process_goes_on_with_the_run_of_two(data, pair):
     near(pair / "memory", pair / "for_one")
 
 
-def test_a_process_that_fails_under_torchrun_ends_all_with_one_line(data, broken, tmp_path):
+def _command(rank, commands):
+    """`oltr` as torchrun starts it, which keeps the store; (code, out, err) of each command."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="localhost", TORCHELASTIC_USE_AGENT_STORE="True")
+    said = []
+    for port, words in commands:
+        os.environ["MASTER_PORT"] = str(port)
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = main(words)
+            except SystemExit as stop:
+                code = stop.code
+        said.append((code, out.getvalue(), err.getvalue()))
+    return said
+
+
+def test_the_command_under_torchrun(data, broken, tmp_path):
+    """One of them speaks, and a process that fails ends the other too."""
     values = {**config(data), "stage2": None}
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(values))
     values["data"] = {**values["data"], "train": str(broken / "train.txt")}
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values))
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "oltr_ext"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "train", "broken.yaml", "--out", "run"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    told = [line for line in done.stderr.splitlines() if line.startswith("oltr: ")]
-    assert done.returncode == 1 and len(told) == 1, done.stderr
-    assert "cannot read image" in told[0] and "Traceback (most recent call last)" not in done.stdout
+    stores = [
+        dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(2)
+    ]
+    runs = [
+        ["train", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name)]
+        for name in ("good", "broken")
+    ]
+    commands = [(store.port, words) for store, words in zip(stores, runs, strict=True)]
+    (good, bad), (silent, bad_too) = in_pair(_command, commands)
+    assert good == (0, f"model  {tmp_path}/good/model.safetensors\n", "") and silent == (0, "", "")
+    assert bad[0] == bad_too[0] == 1 and not bad[1] and not bad_too[1]
+    told = bad[2] + bad_too[2]
+    assert told.count("\n") == 1 and told.startswith("oltr: "), told
+    assert "cannot read image" in told
 
 
 # In one process.
