@@ -23,10 +23,11 @@ import torch
 
 from oltr_ext import __version__, use_backend
 from oltr_ext.engine.assess import assess
-from oltr_ext.engine.build import Splits, load_splits
-from oltr_ext.engine.config import Config, load_config
+from oltr_ext.engine.config import load_config
 from oltr_ext.engine.methods import METHODS
 from oltr_ext.engine.predict import load_trained
+from oltr_ext.engine.schema import Config
+from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import SCORE_NAMES
 

@@ -105,7 +105,8 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _data_check(args: argparse.Namespace) -> int:
     from oltr_ext.engine.check import check_data, check_table
-    from oltr_ext.engine.config import ListData, load_config
+    from oltr_ext.engine.config import load_config
+    from oltr_ext.engine.schema import ListData
 
     data = load_config(args.config, args.set).data
     if not isinstance(data, ListData):

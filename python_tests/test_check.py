@@ -15,9 +15,9 @@ from tiny import config, write_data
 from oltr_ext.cli import main
 from oltr_ext.data import PUBLISHED
 from oltr_ext.engine import check
-from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.check import check_data, check_table
 from oltr_ext.engine.config import load_config, make_config
+from oltr_ext.engine.splits import load_splits
 
 
 def test_the_published_counts_belong_to_the_recipes():

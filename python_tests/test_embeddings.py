@@ -19,12 +19,13 @@ from oltr_ext.cli import main
 from oltr_ext.data import FeatureStream, read_embeddings, write_embeddings
 from oltr_ext.engine import evaluate
 from oltr_ext.engine.assess import assess, report
-from oltr_ext.engine.build import build_model, load_splits, make_loader
+from oltr_ext.engine.build import build_model
 from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.embed import embed
 from oltr_ext.engine.evaluate import answers, collect
 from oltr_ext.engine.methods import METHODS
 from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import LinearHead

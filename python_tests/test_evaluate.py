@@ -11,10 +11,11 @@ from tiny import config, write_data
 
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
-from oltr_ext.engine.build import load_splits
-from oltr_ext.engine.config import OpenSet, make_config
+from oltr_ext.engine.config import make_config
 from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream
 from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.schema import OpenSet
+from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import open_scores
 from oltr_ext.nn import LinearHead, OLTRHead

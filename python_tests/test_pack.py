@@ -13,9 +13,9 @@ from tiny import config
 from oltr_ext.cli import main
 from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, load_pack, save_pack
 from oltr_ext.engine.assess import assess
-from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.config import load_config, make_config
 from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 
 COUNTS = (14, 9, 4, 3)

@@ -10,8 +10,8 @@ import pytest
 from published import COUNTS, HELD_OUT, LAYOUTS, STRANGERS, small, write_published
 
 from oltr_ext.cli import main
-from oltr_ext.engine.build import load_splits
 from oltr_ext.engine.config import config_names, load_config
+from oltr_ext.engine.splits import load_splits
 
 STAGE2 = ("stage2.epochs=1", "stage2.batch_size=8", "stage2.lr.feature=0.001")
 TRAINED = [word for item in STAGE2 for word in ("--set", item)]

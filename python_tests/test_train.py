@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from tiny import COUNTS, config, same_run, stop_after, write_data
 
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import build_model, build_optimizer, load_splits, lr_factor
+from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
 from oltr_ext.engine.config import make_config
+from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, TrainingError, train
 from oltr_ext.models import OLTRModel
 

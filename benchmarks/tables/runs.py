@@ -16,9 +16,9 @@ from typing import Any
 
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess
-from oltr_ext.engine.build import Splits, load_splits
-from oltr_ext.engine.config import Config, OpenSet
 from oltr_ext.engine.predict import MODEL, load_trained
+from oltr_ext.engine.schema import Config, OpenSet
+from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
 
 CLOSED = ("overall", "many", "medium", "few")

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from oltr_ext.data import Embeddings, TensorImages
-from oltr_ext.engine.build import Splits, load_splits
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.predict import Trained, nearest_classes
+from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.metrics import evaluate_answers
 from oltr_ext.nn import OLTRHead
 from oltr_ext.report import (

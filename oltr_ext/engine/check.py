@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from oltr_ext.data import PUBLISHED, ListLine, Published, read_list
-from oltr_ext.engine.config import ListData
+from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
 

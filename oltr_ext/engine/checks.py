@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from oltr_ext.engine import distributed
-from oltr_ext.engine.build import Splits, model_shape
-from oltr_ext.engine.config import Config, make_config
+from oltr_ext.engine.build import model_shape
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.schema import Config
+from oltr_ext.engine.splits import Splits
 
 __all__ = ["AFTER_STAGE_1", "OtherRunError", "check_batches", "check_same_run"]
 

@@ -7,310 +7,40 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from oltr_ext.engine.methods import apply_method
+from oltr_ext.engine.schema import (
+    AugmentConfig,
+    Config,
+    EmbeddingsData,
+    EpisodeStage,
+    FitStage,
+    Focal,
+    IconsData,
+    LearningRates,
+    Lifted,
+    ListData,
+    MemoryStage,
+    ModelConfig,
+    OpenSet,
+    PackData,
+    Range,
+    RetrainStage,
+    Schedule,
+    Stage1,
+)
 
-__all__ = ["Config", "ConfigError", "config_names", "load_config", "make_config"]
+__all__ = ["ConfigError", "config_names", "load_config", "make_config"]
 
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
-PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be read or does not hold; the message is one line."""
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AugmentConfig(Strict):
-    """See `oltr_ext.data.Augment`."""
-
-    shift: NotNegative = 0.0
-    scale: NotNegative = 0.0
-    stretch: NotNegative = 0.0
-    rotate: NotNegative = 0.0
-    flip: Fraction = 0.0
-    erase: Fraction = 0.0
-    ink: NotNegative = 0.0
-
-
-class IconsData(Strict):
-    """The embedded icons: 50 known classes, 32x32 grey."""
-
-    kind: Literal["icons"]
-    augment: AugmentConfig = AugmentConfig()
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = (30, 10)
-
-
-class PackData(Strict):
-    """Grey images in one file, made by `oltr data make` or your own; see `oltr_ext.data.pack`."""
-
-    kind: Literal["pack"]
-    name: str  # glyphs-2000, glyphs-18000, icons-large, or the path of an .npz file
-    augment: AugmentConfig = AugmentConfig()
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
-
-
-class ListData(Strict):
-    """Your own images through `path label` list files; see `oltr_ext.data.ImageList`."""
-
-    kind: Literal["lists"]
-    root: Path | None = None  # what the lists' paths are relative to; default: the list's folder
-    lists: Path | None = None  # what the files below are relative to; default: the working folder
-    train: Path
-    val: Path
-    test: Path
-    open_val: Path | None = None
-    open_test: Path | None = None
-    open_root: Path | None = None  # what the open lists' paths are relative to; default: root
-    class_names: Path | None = None  # one name a line, in order of the labels
-    image_size: Annotated[int, Field(ge=8)] = 224
-    workers: Annotated[int, Field(ge=0)] = 4  # loader processes, for each training process
-    # Images of each list that may fail to decode. In training the next of the class takes their
-    # place; in validation and test they are left out.
-    max_bad_images: Annotated[int, Field(ge=0)] = 0
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
-
-    def file(self, path: Path) -> Path:
-        """Where a list, `class_names` or `open_root` is."""
-        return (self.lists or Path()) / path
-
-    def parts(self) -> dict[str, tuple[Path, Path]]:
-        """List file and root of its images, for each part that is named."""
-        files = {part: getattr(self, part) for part in PARTS}
-        strangers = self.root if self.open_root is None else self.file(self.open_root)
-        found = {}
-        for part, path in files.items():
-            if path is not None:
-                file, root = self.file(path), strangers if "open" in part else self.root
-                found[part] = (file, file.parent if root is None else root)
-        return found
-
-
-class EmbeddingsData(Strict):
-    """Features that `oltr embed` or `oltr_ext.data.write_embeddings` wrote."""
-
-    kind: Literal["embeddings"]
-    root: Path
-    workers: Annotated[int, Field(ge=0)] = 0  # rows of a memory map need no process to fetch them
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
-
-
-class ModelConfig(Strict):
-    backbone: str = "small_cnn"  # embeddings have none but `embedding`
-    weights: str | None = None  # torchvision weights name, such as DEFAULT
-
-
-class LearningRates(Strict):
-    """By part: feature = backbone, attention and fc; classifier = head; centroid = memory."""
-
-    feature: NotNegative
-    classifier: NotNegative
-    centroid: NotNegative = 0.0
-
-
-class Schedule(Strict):
-    """Factor on every learning rate: linear warm-up, then steps (by epoch) or a cosine to zero."""
-
-    kind: Literal["step", "cosine", "constant"] = "step"
-    every: Count = 10  # epochs between steps
-    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    warmup: NotNegative = 0.0  # epochs
-
-
-class CrossEntropy(Strict):
-    kind: Literal["cross_entropy"] = "cross_entropy"
-
-
-class Focal(Strict):
-    """See `oltr_ext.nn.FocalLoss`."""
-
-    kind: Literal["focal"]
-    gamma: NotNegative = 2.0
-
-
-class Lifted(Strict):
-    """Cross-entropy + weight * lifted structure; see `oltr_ext.nn.LiftedStructureLoss`."""
-
-    kind: Literal["lifted"]
-    weight: NotNegative = 1.0
-    margin: NotNegative = 1.0
-
-
-class Range(Strict):
-    """Cross-entropy + weight * range loss; see `oltr_ext.nn.RangeLoss`."""
-
-    kind: Literal["range"]
-    weight: NotNegative = 1.0
-    k: Count = 2
-    margin: NotNegative = 10.0
-    intra: NotNegative = 1.0
-    inter: NotNegative = 1.0
-
-
-class Stage(Strict):
-    """What every stage that trains has."""
-
-    epochs: Count
-    batch_size: Count = 128  # of a step, over all processes
-    # Parts that a batch is worked through in, one after the other. The gradient is the whole
-    # batch's, except that BatchNorm and losses that couple rows (lifted, range, the repel term,
-    # episodes) see one part at a time.
-    accumulate: Count = 1
-    sampler: Literal["shuffle", "class_aware", "balanced"] = "shuffle"
-    samples_per_class: Count = 4  # of the class-aware sampler
-    lr: LearningRates
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: NotNegative = 5e-4
-    schedule: Schedule = Schedule()
-    clip: Positive | None = None  # largest gradient norm
-    class_prior: NotNegative = 0.0  # t: train on logits + t * log(class frequency)
-
-
-class FeatureStage(Stage):
-    """A stage that trains what is before the head too."""
-
-    fc: Count | Literal["same"] | None = None  # width of the relu(Linear) before the head
-    fc_start: Literal["default", "identity"] = "default"
-
-
-class Stage1(FeatureStage):
-    """Backbone and linear classifier."""
-
-    loss: CrossEntropy | Focal | Lifted | Range = Field(CrossEntropy(), discriminator="kind")
-
-
-class MemoryStage(FeatureStage):
-    """The meta-embedding head on the visual memory, started from stage 1."""
-
-    kind: Literal["memory"] = "memory"
-    sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
-    attention: bool = True
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    feature_loss_weight: NotNegative = 0.01
-    classifier_init: Literal["random", "means"] = "random"
-    selector_init: Literal["random", "zero"] = "random"
-    without: tuple[Literal["memory", "selector", "reachability"], ...] = ()  # for ablations
-    freeze: tuple[str, ...] = ()
-    compat: Literal["fixed", "official"] = "fixed"  # official: the released code's centroids
-
-    @model_validator(mode="after")
-    def _official_is_whole(self) -> MemoryStage:
-        if self.compat == "official" and self.accumulate > 1:
-            # that gradient ignores the factor on the loss, so parts would add up to too much
-            raise ValueError("compat: official needs accumulate = 1")
-        return self
-
-
-class RetrainStage(Stage):
-    """Frozen features, their classifier trained again: from scratch (cRT), or only the length of
-    each class's weights (LWS). See `oltr_ext.nn.rebalance`."""
-
-    kind: Literal["crt", "lws"]
-    sampler: Literal["shuffle", "class_aware", "balanced"] = "balanced"
-
-
-class EpisodeStage(Stage):
-    """Frozen features, a cosine classifier that learns to make weights of few images. See
-    `oltr_ext.nn.FSLwFHead`."""
-
-    kind: Literal["fslwf"]
-    sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
-    base_shots: Count = 20  # images that make a base class
-    fake: Count = 5  # base classes that play novel in a batch
-
-
-class FitStage(Stage):
-    """Frozen features, a classifier made of what stage 1 learned, without a training step. See
-    `oltr_ext.nn.rebalance` and `oltr_ext.nn.OpenMaxHead`."""
-
-    kind: Literal["tau_norm", "ncm", "logit_adjustment", "openmax"]
-    epochs: Literal[0] = 0
-    lr: LearningRates = LearningRates(feature=0, classifier=0)
-    tau: NotNegative | None = None  # None: tau_norm takes the best on val, logit_adjustment 1
-    tail: Count = 20  # of openmax: largest distances of a class in its Weibull fit
-    alpha: Count = 10  # of openmax: classes to revise
-
-
-SecondStage = MemoryStage | RetrainStage | EpisodeStage | FitStage
-
-
-class OpenSet(Strict):
-    """How the threshold for "unknown" is found, on validation data."""
-
-    score: Literal[
-        "auto",
-        "max_softmax",
-        "max_logit",
-        "energy",
-        "nearest_distance",
-        "reachability",
-        "openmax",
-    ] = "auto"  # auto: the best AUROC on open_val; max_softmax where there is no open_val
-    rule: Literal["known_recall", "f_measure", "balanced"] = "known_recall"
-    value: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of known_recall
-
-
-class Config(Strict):
-    seed: int = 0
-    device: str = "auto"
-    threads: Count | None = None
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    data: IconsData | PackData | ListData | EmbeddingsData = Field(discriminator="kind")
-    model: ModelConfig = ModelConfig()
-    stage1: Stage1
-    stage2: Annotated[SecondStage, Field(discriminator="kind")] | None = None
-    open_set: OpenSet = OpenSet()
-    select: Literal["last", "best"] = "last"  # which epoch of the last stage becomes the model
-    checkpoint_every: Count | None = None  # steps; each epoch's end in any case
-    log_every: Count = 20  # steps
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_backbone_before_embeddings(cls, values: Any) -> Any:
-        data = values.get("data") if isinstance(values, dict) else None
-        if isinstance(data, dict) and data.get("kind") == "embeddings":
-            return {"model": {"backbone": "embedding"}, **values}
-        return values
-
-    @field_validator("model")
-    @classmethod
-    def _embedding_for_embeddings_alone(
-        cls, value: ModelConfig, info: ValidationInfo
-    ) -> ModelConfig:
-        data = info.data.get("data")  # None where it is wrong itself
-        if data and (data.kind == "embeddings") != (value.backbone == "embedding"):
-            raise ValueError("the backbone of data of kind embeddings, and only that, is embedding")
-        return value
-
-    @field_validator("amp", mode="before")
-    @classmethod
-    def _yaml_off(cls, value: object) -> object:
-        return "off" if value is False else value  # a bare `off` is a boolean to YAML
-
-    @field_validator("stage2", mode="before")
-    @classmethod
-    def _memory_unless_said(cls, value: object) -> object:
-        return {"kind": "memory", **value} if isinstance(value, dict) else value
 
 
 def make_config(

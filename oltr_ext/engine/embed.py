@@ -9,11 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oltr_ext.data import FeatureStream, write_embeddings
-from oltr_ext.engine.build import Images, Splits, load_splits
 from oltr_ext.engine.checkpoint import SUFFIX
-from oltr_ext.engine.config import ListData, load_config
+from oltr_ext.engine.config import load_config
 from oltr_ext.engine.evaluate import BATCH, stream
 from oltr_ext.engine.predict import Embedder, load_embedder, load_trained
+from oltr_ext.engine.schema import ListData
+from oltr_ext.engine.splits import Images, Splits, load_splits
 
 __all__ = ["embed"]
 

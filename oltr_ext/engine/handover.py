@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from oltr_ext.engine.build import Images, Splits, class_frequencies
-from oltr_ext.engine.config import SecondStage
+from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import stream
+from oltr_ext.engine.schema import SecondStage
+from oltr_ext.engine.splits import Images, Splits
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import (
     FSLwFHead,

@@ -16,14 +16,8 @@ from oltr_ext.data import icon_image, imagenet_test
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
-from oltr_ext.engine.config import (
-    Config,
-    EmbeddingsData,
-    IconsData,
-    ListData,
-    PackData,
-    make_config,
-)
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.schema import Config, EmbeddingsData, IconsData, ListData, PackData
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead, OLTRHead
 

@@ -31,21 +31,19 @@ from oltr_ext.data.samplers import Ints, mix
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
-    Splits,
     build_model,
     build_optimizer,
     build_sampler,
-    load_splits,
     lr_factor,
-    make_loader,
     model_shape,
 )
 from oltr_ext.engine.checks import AFTER_STAGE_1, OtherRunError, check_batches, check_same_run
-from oltr_ext.engine.config import Config, Stage
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.predict import MODEL
+from oltr_ext.engine.schema import Config, Stage
+from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
