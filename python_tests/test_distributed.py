@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import multiprocessing
 import os
 import shutil
-import sys
-import traceback
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from pair import KINDS, group, in_float64, in_pair, near, settings, stopping_at
 from tiny import config, same_run, write_data
 from torch import nn
 
@@ -23,68 +21,9 @@ from oltr_ext.cli import main
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.config import ConfigError, make_config
-from oltr_ext.engine.train import TrainingError, _Run, train
+from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import FocalLoss, FSLwFHead, LiftedStructureLoss, LinearHead, OLTRHead, RangeLoss
-
-KINDS = ("memory", "lifted", "range", "crt", "lws", "fslwf", "openmax")
-PATIENCE = 300  # seconds
-
-
-def settings(folder, kind, **changes):
-    """A run of two short stages, or one, as configured for the method."""
-    values = {**config(folder), "log_every": 1}
-    first = {**values["stage1"], "epochs": 1}
-    second = {**values["stage2"], "epochs": 1}
-    if kind in ("lifted", "range"):
-        first |= {"loss": {"kind": kind}, "sampler": "class_aware", "clip": 5.0}
-    retrained = {"kind": kind, "epochs": 1, "batch_size": 8, "lr": first["lr"]}
-    second = {
-        "memory": second,
-        "crt": retrained,
-        "lws": retrained,
-        "fslwf": {**retrained, "base_shots": 4, "fake": 1},
-        "openmax": {"kind": "openmax"},
-    }.get(kind)
-    return make_config({**values, "stage1": first, "stage2": second, **changes})
-
-
-def in_pair(job, *arguments):
-    """What `job(rank, *arguments)` returns in each of two processes; fails as they fail."""
-    context = multiprocessing.get_context("forkserver")  # one import of torch for all of them
-    context.set_forkserver_preload(["oltr_ext.engine.train"])
-    results = context.Queue()
-    pair = [
-        context.Process(target=_member, args=(results, job, rank, *arguments)) for rank in range(2)
-    ]
-    for process in pair:
-        process.start()
-    returned = {}
-    try:
-        for _ in pair:
-            rank, error, value = results.get(timeout=PATIENCE)
-            assert error is None, error
-            returned[rank] = value
-    finally:
-        for process in pair:
-            process.join(1 if sys.exc_info()[0] else PATIENCE)
-            process.kill()
-    return returned[0], returned[1]
-
-
-def _member(results, job, rank, *arguments):
-    torch.set_num_threads(1)
-    try:
-        results.put((rank, None, job(rank, *arguments)))
-    except BaseException:
-        results.put((rank, traceback.format_exc(), None))
-
-
-@contextmanager
-def _group(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +37,7 @@ def data(tmp_path_factory):
 
 
 def _pieces(rank, folder):
-    with _group(rank, folder):
+    with group(rank, folder):
         _gathers_and_averages(rank)
         _heads(rank)
 
@@ -223,20 +162,20 @@ def test_the_pieces(tmp_path):
 
 
 def _runs(rank, data, broken, out):
-    with _group(rank, out):
+    with group(rank, out):
         _good_runs(data, out)
         _bad_runs(data, broken, out)
 
 
 def _good_runs(data, out):
     train(settings(data, "memory", amp="fp16"), out / "fp16")
-    with _in_float64():
+    with in_float64():
         for kind in KINDS:
             train(settings(data, kind), out / kind)
         # stopped in either stage, both at once
         often = settings(data, "memory", checkpoint_every=1)
         for stage in (1, 2):
-            with _stopping_at(stage, step=2), pytest.raises(KeyboardInterrupt):
+            with stopping_at(stage, step=2), pytest.raises(KeyboardInterrupt):
                 train(often, out / "parts")
         if distributed.lead():
             shutil.copytree(out / "parts", out / "for_one")
@@ -271,21 +210,6 @@ def _bad_runs(data, broken, out):
         train(settings(data, None, data=images, stage1=once), out / "worse")
 
 
-@contextmanager
-def _stopping_at(stage, step):
-    """Runs are interrupted after a step, before the step's checkpoint."""
-    whole = _Run.step
-
-    def stop(self, parts, steps):
-        whole(self, parts, steps)
-        if (self.state.stage, self.state.step) == (stage, step):
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "step", stop)
-        yield
-
-
 def _poisoned(features):
     calls = []
 
@@ -318,38 +242,9 @@ def pair(data, broken, tmp_path_factory):
     return out
 
 
-@contextmanager
-def _in_float64():
-    """Runs in float64, where what one and two processes give differs by rounding and no more."""
-    features = OLTRModel.features
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OLTRModel, "features", lambda self, images: features(self, images.double()))
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
-
-
-def near(one, two, tolerance=1e-7):
-    """Every tensor of the model, and the losses on the way."""
-    (left, header), (right, other) = (checkpoint.load(p / "model.safetensors") for p in (one, two))
-    assert left.keys() == right.keys() and header["state"]["total"] == other["state"]["total"]
-    for name, value in left.items():
-        torch.testing.assert_close(
-            right[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    for a, b in zip(*(csv.DictReader((p / "log.csv").open()) for p in (one, two)), strict=True):
-        assert a["val_overall"] == b["val_overall"]
-        if a["loss"]:
-            assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=tolerance)
-            assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=tolerance)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_what_one_gives(data, pair, kind, tmp_path):
-    with _in_float64():
+    with in_float64():
         train(settings(data, kind), tmp_path)
     near(tmp_path, pair / kind)
 
@@ -369,7 +264,7 @@ def test_two_processes_resume_to_the_same_bits(pair):
 
 def test_one_process_goes_on_with_the_run_of_two(data, pair):
     said = []
-    with _in_float64():
+    with in_float64():
         train(settings(data, "memory"), pair / "for_one", say=said.append)
     assert said == [f"going on from stage 2, step 1 in {pair / 'for_one'}"]
     near(pair / "memory", pair / "for_one")
@@ -422,7 +317,7 @@ def test_loader_processes_change_nothing(data, broken, tmp_path):
     images = {**config(data)["data"], "train": str(broken / "train.txt"), "max_bad_images": 2}
     train(settings(data, "memory", data=images), tmp_path / "whole")
     fetched = settings(data, "memory", data={**images, "workers": 1})
-    with _stopping_at(1, step=2), pytest.raises(KeyboardInterrupt):
+    with stopping_at(1, step=2), pytest.raises(KeyboardInterrupt):
         train(fetched, tmp_path / "parts")
     train(fetched, tmp_path / "parts")
     same_run(tmp_path / "whole", tmp_path / "parts")
@@ -438,7 +333,7 @@ def test_accumulated_parts_are_the_whole_batch(data, tmp_path, monkeypatch):
         return features(self, images)
 
     monkeypatch.setattr(OLTRModel, "features", watched)
-    with _in_float64():
+    with in_float64():
         train(whole, tmp_path / "whole")
         assert set(sizes) == {8, 0}
         train(whole.model_copy(update={"stage2": parts}), tmp_path / "parts")
@@ -452,7 +347,7 @@ def test_accumulated_runs_resume_to_the_same_bits(data, tmp_path):
         values[stage] = {**values[stage], "epochs": 1, "accumulate": 2}
     run = make_config(values)
     train(run, tmp_path / "whole")
-    with _stopping_at(2, step=3), pytest.raises(KeyboardInterrupt):
+    with stopping_at(2, step=3), pytest.raises(KeyboardInterrupt):
         train(run, tmp_path / "parts")
     train(run, tmp_path / "parts")
     same_run(tmp_path / "whole", tmp_path / "parts")
