@@ -2,5 +2,11 @@
 
 from compare import Table, make
 
+NOTES = (
+    "The design of oltr-plus was found on this set, earlier on with test rows in view, and that of "
+    "no other method: another set has to confirm its lead."
+)
+
 if __name__ == "__main__":
-    make(Table("icons", "The embedded icons: 50 classes, 60 to 4 images", "icons", tuple(range(5))))
+    title = "The embedded icons: 50 classes, 60 to 4 images"
+    make(Table("icons", title, "icons", tuple(range(5)), notes=NOTES))
