@@ -157,14 +157,14 @@ def markdown(table: Table, about: dict[str, Any], runs: Runs) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Settings other than the packaged ones, and seconds of a run on "
+        "Settings other than the packaged ones, and median seconds of a run on "
         f"{about['threads']} thread{'s' if about['threads'] > 1 else ''} of a shared machine "
         "(stage 1 included):",
         "",
     ]
     for name, each in runs.items():
         settings = " ".join(f"`{s}`" for s in about["rows"][name]["settings"]) or "none"
-        seconds = np.mean([run["seconds"] for run in each])
+        seconds = np.median([run["seconds"] for run in each])
         lines.append(f"- {name}: {settings}; {seconds:.0f} s")
     lines += ["", f"`{about['command']}`, {about['date']}, {about['versions']}.", ""]
     return "\n".join(lines)
