@@ -19,7 +19,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as make_safetensors
 from torch import Tensor
 
-__all__ = ["CheckpointError", "load", "load_latest", "save", "save_last"]
+__all__ = ["CheckpointError", "load", "load_latest", "save", "save_last", "under"]
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -112,6 +112,11 @@ def load_latest(
     if problems:
         raise CheckpointError("; ".join(problems))
     return None
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:

@@ -86,9 +86,7 @@ def load_trained(
     config = make_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
     model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
+    model.load_state_dict(checkpoint.under("model.", tensors))
     threshold = header["threshold"]
     model.head.set_threshold(threshold["value"], threshold["score"])
     shape = header["shape"]

@@ -103,12 +103,8 @@ def train(
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if not distributed.lead():
-        say = _silent
+        say = lambda _: None
     return _Run(config, load_splits(config.data), out, stage1, say).go()
-
-
-def _silent(line: str) -> None:
-    pass
 
 
 class _Run:
@@ -144,7 +140,7 @@ class _Run:
                     return self.finish()
                 if self.config.select == "best":
                     best = checkpoint.load(self.out / BEST)[0]
-                    self.model.load_state_dict(under("model.", best))
+                    self.model.load_state_dict(checkpoint.under("model.", best))
                 self.enter_stage(self.state.stage + 1)
 
     def open_logs(self) -> AbstractContextManager[Logs | None]:
@@ -176,7 +172,7 @@ class _Run:
         except OtherRunError as error:
             raise ValueError(error.args[0]) from None
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
-        self.model.load_state_dict(under("model.", tensors))
+        self.model.load_state_dict(checkpoint.under("model.", tensors))
         self.state = State(total=header["state"]["total"])
         self.enter_stage(2)
         self.say(f"stage 1 taken from {run}")
@@ -355,10 +351,10 @@ class _Run:
         check_same_run(self.out, header, self.config, self.splits)
         self.state = State(**header["state"])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
-        model.load_state_dict(under("model.", tensors))
+        model.load_state_dict(checkpoint.under("model.", tensors))
         model.to(self.device)
         self.take(model)
-        momentum = under("momentum.", tensors)
+        momentum = checkpoint.under("momentum.", tensors)
         for name, parameter in model.named_parameters():
             if name in momentum:
                 buffer = momentum[name].to(self.device)
@@ -394,10 +390,6 @@ def seed_everything(seed: int, stage: int) -> None:
     random.seed(word)
     np.random.seed(word & 0xFFFFFFFF)
     torch.manual_seed(word >> 1)
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _clear(out: Path) -> None:
