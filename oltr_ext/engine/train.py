@@ -102,9 +102,8 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    if not distributed.lead():
-        say = lambda _: None
-    return _Run(config, load_splits(config.data), out, stage1, say).go()
+    told = say if distributed.lead() else lambda _: None
+    return _Run(config, load_splits(config.data), out, stage1, told).go()
 
 
 class _Run:
