@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from runs import judged
+from tune import DATA as TUNED_ON
 from tune import OUT as TUNING
 from tune import chosen
 
@@ -27,6 +28,7 @@ from oltr_ext.engine.schema import Config
 RESULTS = Path(__file__).parent.parent / "results" / "tables"
 COLUMNS = ("overall", "many", "medium", "few", "auroc", "fpr95", "oscr", "F oltr2019", "F oltr2020")
 LOW = ("fpr95",)  # columns where low is good
+SLOW = ("amp=bf16",)  # overrides of tables that take hours: half the time on a CPU with bfloat16
 Runs = dict[str, list[dict[str, Any]]]  # row name -> a run a seed
 
 
@@ -48,19 +50,31 @@ class Table:
     config: str  # packaged configuration
     seeds: tuple[int, ...]
     rows: Sequence[Row] = tuple(Row(m, m) for m in METHODS)
+    overrides: tuple[str, ...] = ()  # for every row
     notes: str = ""
 
 
 def configured(table: Table, row: Row, seed: int) -> Config:
-    overrides = [*chosen(row.method), *row.overrides, f"seed={seed}"]
+    overrides = [*table.overrides, *settings(table, row), f"seed={seed}"]
     return load_config(table.config, overrides, method=row.method)
+
+
+def settings(table: Table, row: Row) -> list[str]:
+    """What tuning chose for a method. The rates of plain training belong to the data: another
+    set's configuration has its own, for all methods."""
+    tuned = chosen(row.method)
+    if table.config != TUNED_ON:
+        tuned = [o for o in tuned if not o.startswith(("stage1.lr", "stage1.weight_decay"))]
+    return [*tuned, *row.overrides]
 
 
 def make(table: Table) -> None:
     """The command line of a table's script."""
     parser = argparse.ArgumentParser(description=table.title)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(table.seeds))
-    parser.add_argument("--rows", nargs="+", help="default: all")
+    parser.add_argument(
+        "--rows", nargs="+", help="make these anew and keep the others; default: all"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     parser.add_argument(
         "--train-only", action="store_true", help="for a process beside others; writes no table"
@@ -80,29 +94,34 @@ def make(table: Table) -> None:
 
 
 def write(table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int]) -> None:
+    file = RESULTS / f"{table.name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"seeds": None}
+    made = {
+        row.name: {
+            "settings": settings(table, row),
+            "configuration": configured(table, row, 0).model_dump(mode="json", exclude={"seed"}),
+            "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}",
+            "date": datetime.date.today().isoformat(),
+        }
+        for row in rows
+    }
+    if before["seeds"] == list(seeds):
+        made, runs = {**before["rows"], **made}, {**before["runs"], **runs}
+    order = [row.name for row in table.rows if row.name in runs]
     about = {
         "title": table.title,
         "command": f"python benchmarks/tables/{table.name}.py",
-        "date": datetime.date.today().isoformat(),
-        "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
         "threads": torch.get_num_threads(),
         "tuning": json.loads(TUNING.read_text())["criterion"],
         "seeds": list(seeds),
-        "rows": {
-            row.name: {
-                "settings": [*chosen(row.method), *row.overrides],
-                "configuration": configured(table, row, 0).model_dump(
-                    mode="json", exclude={"seed"}
-                ),
-            }
-            for row in rows
-        },
+        "rows": {name: made[name] for name in order},
     }
+    runs = {name: runs[name] for name in order}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{table.name}.json").write_text(json.dumps({**about, "runs": runs}) + "\n")
-    (RESULTS / f"{table.name}.md").write_text(markdown(table, about, runs))
-    print(RESULTS / f"{table.name}.md")
+    file.write_text(json.dumps({**about, "runs": runs}) + "\n")
+    file.with_suffix(".md").write_text(markdown(table, about, runs))
+    print(file.with_suffix(".md"))
 
 
 def values(runs: list[dict[str, Any]], column: str) -> NDArray[np.float64]:
@@ -166,5 +185,6 @@ def markdown(table: Table, about: dict[str, Any], runs: Runs) -> str:
         settings = " ".join(f"`{s}`" for s in about["rows"][name]["settings"]) or "none"
         seconds = np.median([run["seconds"] for run in each])
         lines.append(f"- {name}: {settings}; {seconds:.0f} s")
-    lines += ["", f"`{about['command']}`, {about['date']}, {about['versions']}.", ""]
+    made = " and ".join(sorted({f"{r['date']} by {r['versions']}" for r in about["rows"].values()}))
+    lines += ["", f"`{about['command']}`, {made}.", ""]
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from oltr_ext.engine.methods import METHODS
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results" / "tables" / "tuning.json"
+DATA = "icons"
 SEEDS = (100,)
 CRITERION = "oscr"
 SHOWN = ("overall", "many", "medium", "few", "auroc", "oscr")
@@ -48,7 +49,7 @@ def tuned(method: str, lines: list[list[str]], folder: Path) -> dict[str, Any]:
     rows = []
     for overrides in lines:
         each = [
-            judged(load_config("icons", [*overrides, f"seed={seed}"], method=method), folder)["val"]
+            judged(load_config(DATA, [*overrides, f"seed={seed}"], method=method), folder)["val"]
             for seed in SEEDS
         ]
         means = {k: round(mean(row[k] for row in each), 2) for k in SHOWN}
@@ -66,7 +67,7 @@ def main() -> None:
     lines = trials()
     results = {m: tuned(m, lines[m], args.runs) for m in args.methods}
     about = {
-        "data": "icons, validation images of known and open classes",
+        "data": f"{DATA}, validation images of known and open classes",
         "seeds": SEEDS,
         "criterion": f"highest {CRITERION}, by the score that tells strangers best",
         "methods": results,
