@@ -16,7 +16,9 @@ MENDS = {
     "released centroid gradient and decay": "stage2.compat=official",
 }
 PLUS = {
-    "no class prior": "stage2.class_prior=0",
+    "no class prior in stage 2": "stage2.class_prior=0",
+    "no class prior in stage 1": "stage1.class_prior=0",
+    "no label smoothing": "stage2.label_smoothing=0",
     "class-aware batches": "stage2.sampler=class_aware",
     "classifier from random": "stage2.classifier_init=random",
     "selector from random": "stage2.selector_init=random",

@@ -61,11 +61,18 @@ def tuned(method: str, lines: list[list[str]], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        help="tune these anew and keep what is there of the others; default: all",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     args = parser.parse_args()
     lines = trials()
-    results = {m: tuned(m, lines[m], args.runs) for m in args.methods}
+    before = json.loads(OUT.read_text())["methods"] if args.methods else {}
+    made = {m: tuned(m, lines[m], args.runs) for m in args.methods or METHODS}
+    results = {m: made.get(m) or before[m] for m in METHODS if m in made or m in before}
     about = {
         "data": f"{DATA}, validation images of known and open classes",
         "seeds": SEEDS,
