@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -84,9 +85,39 @@ def test_bold_is_the_best_and_what_lies_within_its_deviation():
     assert compare.best("overall", rows) == {"a", "b"}  # 81 less a deviation of 1.41
     assert compare.best("fpr95", rows) == {"c", "a"}
     table = compare.Table("t", "T", "icons", (0, 1), [compare.Row(n, "plain") for n in rows])
-    about = {"seeds": [0, 1], "threads": 1, "command": "x", "date": "d", "versions": "v",
-             "rows": {n: {"settings": []} for n in rows}}  # fmt: skip
+    made = {"settings": [], "date": "d", "versions": "v"}
+    about = {"seeds": [0, 1], "threads": 1, "command": "x", "rows": dict.fromkeys(rows, made)}
     lines = compare.markdown(table, about, rows).splitlines()
     line = next(x for x in lines if x.startswith("| a |"))
     assert line.startswith("| a | **81.0 ± 1.4** | **50.0 ± 0.0** |")
     assert np.isclose(compare.spread(compare.values(rows["a"], "overall")), 2**0.5)
+
+
+def test_rows_made_anew_leave_the_others_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    a, b = (compare.Row(name, "plain") for name in "ab")
+    table = compare.Table("t", "T", "icons", (0,), [a, b])
+
+    def kept():
+        found = json.loads((tmp_path / "t.json").read_text())["runs"]
+        return {name: each[0]["test"]["overall"] for name, each in found.items()}
+
+    compare.write(table, [b], {"b": [run(overall=1.0)]}, [0])
+    compare.write(table, [a], {"a": [run(overall=2.0)]}, [0])
+    assert list(kept().items()) == [("a", 2.0), ("b", 1.0)]  # in the table's order
+    compare.write(table, [b], {"b": [run(overall=3.0)]}, [0])
+    assert kept() == {"a": 2.0, "b": 3.0}
+    compare.write(table, [b], {"b": [run(overall=4.0)]}, [7])  # other seeds do not compare
+    assert kept() == {"b": 4.0}
+
+
+def test_another_set_keeps_its_own_rates(monkeypatch):
+    tuned = ["stage1.lr={feature: 9, classifier: 9}", "stage2.tau=0.5"]
+    monkeypatch.setattr(compare, "chosen", lambda method: tuned)
+    row = compare.Row("logit-adjustment", "logit-adjustment")
+    rates = {}
+    for name in ("icons", "glyphs-2000"):
+        made = compare.configured(compare.Table("t", "T", name, (0,), [row]), row, 0)
+        assert made.stage2.tau == 0.5
+        rates[name] = made.stage1.lr.feature
+    assert rates == {"icons": 9, "glyphs-2000": load_config("glyphs-2000").stage1.lr.feature}
