@@ -24,13 +24,14 @@ import tune  # noqa: E402
 PACKAGED = {name: load_config("icons", method=name) for name in METHODS}
 
 
-def test_every_method_has_the_same_number_of_different_trials():
-    lines = tune.trials()
+@pytest.mark.parametrize("data", list(tune.SETS))
+def test_every_method_has_the_same_number_of_different_trials(data):
+    lines = tune.trials(data)
     assert lines.keys() == METHODS.keys()
     assert {len(each) for each in lines.values()} == {4}
     for name, each in lines.items():
-        tried = [load_config("icons", overrides, method=name) for overrides in each]
-        assert tried[0] == PACKAGED[name], name
+        tried = [load_config(data, overrides, method=name) for overrides in each]
+        assert data != "icons" or tried[0] == PACKAGED[name], name
         assert len({runs.digest(t) for t in tried}) == 4, name
         epochs = [t.stage1.epochs + (t.stage2.epochs if t.stage2 else 0) for t in tried]
         assert set(epochs) == {30}, name
@@ -111,9 +112,11 @@ def test_rows_made_anew_leave_the_others_in_place(tmp_path, monkeypatch):
     assert kept() == {"b": 4.0}
 
 
-def test_another_set_keeps_its_own_rates(monkeypatch):
+def test_another_set_keeps_its_own_rates(tmp_path, monkeypatch):
     tuned = ["stage1.lr={feature: 9, classifier: 9}", "stage2.tau=0.5"]
-    monkeypatch.setattr(compare, "chosen", lambda method: tuned)
+    found = {"icons": {"methods": {"logit-adjustment": {"chosen": tuned}}}}
+    (tmp_path / "tuning.json").write_text(json.dumps(found))
+    monkeypatch.setattr(tune, "OUT", tmp_path / "tuning.json")
     row = compare.Row("logit-adjustment", "logit-adjustment")
     rates = {}
     for name in ("icons", "glyphs-2000"):

@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from runs import judged
-from tune import DATA as TUNED_ON
-from tune import OUT as TUNING
 from tune import chosen
 
 from oltr_ext import __version__, use_backend
@@ -49,9 +47,13 @@ class Table:
     title: str
     config: str  # packaged configuration
     seeds: tuple[int, ...]
-    rows: Sequence[Row] = tuple(Row(m, m) for m in METHODS)
+    rows: Sequence[Row] = ()  # empty: every method
     overrides: tuple[str, ...] = ()  # for every row
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            object.__setattr__(self, "rows", tuple(Row(m, m) for m in METHODS))
 
 
 def configured(table: Table, row: Row, seed: int) -> Config:
@@ -60,12 +62,7 @@ def configured(table: Table, row: Row, seed: int) -> Config:
 
 
 def settings(table: Table, row: Row) -> list[str]:
-    """What tuning chose for a method. The rates of plain training belong to the data: another
-    set's configuration has its own, for all methods."""
-    tuned = chosen(row.method)
-    if table.config != TUNED_ON:
-        tuned = [o for o in tuned if not o.startswith(("stage1.lr", "stage1.weight_decay"))]
-    return [*tuned, *row.overrides]
+    return [*chosen(row.method, table.config), *row.overrides]
 
 
 def make(table: Table) -> None:
@@ -113,7 +110,6 @@ def write(table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int]) -
         "title": table.title,
         "command": f"python benchmarks/tables/{table.name}.py",
         "threads": torch.get_num_threads(),
-        "tuning": json.loads(TUNING.read_text())["criterion"],
         "seeds": list(seeds),
         "rows": {name: made[name] for name in order},
     }

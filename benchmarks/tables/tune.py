@@ -1,11 +1,13 @@
 """Chooses each method's settings on validation data, by the same number of trials for each.
 
-    python benchmarks/tables/tune.py [--methods plain crt]
+    python benchmarks/tables/tune.py icons [--methods plain crt]
 
-Trains every line of trials.yaml on the embedded icons, with seeds that no table uses, and takes the
-trial with the highest OSCR on the validation images of known and open classes: one number for how
-many known are right and how few strangers get in. Test images are not looked at. Writes
-results/tables/tuning.json; the tables of every data set use what it chose.
+Trains every trial with seeds that no table uses, and takes the one with the highest OSCR on the
+validation images of known and open classes: one number for how many known are right and how few
+strangers get in. Test images are not looked at. Writes results/tables/tuning.json.
+
+On the icons a trial is a line of trials.yaml. Other sets' tables use what it chose. On embeddings
+training is cheap, and the scale of the features another: there each method's rates are tried too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 import yaml
+from embedded import OVERRIDES, embed_icons
 from runs import judged
 
 from oltr_ext import use_backend
@@ -25,31 +28,56 @@ from oltr_ext.engine.methods import METHODS
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results" / "tables" / "tuning.json"
-DATA = "icons"
+SETS = {"icons": (), "embeddings": OVERRIDES}  # configurations, with the overrides of every run
 SEEDS = (100,)
+RATES = (0.03, 0.1, 0.3, 1.0)
 CRITERION = "oscr"
 SHOWN = ("overall", "many", "medium", "few", "auroc", "oscr")
 
 
-def trials() -> dict[str, list[list[str]]]:
-    return dict(yaml.safe_load((HERE / "trials.yaml").read_text(encoding="utf-8")))
+def trials(config: str) -> dict[str, list[list[str]]]:
+    """For each method, the overrides of each trial."""
+    if config == "icons":
+        return dict(yaml.safe_load((HERE / "trials.yaml").read_text(encoding="utf-8")))
+    return {m: [[*carried(m), *rates(m, rate)] for rate in RATES] for m in METHODS}
 
 
-def chosen(method: str) -> list[str]:
-    """Overrides that tuning chose for a method.
+def rates(method: str, rate: float) -> list[str]:
+    """A rate for both stages, in the proportions of the method."""
+    overrides = [f"stage1.lr={{feature: {rate}, classifier: {rate}}}"]
+    times = (METHODS[method].stage2 or {}).get("lr_times")
+    if times:
+        each = ", ".join(f"{key}: {factor * rate:.6g}" for key, factor in times.items())
+        overrides.append(f"stage2.lr={{{each}}}")
+    return overrides
+
+
+def chosen(method: str, config: str) -> list[str]:
+    """Overrides for a method on a set.
 
     Raises:
         KeyError: it has not been tuned.
     """
-    return list(json.loads(OUT.read_text())["methods"][method]["chosen"])
+    found = json.loads(OUT.read_text())
+    if config in found:
+        return list(found[config]["methods"][method]["chosen"])
+    return carried(method)
 
 
-def tuned(method: str, lines: list[list[str]], folder: Path) -> dict[str, Any]:
+def carried(method: str) -> list[str]:
+    """What the icons' tuning says to other sets. Rate and decay of plain training belong to the
+    data: another set's configuration has its own, for all methods."""
+    plain = ("stage1.lr", "stage1.weight_decay")
+    return [each for each in chosen(method, "icons") if not each.startswith(plain)]
+
+
+def tuned(config: str, method: str, folder: Path) -> dict[str, Any]:
     """Every trial's validation numbers, and the best one's overrides."""
     rows = []
-    for overrides in lines:
+    for overrides in trials(config)[method]:
+        given = [*SETS[config], *overrides]
         each = [
-            judged(load_config(DATA, [*overrides, f"seed={seed}"], method=method), folder)["val"]
+            judged(load_config(config, [*given, f"seed={seed}"], method=method), folder)["val"]
             for seed in SEEDS
         ]
         means = {k: round(mean(row[k] for row in each), 2) for k in SHOWN}
@@ -61,6 +89,7 @@ def tuned(method: str, lines: list[list[str]], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", choices=list(SETS))
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -69,18 +98,19 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
     args = parser.parse_args()
-    lines = trials()
-    before = json.loads(OUT.read_text())["methods"] if args.methods else {}
-    made = {m: tuned(m, lines[m], args.runs) for m in args.methods or METHODS}
-    results = {m: made.get(m) or before[m] for m in METHODS if m in made or m in before}
-    about = {
-        "data": f"{DATA}, validation images of known and open classes",
+    if args.config == "embeddings":
+        embed_icons()
+    found = json.loads(OUT.read_text()) if OUT.exists() else {}
+    before = found.get(args.config, {}).get("methods", {})
+    made = {m: tuned(args.config, m, args.runs) for m in args.methods or METHODS}
+    found[args.config] = {
+        "data": "validation images of known and open classes",
         "seeds": SEEDS,
         "criterion": f"highest {CRITERION}, by the score that tells strangers best",
-        "methods": results,
+        "methods": {m: made.get(m) or before[m] for m in METHODS if m in made or m in before},
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(about, indent=1) + "\n")
+    OUT.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
