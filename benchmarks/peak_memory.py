@@ -20,7 +20,7 @@ WARM_UP = (4, 64)
 """B and C of the first call: it loads code and starts threads, and leaves scratch small."""
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     text = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if field in line)
 
@@ -64,9 +64,9 @@ def _main(op: str, name: str, mode: str, *rest: str) -> int:
         prepare(*WARM_UP)()
         call = prepare(case.B, case.C)
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = status("VmRSS")
         result = call()
-        peak = _status("VmHWM")
+        peak = status("VmHWM")
     results = [result] if isinstance(result, torch.Tensor) else result
     return peak - before - sum(t.nbytes for t in results)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from machine import machine
-from peak_memory import ENVIRONMENT, _status, available
+from peak_memory import ENVIRONMENT, available, status
 from peers import PEERS
 
 from oltr_ext import use_backend
@@ -126,11 +126,11 @@ def steps(way: str, batch: int, begin: Path) -> dict[str, Any]:
         features = model.features(images.to(memory_format=torch.channels_last))
         x = features.detach().requires_grad_()
         Path("/proc/self/clear_refs").write_text("5")
-        before, head_clock = _status("VmRSS"), time.perf_counter()
+        before, head_clock = status("VmRSS"), time.perf_counter()
         loss = WAYS[way](head, x, target)
         loss.backward()
         inside.append(time.perf_counter() - head_clock)
-        peaks.append(_status("VmHWM") - before)
+        peaks.append(status("VmHWM") - before)
         features.backward(x.grad)
         optimizer.step()
         whole.append(time.perf_counter() - clock)
