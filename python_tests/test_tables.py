@@ -44,7 +44,7 @@ def test_every_ablation_changes_its_method():
     }
     for method, each in changes.items():
         for change in each.values():
-            assert load_config("icons", [change], method=method) != PACKAGED[method], change
+            assert load_config("icons", change, method=method) != PACKAGED[method], change
 
 
 @pytest.fixture(scope="module")
