@@ -237,6 +237,21 @@ class TestOLTRHead:
         ):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
+    def test_prior_share_is_added_to_what_it_says_and_not_to_the_loss(self, backend):
+        prior = torch.tensor([5.0, 4, 3, 2, 0])
+        head, x, y = self.make(class_prior=prior)
+        with use_backend(backend):
+            logits, loss = head(x), head.loss(x[y < 4], y[y < 4])
+            assert logits.isfinite().all()  # also for the class that is never expected
+            head.prior_share.fill_(0.5)
+            shifted = head(x)
+            torch.testing.assert_close(shifted[:, :4], logits[:, :4] + 0.5 * prior[:4].log())
+            assert torch.equal(head.loss(x[y < 4], y[y < 4]), loss)
+            label, confidence = head.predict(x)
+            torch.testing.assert_close(confidence, shifted.softmax(1).amax(1))
+            assert (label != 4).all()
+            assert head.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
     def test_learns(self, backend):
         head, x, y = self.make()
         optimizer = torch.optim.SGD(head.parameters(), lr=0.1)

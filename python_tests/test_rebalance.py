@@ -18,6 +18,7 @@ from oltr_ext.nn import (
     fit_weibull,
     logit_adjusted_bias,
     open_score,
+    prior_share,
     tau_normalise,
 )
 
@@ -67,6 +68,23 @@ def test_logit_adjustment_by_hand():
     assert head(row).argmax() == 1
     bias = logit_adjusted_bias(torch.tensor([1.0, 2.0]), prior, tau=0.5)
     torch.testing.assert_close(bias, torch.tensor([1 - 0.5 * log(0.9), 2 - 0.5 * log(0.1)]))
+
+
+def test_prior_share_by_hand():
+    prior = torch.tensor([0.6, 0.3, 0.1])
+    assert prior_share(torch.tensor([7, 7, 7]), prior) == pytest.approx(0, abs=1e-5)
+    assert prior_share(torch.tensor([60, 30, 10]), prior) == pytest.approx(1, abs=1e-5)
+    assert prior_share(torch.tensor([36, 9, 1]), prior) == pytest.approx(2, abs=1e-5)
+    assert prior_share(torch.tensor([1, 2, 6]), prior) == pytest.approx(-1, abs=1e-5)
+    assert prior_share(torch.tensor([5, 0, 0]), prior) == 2  # no finite t is enough
+    # two classes: t is the ratio of the log odds
+    two = prior_share(torch.tensor([3, 1]), torch.tensor([0.9, 0.1]))
+    assert two == pytest.approx(log(3) / log(9), abs=1e-5)
+    assert prior_share(torch.tensor([3, 1]), torch.tensor([0.5, 0.5])) == 0
+    with pytest.raises(ValueError, match=r"prior_share: expected .* 0 images in \(3,\)"):
+        prior_share(torch.zeros(3), prior)
+    with pytest.raises(ValueError, match=r"in \(2,\) for \(3,\)"):
+        prior_share(torch.ones(2), prior)
 
 
 def test_lws_trains_one_scale_a_class():

@@ -15,9 +15,11 @@ from tiny import COUNTS, config, same_run, stop_after, write_data
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
 from oltr_ext.engine.config import make_config
+from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, TrainingError, train
 from oltr_ext.models import OLTRModel
+from oltr_ext.nn import prior_share
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +269,22 @@ def test_a_class_without_images_is_carried_along(data, tmp_path):
     assert header["shape"]["train_counts"] == [*COUNTS, 0]
 
 
+def test_the_prior_of_validation_images_is_expected_of_all(data, tmp_path):
+    values = config(data)
+    val = [f"val_{c}_0.png {c}" for c in (0, 0, 0, 1)]
+    (tmp_path / "val.txt").write_text("\n".join(val) + "\n")
+    values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
+    values["stage2"] = {**values["stage2"], "class_prior": 0.5}
+    shares = {}
+    for name in ("balanced", "val"):
+        values["stage2"]["test_prior"] = name
+        head = load_trained(train(make_config(values), tmp_path / name)).model.head
+        shares[name] = head.prior_share.item()
+    prior = torch.tensor(COUNTS).float().pow(0.5)
+    assert shares["balanced"] == 0
+    assert shares["val"] == pytest.approx(prior_share(torch.tensor([3, 1, 0, 0]), prior), abs=1e-5)
+
+
 def test_stage2_starts_from_means_of_what_it_will_see(data, finished, tmp_path, monkeypatch):
     """With nothing learned in stage 2, its memory is the class means of its own features."""
     values = config(data)
@@ -278,7 +296,6 @@ def test_stage2_starts_from_means_of_what_it_will_see(data, finished, tmp_path, 
     }
     path = train(make_config(values), tmp_path)
     from oltr_ext.engine.evaluate import stream
-    from oltr_ext.engine.predict import load_trained
 
     trained = load_trained(path, device="cpu")
     splits = load_splits(trained.config.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from oltr_ext.nn import (
     best_tau,
     class_directions,
     logit_adjusted_bias,
+    prior_share,
     tau_normalise,
 )
 
@@ -64,6 +66,9 @@ def hand_over(
             classifier=settings.classifier_init,
             selector=settings.selector_init,
         )
+        if settings.test_prior == "val" and head.class_prior is not None:
+            counts = np.bincount(splits.val.labels, minlength=splits.num_classes)
+            head.prior_share.fill_(prior_share(torch.from_numpy(counts), head.class_prior.cpu()))
         return
     if settings.kind == "fslwf":
         assert isinstance(head, FSLwFHead)

@@ -12,6 +12,7 @@ from oltr_ext.nn.rebalance import (
     best_tau,
     class_directions,
     logit_adjusted_bias,
+    prior_share,
     tau_normalise,
 )
 from oltr_ext.nn.scores import logit_scores, open_score
@@ -39,5 +40,6 @@ __all__ = [
     "logit_adjusted_bias",
     "logit_scores",
     "open_score",
+    "prior_share",
     "tau_normalise",
 ]

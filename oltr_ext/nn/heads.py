@@ -186,7 +186,9 @@ class OLTRHead(Head):
         feat_dim: D.
         num_classes: C.
         feature_loss_weight: of the centroid loss against the cross-entropy.
-        class_prior: class frequencies (C,) whose logarithm is added to the logits in training.
+        class_prior: class frequencies (C,) whose logarithm is added to the logits in training. The
+            buffer ``prior_share`` says how many times it is added afterwards too: 0, as it is at
+            first, where all classes are as likely, 1 where they are as in training.
         label_smoothing: of the cross-entropy.
         reachability_scale: s of r = s / d.
         logit_scale: of the cosine classifier.
@@ -197,6 +199,7 @@ class OLTRHead(Head):
     """
 
     class_prior: Tensor | None
+    prior_share: Tensor
 
     def __init__(
         self,
@@ -229,10 +232,14 @@ class OLTRHead(Head):
         )
         self.centroid_loss = DiscCentroidsLoss(margin, repel_weight, compat)
         self.register_buffer("class_prior", _prior(class_prior, num_classes))
+        self.register_buffer("prior_share", torch.zeros(()))
 
     def outputs(self, features: Tensor) -> HeadOutput:
         parts = self.classifier.embed(features, self.memory.centroids)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
+        if self.class_prior is not None:
+            log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
+            logits = logits + (self.prior_share * log_prior).to(logits.dtype)
         return HeadOutput(
             logits,
             parts.distance,

@@ -104,3 +104,34 @@ class LWSHead(LinearHead):
 
     def outputs(self, features: Tensor) -> HeadOutput:
         return HeadOutput(self.scales * self.linear(features))
+
+
+def prior_share(counts: Tensor, prior: Tensor) -> float:
+    """The power t of the prior that makes counts of images most likely.
+
+    With class frequencies ``prior^t / sum prior^t``, 0 makes all classes as likely and 1 is the
+    prior. The likelihood has one maximum, where ``log prior`` has the mean that the counts give it;
+    it is looked for in [-2, 2].
+
+    Args:
+        counts: (C,) images of each class, of validation data say.
+        prior: (C,) class frequencies, all positive.
+
+    Raises:
+        ValueError: no image, or shapes that differ.
+    """
+    if counts.shape != prior.shape or counts.sum() <= 0:
+        raise ValueError(
+            f"prior_share: expected images of some class and as many counts as frequencies, got "
+            f"{int(counts.sum())} images in {tuple(counts.shape)} for {tuple(prior.shape)}"
+        )
+    log_prior = prior.double().log()
+    if log_prior.max() - log_prior.min() < 1e-6:
+        return 0.0  # any t is as good
+    seen = (counts.double() @ log_prior / counts.sum()).item()
+    low, high = -2.0, 2.0
+    for _ in range(50):
+        t = (low + high) / 2
+        expected = (torch.softmax(t * log_prior, dim=0) @ log_prior).item()
+        low, high = (t, high) if expected < seen else (low, t)
+    return round((low + high) / 2, 6)
