@@ -39,6 +39,9 @@ class Row:
     overrides: tuple[str, ...] = ()
 
 
+EVERY = tuple(Row(method, method) for method in METHODS)
+
+
 @dataclass(frozen=True)
 class Table:
     """What a script under `tables/` makes."""
@@ -47,13 +50,9 @@ class Table:
     title: str
     config: str  # packaged configuration
     seeds: tuple[int, ...]
-    rows: Sequence[Row] = ()  # empty: every method
+    rows: Sequence[Row] = EVERY
     overrides: tuple[str, ...] = ()  # for every row
     notes: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.rows:
-            object.__setattr__(self, "rows", tuple(Row(m, m) for m in METHODS))
 
 
 def configured(table: Table, row: Row, seed: int) -> Config:
