@@ -40,6 +40,12 @@ class Row:
 
 
 EVERY = tuple(Row(method, method) for method in METHODS)
+# With thousands of classes a random classifier is what starves OLTR in a short stage 2.
+STARTED = Row(
+    "oltr, from the class means",
+    "oltr",
+    ("stage2.classifier_init=means", "stage2.selector_init=zero"),
+)
 
 
 @dataclass(frozen=True)
