@@ -40,11 +40,14 @@ class Row:
 
 
 EVERY = tuple(Row(method, method) for method in METHODS)
-# With thousands of classes a random classifier is what starves OLTR in a short stage 2.
-STARTED = Row(
-    "oltr, from the class means",
-    "oltr",
-    ("stage2.classifier_init=means", "stage2.selector_init=zero"),
+SLOWER = "stage2.lr.classifier=0.03"
+MANY = (  # with thousands of classes a random classifier, and the rate for few, starve OLTR
+    Row("oltr, rate 0.03", "oltr", (SLOWER,)),
+    Row(
+        "oltr, rate 0.03, from class means",
+        "oltr",
+        (SLOWER, "stage2.classifier_init=means", "stage2.selector_init=zero"),
+    ),
 )
 
 

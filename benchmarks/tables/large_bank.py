@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def steps(way: str, batch: int, begin: Path) -> dict[str, Any]:
         features.backward(x.grad)
         optimizer.step()
         whole.append(time.perf_counter() - clock)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return {
         "step_ms": 1e3 * median(whole[WARM:]),
         "head_ms": 1e3 * median(inside[WARM:]),
@@ -173,7 +174,9 @@ def markdown(results: dict[str, Any]) -> str:
         own = torch.tensor(ways["oltr_ext"]["losses"], dtype=torch.float64)
         for way, found in ways.items():
             if "failed" in found:
-                lines.append(f"| {batch} | {way} | dies: {found['failed']} | | | |")
+                asked = re.search(r"allocate (\d+) bytes", found["failed"])
+                why = f"{int(asked[1]) / 1e9:.0f} GB for one tensor" if asked else found["failed"]
+                lines.append(f"| {batch} | {way} | dies: {why} | | | |")
                 continue
             apart = (torch.tensor(found["losses"], dtype=torch.float64) / own - 1).abs().max()
             loss = "" if way in ("oltr_ext", "linear classifier") else f"{float(apart):.0e}"

@@ -39,7 +39,8 @@ def trials(config: str) -> dict[str, list[list[str]]]:
     """For each method, the overrides of each trial."""
     if config == "icons":
         return dict(yaml.safe_load((HERE / "trials.yaml").read_text(encoding="utf-8")))
-    return {m: [[*carried(m), *rates(m, rate)] for rate in RATES] for m in METHODS}
+    kept = {m: [o for o in carried(m) if not o.startswith("stage2.lr")] for m in METHODS}
+    return {m: [[*kept[m], *rates(m, rate)] for rate in RATES] for m in METHODS}
 
 
 def rates(method: str, rate: float) -> list[str]:
