@@ -271,7 +271,7 @@ def test_a_class_without_images_is_carried_along(data, tmp_path):
 
 def test_the_prior_of_validation_images_is_expected_of_all(data, tmp_path):
     values = config(data)
-    val = [f"val_{c}_0.png {c}" for c in (0, 0, 0, 1)]
+    val = [*(f"val_{c}_0.png {c}" for c in (0, 0, 0, 1)), "val_2_0.png -1"]  # one is open
     (tmp_path / "val.txt").write_text("\n".join(val) + "\n")
     values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
     values["stage2"] = {**values["stage2"], "class_prior": 0.5}

@@ -1,5 +1,5 @@
 """What each part of OLTR and each of our changes is worth, on the embedded icons, one off in turn:
-`python benchmarks/tables/ablation.py`, after `tune.py`."""
+`python benchmarks/tables/ablation.py`, after `tune.py icons`."""
 
 from compare import SLOW, Row, Table, make
 

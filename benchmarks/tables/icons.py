@@ -1,4 +1,5 @@
-"""Every method on the embedded icons: `python benchmarks/tables/icons.py`, after `tune.py`."""
+"""Every method on the embedded icons: `python benchmarks/tables/icons.py`, after `tune.py icons`.
+"""
 
 from compare import Table, make
 

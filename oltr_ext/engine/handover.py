@@ -67,7 +67,8 @@ def hand_over(
             selector=settings.selector_init,
         )
         if settings.test_prior == "val" and head.class_prior is not None:
-            counts = np.bincount(splits.val.labels, minlength=splits.num_classes)
+            labels = splits.val.labels
+            counts = np.bincount(labels[labels >= 0], minlength=splits.num_classes)  # -1: open
             head.prior_share.fill_(prior_share(torch.from_numpy(counts), head.class_prior.cpu()))
         return
     if settings.kind == "fslwf":
