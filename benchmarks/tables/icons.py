@@ -1,5 +1,4 @@
-"""Every method on the embedded icons: `python benchmarks/tables/icons.py`, after `tune.py icons`.
-"""
+"""Every method on the embedded icons, after `tune.py icons`: `python benchmarks/tables/icons.py`."""
 
 from compare import Table, make
 
