@@ -1,4 +1,7 @@
-"""Every method on the embedded icons, after `tune.py icons`: `python benchmarks/tables/icons.py`."""
+"""Every method on the embedded icons: `python benchmarks/tables/icons.py`.
+
+After `tune.py icons`.
+"""
 
 from compare import Table, make
 
