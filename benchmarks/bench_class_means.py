@@ -1,7 +1,8 @@
 """Class means against index_add and a one-hot product; B is the size of a training set."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(20_000, 1000, 512)], ["forward", "full"], quick=True),

@@ -1,7 +1,8 @@
 """Cross-entropy of cosine logits against eager on materialised logits."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(256, 8142, 512), (256, 100_000, 512)], ["full"], quick=True),

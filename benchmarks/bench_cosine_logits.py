@@ -1,7 +1,8 @@
 """Cosine logits against a normalised copy of the weights: forward, backward, and both."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(256, 8142, 512)], ["forward", "full"], quick=True),

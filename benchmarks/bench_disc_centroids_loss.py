@@ -1,7 +1,8 @@
 """The loss over all rows and classes, which one reading of the bank can give."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(128, 100_000, 512)], ["forward", "full"], quick=True),

@@ -1,7 +1,8 @@
 """softmax(x keys' + bias) memory against two products and SDPA: forward, backward, and both."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(256, 8142, 512)], ["forward", "full"], quick=True),

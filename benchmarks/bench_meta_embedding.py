@@ -1,7 +1,8 @@
 """The head: memory attention, selector and reachability in one op: forward, backward, and both."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(256, 1000, 512), (256, 8142, 512)], ["forward", "full"], quick=True),

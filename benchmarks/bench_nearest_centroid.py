@@ -1,7 +1,8 @@
 """The nearest class centroid against FAISS, cdist and addmm: forward, backward, and both."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 CASES = [
     *cases([(256, 8142, 512), (256, 8142, 2048), (64, 100_000, 512)], ["forward"], quick=True),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Case, Settings, ceilings, interleave, record
+from cases import Case
+from harness import Settings, ceilings, interleave, record
 from peers import PEERS
 from workloads import WORKLOADS
 

@@ -1,7 +1,8 @@
 """How time grows with classes, at B = 64, and with rows, at C = 10,000."""
 
 import pytest
-from harness import Case, Settings, cases, measure
+from cases import Case, cases
+from harness import Settings, measure
 
 D = 512
 CLASSES = [(64, C, D) for C in (1000, 10_000, 100_000)]

@@ -9,16 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import (
-    Case,
-    Settings,
-    cases,
-    ceilings,
-    interleave,
-    matmul_precision,
-    record,
-    require_memory,
-)  # fmt: skip
+from cases import Case, cases, matmul_precision
+from harness import Settings, ceilings, interleave, record, require_memory
 from peers import PEERS
 from torch import Tensor, nn
 

@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from cases import Case, matmul_precision
+
 # glibc keeps freed blocks for later, which hides what a call needs: hand them all back.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 WARM_UP = (4, 64)
@@ -32,7 +35,7 @@ def available() -> int:
     return next((int(n.split()[1]) * 1024 for n in lines if n.startswith("MemAvailable")), 10**12)
 
 
-def measure(op: str, case: Any, name: str = "") -> int | None:
+def measure(op: str, case: Case, name: str = "") -> int | None:
     """Bytes of one call, ours for an empty name; None where it cannot be measured."""
     mode, B, C, D, dtype = case
     arguments = [op, name or "ours", mode, *map(str, (B, C, D)), dtype]
@@ -47,8 +50,6 @@ def measure(op: str, case: Any, name: str = "") -> int | None:
 
 
 def _main(op: str, name: str, mode: str, *rest: str) -> int:
-    import torch
-    from harness import Case, matmul_precision
     from peers import PEERS
     from workloads import WORKLOADS, caller
 

@@ -24,6 +24,7 @@ import peak_memory  # noqa: E402
 import peaks  # noqa: E402
 import plots  # noqa: E402
 import table  # noqa: E402
+from cases import Case  # noqa: E402
 from peers import PEERS  # noqa: E402
 from workloads import WORKLOADS, caller  # noqa: E402
 
@@ -107,7 +108,7 @@ def test_machine_names_no_host():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_sees_the_matrix_of_the_eager_peer():
-    case = harness.Case("forward", 256, 40_000, 16)
+    case = Case("forward", 256, 40_000, 16)
     logits = 4 * 256 * 40_000  # 41 MB
     assert peak_memory.measure("memory_attention", case, "eager") > logits
     assert peak_memory.measure("memory_attention", case) < logits / 2
