@@ -31,10 +31,10 @@ def test_every_method_has_the_same_number_of_different_trials(data):
     assert {len(each) for each in lines.values()} == {4}
     for name, each in lines.items():
         tried = [load_config(data, overrides, method=name) for overrides in each]
-        assert data != "icons" or tried[0] == PACKAGED[name], name
+        assert data == "embeddings" or tried[0] == load_config(data, method=name), name
         assert len({runs.digest(t) for t in tried}) == 4, name
         epochs = [t.stage1.epochs + (t.stage2.epochs if t.stage2 else 0) for t in tried]
-        assert set(epochs) == {30}, name
+        assert len(set(epochs)) == 1, name
 
 
 def test_every_ablation_changes_its_method():
@@ -119,8 +119,12 @@ def test_another_set_keeps_its_own_rates(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "OUT", tmp_path / "tuning.json")
     row = compare.Row("logit-adjustment", "logit-adjustment")
     rates = {}
-    for name in ("icons", "glyphs-2000"):
+    for name in ("icons", "glyphs-2000", "icons-large"):
         made = compare.configured(compare.Table("t", "T", name, (0,), [row]), row, 0)
         assert made.stage2.tau == 0.5
         rates[name] = made.stage1.lr.feature
-    assert rates == {"icons": 9, "glyphs-2000": load_config("glyphs-2000").stage1.lr.feature}
+    assert rates.pop("icons") == 9
+    assert rates == {name: load_config(name).stage1.lr.feature for name in rates}
+    found["glyphs-2000"] = {"methods": {"logit-adjustment": {"chosen": ["stage2.tau=0.75"]}}}
+    (tmp_path / "tuning.json").write_text(json.dumps(found))
+    assert tune.chosen("logit-adjustment", "icons-large") == ["stage2.tau=0.75"]

@@ -1,7 +1,8 @@
 """What each part of OLTR and each of our changes is worth, on the embedded icons, one off in turn:
 `python benchmarks/tables/ablation.py`, after `tune.py icons`."""
 
-from compare import SLOW, Row, Table, make
+from compare import Row, Table, make
+from runs import SLOW
 
 PARTS = {
     "no memory feature": ("stage2.without=[memory]",),

@@ -26,7 +26,6 @@ from oltr_ext.engine.schema import Config
 RESULTS = Path(__file__).parent.parent / "results" / "tables"
 COLUMNS = ("overall", "many", "medium", "few", "auroc", "fpr95", "oscr", "F oltr2019", "F oltr2020")
 LOW = ("fpr95",)  # columns where low is good
-SLOW = ("amp=bf16",)  # overrides of tables that take hours
 Runs = dict[str, list[dict[str, Any]]]  # row name -> a run a seed
 
 

@@ -1,7 +1,8 @@
 """OLTR and the best of the others on 18,000 characters:
 `python benchmarks/tables/glyphs_18000.py`, after `oltr data make glyphs`."""
 
-from compare import MANY, SLOW, Row, Table, make
+from compare import MANY, Row, Table, make
+from runs import SLOW
 
 BEST = ("ncm", "logit-adjustment", "tau-norm")  # of glyphs_2000, by OSCR
 

@@ -1,7 +1,8 @@
 """Every method on 2,000 characters: `python benchmarks/tables/glyphs_2000.py`, after
 `oltr data make glyphs`."""
 
-from compare import EVERY, MANY, SLOW, Table, make
+from compare import EVERY, MANY, Table, make
+from runs import SLOW
 
 NOTES = (
     "Rates and weights of a method are those that the icons asked for: range loss collapses the "

@@ -1,7 +1,8 @@
 """Every method on 2,920 icon names: `python benchmarks/tables/icons_large.py`, after
 `oltr data make icons-large`."""
 
-from compare import EVERY, MANY, SLOW, Row, Table, make
+from compare import EVERY, MANY, Row, Table, make
+from runs import SLOW
 
 BALANCED = Row("oltr-plus, all classes alike", "oltr-plus", ("stage2.test_prior=balanced",))
 NOTES = (

@@ -21,6 +21,7 @@ from oltr_ext.engine.schema import Config, OpenSet
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
 
+SLOW = ("amp=bf16",)  # overrides of what takes hours
 CLOSED = ("overall", "many", "medium", "few")
 OPEN = ("auroc", "fpr95", "oscr")
 F_RULES = ("oltr2019", "oltr2020")

@@ -1,13 +1,14 @@
 """Chooses each method's settings on validation data, by the same number of trials for each.
 
-    python benchmarks/tables/tune.py icons [--methods plain crt]
+    python benchmarks/tables/tune.py glyphs-2000 [--methods plain crt]
 
 Trains every trial with seeds that no table uses, and takes the one with the highest OSCR on the
 validation images of known and open classes: one number for how many known are right and how few
 strangers get in. Test images are not looked at. Writes results/tables/tuning.json.
 
-On the icons a trial is a line of trials.yaml. Other sets' tables use what it chose. On embeddings
-training is cheap, and the scale of the features another: there each method's rates are tried too.
+A trial is a line of trials.yaml, and a set that is not in there takes what a set like it asked for.
+On embeddings training is cheap, and the scale of the features another: there each method keeps what
+the icons asked for, and its rates are tried.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 from embedded import OVERRIDES, embed_icons
-from runs import judged
+from runs import SLOW, judged
 
 from oltr_ext import use_backend
 from oltr_ext.engine.config import load_config
@@ -28,7 +29,17 @@ from oltr_ext.engine.methods import METHODS
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results" / "tables" / "tuning.json"
-SETS = {"icons": (), "embeddings": OVERRIDES}  # configurations, with the overrides of every run
+SETS = {  # configurations, with the overrides of every run
+    "icons": (),
+    "glyphs-2000": SLOW,
+    "embeddings": OVERRIDES,
+}
+LIKE = {  # sets that take the settings of another; those of `SETS` until they are tuned
+    "glyphs-2000": "icons",
+    "glyphs-18000": "glyphs-2000",
+    "icons-large": "glyphs-2000",
+    "embeddings": "icons",
+}
 SEEDS = (100,)
 RATES = (0.03, 0.1, 0.3, 1.0)
 CRITERION = "oscr"
@@ -37,9 +48,10 @@ SHOWN = ("overall", "many", "medium", "few", "auroc", "oscr")
 
 def trials(config: str) -> dict[str, list[list[str]]]:
     """For each method, the overrides of each trial."""
-    if config == "icons":
-        return dict(yaml.safe_load((HERE / "trials.yaml").read_text(encoding="utf-8")))
-    kept = {m: [o for o in carried(m) if not o.startswith("stage2.lr")] for m in METHODS}
+    written = yaml.safe_load((HERE / "trials.yaml").read_text(encoding="utf-8"))
+    if config in written:
+        return dict(written[config])
+    kept = {m: [o for o in carried(m, config) if not o.startswith("stage2.lr")] for m in METHODS}
     return {m: [[*kept[m], *rates(m, rate)] for rate in RATES] for m in METHODS}
 
 
@@ -57,19 +69,17 @@ def chosen(method: str, config: str) -> list[str]:
     """Overrides for a method on a set.
 
     Raises:
-        KeyError: it has not been tuned.
+        KeyError: neither it nor a set like it has been tuned.
     """
-    found = json.loads(OUT.read_text())
-    if config in found:
-        return list(found[config]["methods"][method]["chosen"])
-    return carried(method)
+    found = json.loads(OUT.read_text()).get(config, {"methods": {}})["methods"]
+    return list(found[method]["chosen"]) if method in found else carried(method, config)
 
 
-def carried(method: str) -> list[str]:
-    """What the icons' tuning says to other sets. Rate and decay of plain training belong to the
-    data: another set's configuration has its own, for all methods."""
+def carried(method: str, config: str) -> list[str]:
+    """What another set's tuning says to this one. Rate and decay of plain training belong to the
+    data: each configuration has its own, for all methods."""
     plain = ("stage1.lr", "stage1.weight_decay")
-    return [each for each in chosen(method, "icons") if not each.startswith(plain)]
+    return [each for each in chosen(method, LIKE[config]) if not each.startswith(plain)]
 
 
 def tuned(config: str, method: str, folder: Path) -> dict[str, Any]:
