@@ -41,6 +41,7 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["data.kind=photos"], "icons: data: .*'icons', 'pack', 'lists', 'embeddings'"),
         (["data={kind: lists}"], r"data.train: this key is required \(and 2 more\)"),
         (["stage1=null"], "icons: stage1: "),
+        (["data.shots=all"], "data.shots: .* tuple or 'oltr' or 'decoupling', got 'all'$"),
         (["seed"], "--set seed: expected key.path=value"),
         (["seed.x=1"], "icons: seed: "),
         (["data.kind.x=1"], "--set data.kind.x: kind is a value"),

@@ -276,12 +276,12 @@ def test_the_prior_of_validation_images_is_expected_of_all(data, tmp_path):
     values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
     values["stage2"] = {**values["stage2"], "class_prior": 0.5}
     shares = {}
-    for name in ("balanced", "val"):
+    for name in ("balanced", "val", 0.3):
         values["stage2"]["test_prior"] = name
-        head = load_trained(train(make_config(values), tmp_path / name)).model.head
+        head = load_trained(train(make_config(values), tmp_path / str(name))).model.head
         shares[name] = head.prior_share.item()
     prior = torch.tensor(COUNTS).float().pow(0.5)
-    assert shares["balanced"] == 0
+    assert shares["balanced"] == 0 and shares[0.3] == pytest.approx(0.3)
     assert shares["val"] == pytest.approx(prior_share(torch.tensor([3, 1, 0, 0]), prior), abs=1e-5)
 
 

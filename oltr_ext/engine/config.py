@@ -130,7 +130,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _first_line(error: ValidationError) -> str:
-    first, *rest = error.errors()
+    errors = error.errors()
+    first = errors[0]
     # the chosen branch of a union shows up as a part of the path that the file does not have
     parts = [
         str(part)
@@ -144,8 +145,13 @@ def _first_line(error: ValidationError) -> str:
     elif first["type"] == "missing":
         what = "this key is required"
     else:
-        what = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    more = f" (and {len(rest)} more)" if rest else ""
+        # a key of several types has an error for each
+        of_key = first["loc"][:-1] if "[" in str(first["loc"][-1]) else first["loc"]
+        same = [e for e in errors if e["loc"][: len(of_key)] == of_key]
+        text = " or ".join(e["msg"] for e in same).replace("or Input should be ", "or ")
+        what = f"{text[0].lower()}{text[1:]}, got {first['input']!r}"
+        errors = [first, *(e for e in errors if e not in same)]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}: {what}{more}"
 
 

@@ -66,10 +66,13 @@ def hand_over(
             classifier=settings.classifier_init,
             selector=settings.selector_init,
         )
-        if settings.test_prior == "val" and head.class_prior is not None:
-            labels = splits.val.labels
-            counts = np.bincount(labels[labels >= 0], minlength=splits.num_classes)  # -1: open
-            head.prior_share.fill_(prior_share(torch.from_numpy(counts), head.class_prior.cpu()))
+        if settings.test_prior != "balanced" and head.class_prior is not None:
+            share = settings.test_prior
+            if share == "val":
+                labels = splits.val.labels
+                counts = np.bincount(labels[labels >= 0], minlength=splits.num_classes)  # -1: open
+                share = prior_share(torch.from_numpy(counts), head.class_prior.cpu())
+            head.prior_share.fill_(share)
         return
     if settings.kind == "fslwf":
         assert isinstance(head, FSLwFHead)

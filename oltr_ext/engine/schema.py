@@ -189,9 +189,9 @@ class MemoryStage(FeatureStage):
 
     kind: Literal["memory"] = "memory"
     sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
-    # val: what of the class_prior shows in the frequencies of the validation images is expected of
-    # any images; see `oltr_ext.nn.prior_share`. balanced: none of it.
-    test_prior: Literal["balanced", "val"] = "balanced"
+    # How much of the class_prior to expect of any images. val: as much as shows in the frequencies
+    # of the validation images (`oltr_ext.nn.prior_share`); balanced: none; or that share of it.
+    test_prior: Literal["balanced", "val"] | Fraction = "balanced"
     attention: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     feature_loss_weight: NotNegative = 0.01
