@@ -9,7 +9,6 @@ import argparse
 import importlib
 import json
 import platform
-import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,21 +18,6 @@ from oltr_ext._version import __version__
 from oltr_ext.ops import _backend
 
 PACKAGES = ("numpy", "torchvision", "pydantic", "safetensors", "scikit-learn", "torchmetrics")
-
-
-def coverage(archs: str, capability: tuple[int, int]) -> str:
-    """How code built for `archs` (such as ``"8.0;9.0+PTX"``) runs on a GPU of `capability`.
-
-    Returns ``"sm_90"`` where its machine code runs as it is (same major version, minor no newer),
-    ``"compute_90 (compiled on first use)"`` where the driver compiles its PTX, or ``""``.
-    """
-    found = re.findall(r"(\d+)\.(\d+)[a-z]?(\+PTX)?", archs)
-    built = [((int(major), int(minor)), bool(ptx)) for major, minor, ptx in found]
-    same = [a for a, _ in built if a[0] == capability[0] and a <= capability]
-    if same:
-        return "sm_{}{}".format(*max(same))
-    ptx = [a for a, has_ptx in built if has_ptx and a <= capability]
-    return "compute_{}{} (compiled on first use)".format(*max(ptx)) if ptx else ""
 
 
 def _installed(name: str) -> str:
@@ -53,7 +37,7 @@ def _gpus(archs: str) -> list[dict[str, str]]:
             {
                 "name": torch.cuda.get_device_name(i),
                 "capability": "{}.{}".format(*capability),
-                "runs": coverage(archs, capability) or "nothing that was built",
+                "runs": _backend.coverage(archs, capability) or "nothing that was built",
             }
         )
     return gpus

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import oltr_ext
 from oltr_ext import ops
-from oltr_ext.ops._backend import STATUS
+from oltr_ext.ops import _backend
 
 
 def test_context_manager_restores():
@@ -43,7 +44,30 @@ def test_native_runs_the_native_op():
             ops.nearest_centroid(x, m)
     names = [e.name for e in profile.events()]
     assert names.count("oltr_ext::nearest_centroid") == 1
-    assert STATUS.cpu_error is None
+    assert _backend.STATUS.cpu_error is None
+
+
+@pytest.fixture
+def old_gpu(monkeypatch):
+    """A GPU that the library has no code for, as far as the choice of the backend can see."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(_backend, "cuda_archs", lambda: "8.0;9.0;12.0+PTX")
+    monkeypatch.setattr(_backend, "_warned", set())
+    _backend._gpu_error.cache_clear()
+    yield
+    _backend._gpu_error.cache_clear()
+
+
+def test_a_gpu_that_nothing_was_built_for(old_gpu):
+    x = torch.empty(3, 4, device="meta")
+    on_gpu = mock.Mock(device=torch.device("cuda", 1), requires_grad=False)
+    reason = r"built for 8\.0;9\.0;12\.0\+PTX, not for sm_75 \(1\)"
+    with pytest.raises(RuntimeError, match=reason):
+        _backend.use_native("nearest_centroid", on_gpu)
+    with oltr_ext.use_backend("auto"), pytest.warns(RuntimeWarning, match=reason):
+        assert not _backend.use_native("nearest_centroid", on_gpu)
+    assert _backend.use_native("nearest_centroid", x)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from oltr_ext.ops import _backend
     ],
 )
 def test_coverage(archs: str, capability: tuple[int, int], expected: str) -> None:
-    assert module.coverage(archs, capability) == expected
+    assert _backend.coverage(archs, capability) == expected
 
 
 def test_info_of_this_installation() -> None:

@@ -69,6 +69,24 @@ def test_medium_precision_rounds_operands_only(case: Case, shape, medium_precisi
         assert relative_error(got, want[name]) < 2e-2, name
 
 
+@pytest.mark.parametrize("setting", ["cuda.matmul", "mkldnn.matmul"])
+def test_precision_that_torch_was_told_for_one_backend(setting, run_python):
+    """From then on torch has no one answer for all of them."""
+    code = (
+        "import torch\n"
+        f"torch.backends.{setting}.fp32_precision = 'tf32'\n"
+        "from op_cases import CASES, cast, run\n"
+        "from oltr_ext.ops._register import precision\n"
+        "for case in CASES:\n"
+        "    inputs = cast(case.make(5, 9, 16), torch.float32, case)\n"
+        "    run(case, inputs)\n"
+        "    torch.compile(case.call, fullgraph=True, backend='eager')(**inputs)\n"
+        "print(precision('cpu'), precision('cuda'))\n"
+    )
+    want = "highest high" if "cuda" in setting else "high highest"
+    assert run_python(code).strip() == want
+
+
 @every_device
 def test_medium_precision_measures_the_winner_exactly(medium_precision, device):
     memory = torch.randn(200, 64).to(device)

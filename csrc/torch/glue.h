@@ -3,9 +3,11 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <array>
 #include <optional>
@@ -17,6 +19,10 @@
 #include <vector>
 
 #include "common/params.h"
+
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // before torch 2.13, whose errors lose their message here
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
 
 namespace oltr {
 

@@ -10,7 +10,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,13 +115,50 @@ def use_backend(name: str) -> Iterator[None]:
         _mode = before
 
 
-def _reason(op: str, device: str, backward: bool) -> str:
-    error = STATUS.cuda_error if device == "cuda" else STATUS.cpu_error
+def coverage(archs: str, capability: tuple[int, int]) -> str:
+    """How code built for `archs` (such as ``"8.0;9.0+PTX"``) runs on a GPU of `capability`.
+
+    Returns ``"sm_90"`` where its machine code runs as it is (same major version, minor no newer),
+    ``"compute_90 (compiled on first use)"`` where the driver compiles its PTX, or ``""``.
+    """
+    found = re.findall(r"(\d+)\.(\d+)[a-z]?(\+PTX)?", archs)
+    built = [((int(major), int(minor)), bool(ptx)) for major, minor, ptx in found]
+    same = [a for a, _ in built if a[0] == capability[0] and a <= capability]
+    if same:
+        return "sm_{}{}".format(*max(same))
+    ptx = [a for a, has_ptx in built if has_ptx and a <= capability]
+    return "compute_{}{} (compiled on first use)".format(*max(ptx)) if ptx else ""
+
+
+def cuda_archs() -> str:
+    """What the CUDA library was built for, as ``"8.0;9.0+PTX"``; empty where nobody knows."""
+    try:
+        return str(importlib.import_module("oltr_ext._C").build_info()["cuda_archs"])
+    except ImportError:
+        return ""
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _gpu_error(index: int) -> str | None:
+    """Why the CUDA library cannot run on a GPU."""
+    archs = cuda_archs()
+    if not archs or not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    if coverage(archs, capability):
+        return None
+    name = "sm_{}{}".format(*capability)
+    return f"the CUDA kernels were built for {archs}, not for {name} ({index})"
+
+
+def _reason(op: str, device: torch.device, backward: bool) -> str:
+    error = STATUS.cuda_error if device.type == "cuda" else STATUS.cpu_error
     if error is not None:
         return error
-    if backward and device in STATUS.forward_devices[op]:
-        return f"{op} has no native backward for {device} yet"
-    return f"{op} has no native kernel for {device}"
+    if backward and device.type in STATUS.forward_devices[op]:
+        return f"{op} has no native backward for {device.type} yet"
+    return f"{op} has no native kernel for {device.type}"
 
 
 def use_native(op: str, *tensors: Tensor) -> bool:
@@ -128,12 +168,14 @@ def use_native(op: str, *tensors: Tensor) -> bool:
     if _mode not in BACKENDS:
         raise ValueError(f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {_mode!r}")
     backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    device = tensors[0].device.type
-    if device in (STATUS.op_devices if backward else STATUS.forward_devices)[op]:
-        return True
-    if device == "meta" and LOADED:
-        return True
-    reason = _reason(op, device, backward)
+    device = tensors[0].device
+    reason = _gpu_error(device.index or 0) if device.type == "cuda" else None
+    if reason is None:
+        if device.type in (STATUS.op_devices if backward else STATUS.forward_devices)[op]:
+            return True
+        if device.type == "meta" and LOADED:
+            return True
+        reason = _reason(op, device, backward)
     if _mode == "native":
         raise RuntimeError(
             f"{op}: the native backend was asked for but cannot run: {reason}; "

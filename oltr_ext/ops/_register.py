@@ -24,12 +24,22 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.compiler.assume_constant_result
-def precision() -> str:
-    """How products of float32 inputs may be computed: "highest", "high" or "medium".
+def precision(device: str) -> str:
+    """How products of float32 inputs may be computed on a device, as the user has told torch.
 
     torch.compile fixes it when it traces.
+
+    Args:
+        device: a type of device, ``"cuda"`` or another.
+
+    Returns:
+        ``"highest"``, ``"high"`` or ``"medium"``; see `torch.set_float32_matmul_precision`.
     """
-    return torch.get_float32_matmul_precision()
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # there is no one answer once a backend has its own `fp32_precision`
+        backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+        return {"tf32": "high", "bf16": "medium"}.get(backend.matmul.fp32_precision, "highest")
 
 
 def _cast(op: str, device: str, value: Any) -> Any:

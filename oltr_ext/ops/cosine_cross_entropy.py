@@ -111,7 +111,9 @@ def cosine_cross_entropy(
         log_prior = class_prior.detach().to(accumulator(v.dtype)).log()
     arguments = (v, weight, target, log_prior, scale, label_smoothing, ignore_index)
     if use_native(_OP, v, weight):
-        loss, _, counted = torch.ops.oltr_ext.cosine_cross_entropy(*arguments, precision())
+        loss, _, counted = torch.ops.oltr_ext.cosine_cross_entropy(
+            *arguments, precision(v.device.type)
+        )
     else:
         loss, counted = call_reference(_OP, reference.cosine_cross_entropy, *arguments)
     if reduction == "none":

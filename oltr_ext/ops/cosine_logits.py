@@ -74,4 +74,4 @@ def cosine_logits(v: Tensor, weight: Tensor, *, scale: float = 16.0) -> Tensor:
     scale = _check.number(_OP, "scale", scale, 0)
     if not use_native(_OP, v, weight):
         return call_reference(_OP, reference.cosine_logits, v, weight, scale=scale)
-    return torch.ops.oltr_ext.cosine_logits(v, weight, scale, precision())
+    return torch.ops.oltr_ext.cosine_logits(v, weight, scale, precision(v.device.type))

@@ -98,5 +98,5 @@ def memory_attention(
         return call_reference(
             _OP, reference.memory_attention, x, keys, key_bias, memory, memory_grad=memory_grad
         )
-    arguments = (x, keys, key_bias, memory, memory_grad, precision())
+    arguments = (x, keys, key_bias, memory, memory_grad, precision(x.device.type))
     return torch.ops.oltr_ext.memory_attention(*arguments)[0]

@@ -178,9 +178,8 @@ def meta_embedding(
     eps = _check.number(_OP, "eps", eps, 0)
     banks = (x, memory, keys, key_bias, selector_weight, selector_bias)
     if use_native(_OP, *banks):
-        outputs = torch.ops.oltr_ext.meta_embedding(*banks, scale, eps, memory_grad, precision())[
-            :5
-        ]
+        how = precision(x.device.type)
+        outputs = torch.ops.oltr_ext.meta_embedding(*banks, scale, eps, memory_grad, how)[:5]
     else:
         outputs = call_reference(
             _OP, reference.meta_embedding, *banks, scale=scale, eps=eps, memory_grad=memory_grad

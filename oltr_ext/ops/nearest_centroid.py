@@ -83,4 +83,4 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
     _check.bank(_OP, "memory", memory, width, x)
     if not use_native(_OP, x, memory):
         return Nearest(*call_reference(_OP, reference.nearest_centroid, x, memory))
-    return Nearest(*torch.ops.oltr_ext.nearest_centroid(x, memory, precision()))
+    return Nearest(*torch.ops.oltr_ext.nearest_centroid(x, memory, precision(x.device.type)))
