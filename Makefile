@@ -66,13 +66,16 @@ sanitize:  ## native tests under ASan + UBSan, then TSan
 	$(MAKE) --no-print-directory native-test PRESET=asan
 	$(MAKE) --no-print-directory native-test PRESET=tsan
 
-# Built against the pinned torch, installed beside the oldest one, tested from another folder.
-test-oldest: wheel  ## the wheel under the oldest torch; about 3 GB more to download
+# Built against the pinned torch, installed beside the oldest one, tested from another folder; and
+# the sources compile against the oldest one too.
+test-oldest: wheel  ## wheel and sources under the oldest torch; about 3 GB more to download
 	test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
 	build/oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy pytest hypothesis safetensors
 	build/oldest/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
 	cd build/oldest && OMP_NUM_THREADS=1 OLTR_EXT_BACKEND=native bin/pytest -q -p no:cacheprovider \
 	  $(addprefix ../../python_tests/,$(OP_TESTS))
+	build/oldest/bin/pip install --quiet "setuptools>=77,<82" ninja pybind11
+	build/oldest/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/oldest/dist dist/*.tar.gz
 
 # On all cores of a machine left alone; each suite in a process of its own.
 define run-bench

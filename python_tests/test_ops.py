@@ -97,6 +97,19 @@ def test_medium_precision_measures_the_winner_exactly(medium_precision, device):
     assert ((distance - want).abs() / want).max() < 1e-3
 
 
+@every_device
+def test_medium_precision_when_later_centroids_are_shorter(medium_precision, device):
+    """The best so far may have lost more of its score to rounding than any class still to come."""
+    x, noise = torch.randn(144, 40), torch.randn(144, 40)
+    noise -= (noise * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
+    longer = 2 * x + 0.05 * noise  # a little farther from x than zero is
+    memory = torch.cat([longer, torch.zeros(144, 40)]).to(device)
+    x = x.to(device)
+    distance, _ = ops.nearest_centroid(x, memory)
+    want = torch.cdist(x.double(), memory.double()).amin(1)
+    assert ((distance - want).abs() / want).max() < 1e-6
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(isa, run_python):
     """The choice is made once per process, so each instruction set runs in its own."""

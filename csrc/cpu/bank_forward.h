@@ -137,6 +137,7 @@ struct BankPass {
   // What a task stages of the bank, and its scores.
   struct Stage {
     Buffer<T> key_rows, memory_rows, interleaved_rows, scores, words, scales, norms2, keep;
+    T largest = 0;                         // norm2 of the memory so far
     const T *keys, *memory, *interleaved;  // the tile, staged or in place
     Ahead next_keys, next_memory;          // the tile after this one
     OLTR_INLINE Stage(const BankPass& pass, int64_t tile)
@@ -181,6 +182,7 @@ struct BankPass {
                                 states.index.data() + slot};
     NearestTile<M>{s.scores.data(),
                    s.norms2.data(),
+                   s.largest,
                    p.memory,
                    x.data() + row0 * D,
                    length.data() + row0,
@@ -218,8 +220,10 @@ struct BankPass {
       const int64_t more = range.end - c0 - n < tile ? range.end - c0 - n : tile;
       s.next_keys = ahead_of(p.keys, c0 + n, more, D);
       s.next_memory = ahead_of(p.memory, c0 + n, more, D);
-      for (int64_t c = 0; p.nearest && c < n; ++c)
+      for (int64_t c = 0; p.nearest && c < n; ++c) {
         s.norms2[c] = M::norm2(s.memory + c * layout.natural_row, layout.words);
+        s.largest = s.norms2[c] > s.largest ? s.norms2[c] : s.largest;
+      }
       for (int64_t block = block0; block < block1; ++block) {
         if (p.keys.data != nullptr) attend(s, c0, n, block, slot(block), c0 == range.begin);
         if (p.nearest) measure(s, c0, n, block, slot(block));

@@ -20,6 +20,7 @@ struct NearestTile {
   using T = typename M::Acc;
   T* scores;        // (count, block): x.c on entry, |c|^2/2 - x.c after
   const T* norms2;  // (count) of the staged words
+  T largest;        // of the classes so far: the best may have lost that much to rounding
   Matrix memory;    // (C, D) for the measurement
   const T* x;       // (rows, D)
   const T* length;  // (block) |x|
@@ -47,12 +48,9 @@ struct NearestTile {
   OLTR_INLINE void run() const {
     constexpr int L = Lanes<T>::n;
     const Buffer<T> scratch(memory.dtype == NativeDtype<T>::value ? 0 : width);
-    T largest = 0;
-    for (int64_t c = 0; c < count; ++c) {
-      largest = norms2[c] > largest ? norms2[c] : largest;
+    for (int64_t c = 0; c < count; ++c)
       if (norms2[c] != norms2[c])  // a NaN centroid wins every row, as in torch.min
         for (int64_t r = 0; r < rows; ++r) measure(c, r, scratch.data());
-    }
     const T norm = std::sqrt(largest), half = largest / 2, error = unit();
     for (int64_t r = 0; r < block; r += L) {
       Vec<T> low = splat(std::numeric_limits<T>::infinity());

@@ -23,11 +23,11 @@ struct AttentionGradient {
   const T *lse, *delta;     // (B)
   S* weights;               // (B, stride) P; may be absent
 
-  __device__ T column(int64_t c) const { return widen(bias[c]); }
+  __device__ T column(int64_t c) const { return widen(read(bias + c)); }
   __device__ T operator()(int64_t r, int64_t, T offset, int64_t at) const {
-    const T weight = exp(logits[at] + offset - lse[r]);
+    const T weight = exp(read(logits + at) + offset - read(lse + r));
     if (weights != nullptr) weights[at] = narrow<S>(weight);
-    return weight * (along[at] - delta[r]);
+    return weight * (read(along + at) - read(delta + r));
   }
 };
 
@@ -39,7 +39,7 @@ struct CrossEntropyGradient {
   const T* prior;            // (count) log prior; may be absent
   const T *lse, *grad_loss;  // (B)
   const int64_t* target;     // (B)
-  const T* uniform;          // () u
+  const T* uniform;          // () u, where there is smoothing
   T smoothing;               // a
   int64_t first, classes, ignore_index;
 
@@ -47,18 +47,19 @@ struct CrossEntropyGradient {
     T scale, prior, share;
   };
   __device__ Column column(int64_t c) const {
-    const T p = prior == nullptr ? T(0) : prior[c];
-    return {scale[c], p, p > Identity<T>::max ? smoothing * *uniform : T(0)};
+    const T p = prior == nullptr ? T(0) : read(prior + c);
+    const bool shared = smoothing > 0 && p > Identity<T>::max;
+    return {read(scale + c), p, shared ? smoothing * read(uniform) : T(0)};
   }
   __device__ T operator()(int64_t r, int64_t c, const Column& column, int64_t at) const {
     constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
-    const int64_t own = target[r];
-    if (own == ignore_index) return T(0);
-    if (own < 0 || own >= classes) return kNan;
-    const T both = row[r] * column.scale;
-    T g = exp(products[at] * both + column.prior - lse[r]) - column.share;
+    const int64_t own = read(target + r);
+    const T both = read(row + r) * column.scale;
+    T g = exp(read(products + at) * both + column.prior - read(lse + r)) - column.share;
     if (first + c == own) g -= 1 - smoothing;
-    return g * grad_loss[r] * both;
+    g = g * read(grad_loss + r) * both;
+    if (own < 0 || own >= classes) g = kNan;
+    return own == ignore_index ? T(0) : g;
   }
 };
 
@@ -69,14 +70,14 @@ struct GivenGradient {
   int64_t classes;
   const T *row, *scale;  // (B) q, (count) s
 
-  __device__ T column(int64_t c) const { return scale[c]; }
+  __device__ T column(int64_t c) const { return read(scale + c); }
   __device__ T operator()(int64_t r, int64_t c, T scale_c, int64_t) const {
-    return widen(grad_logits[r * classes + c]) * row[r] * scale_c;
+    return widen(read(grad_logits + r * classes + c)) * read(row + r) * scale_c;
   }
 };
 
 // gradient[r, c] = rule(r, c); and for the bias, sums[part, c] = their sum over the block's rows.
-// A block has kGradientRows x kGradientColumns of them, its threads a column and half the rows each.
+// A block has kGradientRows x kGradientColumns of them, its threads a column and a share of the rows.
 template <class S, class Rule>
 __global__ void logit_gradient_kernel(Rule rule, int64_t rows, int64_t count, int64_t column_blocks,
                                       int64_t stride, S* gradient, Acc<S>* sums) {
@@ -89,9 +90,9 @@ __global__ void logit_gradient_kernel(Rule rule, int64_t rows, int64_t count, in
   T sum = 0;
   if (c < count) {
     const auto mine = rule.column(c);
-    for (int64_t i = share; i < kGradientRows; i += kShares) {
-      const int64_t r = part * kGradientRows + i;
-      if (r >= rows) break;
+    const int64_t last = (part + 1) * kGradientRows < rows ? (part + 1) * kGradientRows : rows;
+    OLTR_UNROLL(8)
+    for (int64_t r = part * kGradientRows + share; r < last; r += kShares) {
       const int64_t at = r * stride + c;
       const T g = rule(r, c, mine, at);
       gradient[at] = narrow<S>(g);

@@ -32,7 +32,8 @@ struct Nearest {
   const Acc<S>* products;            // (B, stride) x memory'
   const Acc<S>* norms2;              // (count)
   const S *x, *memory;               // (B,D), (count,D)
-  Acc<S>*length, *best, *distance2;  // (B) |x|; smallest score so far; its true square
+  Acc<S>*length, *largest;           // (B) |x|; the largest |c|^2 so far
+  Acc<S>*best, *distance2;           // (B) smallest score so far; smallest true square
   int64_t* index;                    // (B)
   int64_t width;
   Acc<S> unit;  // rounding error of a score per unit of |x| |c| and of |c|^2
@@ -51,41 +52,36 @@ Acc<S> score_error(int64_t width, Precision precision) {
   return error;
 }
 
-// Columns that a thread takes at once; chunks are padded to whole packs.
-constexpr int kColumns = 4;
-
 template <class S>
 __device__ void attend(const Attention<S>& p, const Chunk& chunk, unsigned char* shared) {
   using T = Acc<S>;
   const int64_t row = blockIdx.x;
   const T* logits = p.logits + row * chunk.stride;
   S* weights = p.weights + row * chunk.stride;
-  // f(logits of the columns from c on, how many there are to the end, c)
-  const auto for_each_pack = [&](auto f) {
-    for (int64_t c = kColumns * threadIdx.x; c < chunk.count; c += kColumns * kThreads) {
-      const int64_t left = chunk.count - c;
-      Pack<T, kColumns> z = load_pack<kColumns>(logits + c, left);
-      for (int j = 0; j < kColumns; ++j)
-        if (j < left) z.v[j] += widen(p.bias[c + j]);
-      f(z, left, c);
-    }
+  const auto load = [&](int64_t c, int left) {
+    Pack<T, kColumns> z = load_pack<kColumns>(logits + c, left);
+    for (int j = 0; j < kColumns; ++j)
+      if (j < left) z.v[j] += widen(read(p.bias + c + j));
+    return z;
   };
   T m = chunk.opens ? Identity<T>::max : p.max[row];
   T l = chunk.opens ? Identity<T>::sum : p.sum[row];
   T high = Identity<T>::max, sum = 0;
-  for_each_pack([&](const Pack<T, kColumns>& z, int64_t left, int64_t) {
+  for_each_pack(chunk.count, [&](int64_t c, int left) {
+    const Pack<T, kColumns> z = load(c, left);
     for (int j = 0; j < kColumns; ++j)
       if (j < left) high = Largest()(high, z.v[j]);
   });
   high = Largest()(m, block_reduce(high, Largest(), shared));
-  for_each_pack([&](const Pack<T, kColumns>& z, int64_t left, int64_t c) {
+  for_each_pack(chunk.count, [&](int64_t c, int left) {
+    const Pack<T, kColumns> z = load(c, left);
     Pack<S, kColumns> out;
     for (int j = 0; j < kColumns; ++j) {
       const T weight = j < left ? static_cast<T>(exp(z.v[j] - high)) : T(0);
       out.v[j] = narrow<S>(weight);
       sum += weight;
     }
-    store_pack(weights + c, out);
+    store_pack(weights + c, out);  // rows are padded to whole packs
   });
   sum = block_reduce(sum, Add(), shared);
   T keep, take;
@@ -116,24 +112,22 @@ __device__ void find_nearest(const Nearest<S>& p, const Chunk& chunk, unsigned c
     length = p.length[row];
   }
   // A lane's columns are the same in both passes: it knows whether one of them can be near.
-  const auto for_each_score = [&](auto f) {
-    for (int64_t c = kColumns * threadIdx.x; c < chunk.count; c += kColumns * kThreads) {
-      const int64_t left = chunk.count - c;
-      const Pack<T, kColumns> dots = load_pack<kColumns>(products + c, left);
-      const Pack<T, kColumns> squares = load_pack<kColumns>(p.norms2 + c, left);
-      for (int j = 0; j < kColumns; ++j)
-        if (j < left) f(squares.v[j] / 2 - dots.v[j], squares.v[j]);
-    }
-  };
-  T low = Identity<T>::distance2, largest = 0;
+  T low = Identity<T>::distance2, largest = chunk.opens ? T(0) : p.largest[row];
   bool undefined = false;
-  for_each_score([&](T score, T squares) {
-    low = Smallest()(low, score);
-    largest = Largest()(largest, squares);
-    undefined |= score != score;
+  for_each_pack(chunk.count, [&](int64_t c, int left) {
+    const Pack<T, kColumns> dots = load_pack<kColumns>(products + c, left);
+    const Pack<T, kColumns> squares = load_pack<kColumns>(p.norms2 + c, left);
+    for (int j = 0; j < kColumns; ++j) {
+      if (j >= left) continue;
+      const T score = squares.v[j] / 2 - dots.v[j];
+      low = Smallest()(low, score);
+      largest = Largest()(largest, squares.v[j]);
+      undefined |= score != score;
+    }
   });
   const T before = chunk.opens ? Identity<T>::distance2 : p.best[row];
   const T best = Smallest()(before, block_reduce(low, Smallest(), shared));
+  // Of all classes so far: the best of them may have lost that much of its score to rounding.
   largest = block_reduce(largest, Largest(), shared);
   const T limit = best + p.unit * (length * static_cast<T>(sqrt(largest)) + largest / 2);
 
@@ -181,6 +175,7 @@ __device__ void find_nearest(const Nearest<S>& p, const Chunk& chunk, unsigned c
     distance2 = distances[w];
     index = indices[w];
   }
+  p.largest[row] = largest;
   p.best[row] = best;
   p.distance2[row] = distance2;
   p.index[row] = index;
@@ -204,7 +199,7 @@ struct BankForward {
   bool nearest = false;
   // State and outcome, cut from the workspace.
   int64_t chunk;  // classes
-  T *logits, *products, *norms2, *length, *max, *sum, *recalled, *best, *distance2;
+  T *logits, *products, *norms2, *length, *largest, *max, *sum, *recalled, *best, *distance2;
   S* weights;
 
   // `index` is where the nearest classes go, if they are wanted.
@@ -220,6 +215,7 @@ struct BankForward {
     products = carve.array<T>(distances ? B * chunk : 0);
     norms2 = carve.array<T>(distances ? chunk : 0);
     length = carve.array<T>(distances ? B : 0);
+    largest = carve.array<T>(distances ? B : 0);
     best = carve.array<T>(distances ? B : 0);
     distance2 = carve.array<T>(distances ? B : 0);
   }
@@ -241,7 +237,7 @@ struct BankForward {
         row_norms(queue, centroids, n, D, SquaredNorm<T>(), norms2);
         product<S>(queue, precision, B, n, D, plain(x, D), transposed(centroids, D), products,
                    chunk);
-        found = {products, norms2,    x,     centroids, length,
+        found = {products, norms2,    x,     centroids, length, largest,
                  best,     distance2, index, D,         score_error<S>(D, precision)};
       }
       const auto kernel = keys == nullptr ? bank_forward_kernel<S, false, true>

@@ -19,25 +19,31 @@ __device__ inline int64_t lower_bound(const int64_t* sorted, int64_t n, int64_t 
   return low;
 }
 
-// One block a class. Its warps take the class's rows in turns; their sums are added in order.
+// Blocks that share a class where classes are few, each with some of its columns.
+int64_t slices_of(int64_t classes, int64_t width) {
+  return clamp(div_up(4096, classes), 1, div_up(width, kWarp));
+}
+
+// A block's warps take the class's rows in turns; their sums are added in order.
 template <class S>
 __global__ void class_means_kernel(const S* x, const int64_t* sorted, const int64_t* order,
-                                   int64_t rows, int64_t classes, int64_t width, S* means,
-                                   int64_t* counts) {
+                                   int64_t rows, int64_t classes, int64_t width, int64_t slices,
+                                   S* means, int64_t* counts) {
   using T = Acc<S>;
   OLTR_DYNAMIC_SHARED(shared);
   constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
   T* sums = reinterpret_cast<T*>(shared);  // (kWarps, kWarp)
-  const int64_t c = blockIdx.x;
+  const int64_t c = blockIdx.x / slices, slice = blockIdx.x % slices;
   const int64_t begin = lower_bound(sorted, rows, c);
   const int64_t count = lower_bound(sorted + begin, rows - begin, c + 1);
   // A label that is no class would be lost in silence.
   const bool valid = rows == 0 || (sorted[0] >= 0 && sorted[rows - 1] < classes);
-  for (int64_t first = 0; first < width; first += kWarp) {
+  for (int64_t first = slice * kWarp; first < width; first += slices * kWarp) {
     const int64_t d = first + lane_index();
     T sum = 0;
-    for (int64_t i = warp_index(); i < count && d < width; i += kWarps)
-      sum += widen(x[order[begin + i] * width + d]);
+    OLTR_UNROLL(4)
+    for (int64_t i = warp_index(); i < (d < width ? count : 0); i += kWarps)
+      sum += widen(read(x + read(order + begin + i) * width + d));
     __syncthreads();
     sums[threadIdx.x] = sum;
     __syncthreads();
@@ -46,7 +52,7 @@ __global__ void class_means_kernel(const S* x, const int64_t* sorted, const int6
     const T mean = count == 0 ? T(0) : sum / static_cast<T>(count);
     means[c * width + d] = narrow<S>(valid ? mean : kNan);
   }
-  if (threadIdx.x == 0) counts[c] = count;
+  if (slice == 0 && threadIdx.x == 0) counts[c] = count;
 }
 
 template <class S>
@@ -69,10 +75,11 @@ int64_t workspace_bytes(const ClassMeansForward&, int64_t) { return 0; }
 void enqueue(const ClassMeansForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
-    Launch l = blocks_of(p.size.classes);
+    const int64_t slices = slices_of(p.size.classes, p.size.width);
+    Launch l = blocks_of(p.size.classes * slices);
     l.shared_bytes = kThreads * static_cast<int64_t>(sizeof(Acc<S>));
     launch(queue, class_means_kernel<S>, l, rows_of<S>(p.x), p.sorted, p.order, p.size.batch,
-           p.size.classes, p.size.width, rows_of<S>(p.means), p.counts);
+           p.size.classes, p.size.width, slices, rows_of<S>(p.means), p.counts);
   });
 }
 

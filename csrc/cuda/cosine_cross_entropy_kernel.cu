@@ -20,28 +20,34 @@ __global__ void entropy_kernel(Entropy<S> p, Chunk chunk) {
   using T = Acc<S>;
   OLTR_DYNAMIC_SHARED(shared);
   const int64_t r = blockIdx.x, own = p.target[r] - chunk.first;
+  const T* products = p.products + r * chunk.stride;
   const T scale = p.row[r];
-  const auto logit = [&](int64_t c) {
-    const T z = p.products[r * chunk.stride + c] * scale * p.column[c];
-    return p.prior == nullptr ? z : z + p.prior[c];
+  const auto logit = [&](T product, int64_t c) {
+    const T z = product * scale * read(p.column + c);
+    return p.prior == nullptr ? z : z + read(p.prior + c);
+  };
+  const auto for_each_logit = [&](auto f) {
+    for_each_pack(chunk.count, [&](int64_t c, int left) {
+      const Pack<T, kColumns> dots = load_pack<kColumns>(products + c, left);
+      for (int j = 0; j < kColumns; ++j)
+        if (j < left) f(logit(dots.v[j], c + j));
+    });
   };
   T m = chunk.opens ? Identity<T>::max : p.max[r], l = chunk.opens ? Identity<T>::sum : p.sum[r];
   T high = Identity<T>::max, total = 0;
-  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads) {
-    const T z = logit(c);
+  for_each_logit([&](T z) {
     high = Largest()(high, z);
     if (z > Identity<T>::max) total += z;
-    if (c == own) p.picked[r] = z;
-  }
+  });
   high = Largest()(m, block_reduce(high, Largest(), shared));
   total = block_reduce(total, Add(), shared);
   T sum = 0;
-  for (int64_t c = threadIdx.x; c < chunk.count; c += kThreads)
-    sum += static_cast<T>(exp(logit(c) - high));
+  for_each_logit([&](T z) { sum += static_cast<T>(exp(z - high)); });
   sum = block_reduce(sum, Add(), shared);
   T keep, take;
   merge_softmax(m, l, high, sum, keep, take, [](T a) { return static_cast<T>(exp(a)); });
   if (threadIdx.x != 0) return;
+  if (own >= 0 && own < chunk.count) p.picked[r] = logit(products[own], own);
   p.max[r] = m;
   p.sum[r] = l;
   p.total[r] = chunk.opens ? total : p.total[r] + total;
@@ -52,8 +58,9 @@ template <class T>
 __global__ void uniform_kernel(const T* prior, int64_t classes, T* uniform) {
   OLTR_DYNAMIC_SHARED(shared);
   int64_t count = prior == nullptr && threadIdx.x == 0 ? classes : 0;
-  for (int64_t c = threadIdx.x; prior != nullptr && c < classes; c += kThreads)
-    count += prior[c] > Identity<T>::max;
+  OLTR_UNROLL(8)
+  for (int64_t c = threadIdx.x; c < (prior == nullptr ? 0 : classes); c += kThreads)
+    count += read(prior + c) > Identity<T>::max;
   count = block_reduce(count, Add(), shared);
   if (threadIdx.x == 0) *uniform = count > 0 ? 1 / static_cast<T>(count) : T(0);
 }
@@ -185,7 +192,8 @@ void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
     const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
     const CosineBackward<S>& bank = work.bank;
     const T* prior = rows_of<T>(p.log_prior);
-    launch(queue, uniform_kernel<T>, blocks_of(1), prior, p.size.classes, work.uniform);
+    if (p.label_smoothing > 0)
+      launch(queue, uniform_kernel<T>, blocks_of(1), prior, p.size.classes, work.uniform);
     bank.run(queue, p, [&](int64_t first) {
       return CrossEntropyGradient<S>{bank.products,
                                      bank.row,

@@ -15,9 +15,15 @@ struct Scaling {
 // A block has one row of the chunk.
 template <class S>
 __global__ void scale_logits_kernel(Scaling<S> p) {
+  using T = Acc<S>;
   const int64_t r = blockIdx.x;
-  for (int64_t c = threadIdx.x; c < p.count; c += kThreads)
-    p.logits[r * p.classes + c] = narrow<S>(p.products[r * p.stride + c] * p.row[r] * p.column[c]);
+  const T row = p.row[r];
+  for_each_pack(p.count, [&](int64_t c, int left) {
+    const Pack<T, kColumns> dots = load_pack<kColumns>(p.products + r * p.stride + c, left);
+    const Pack<T, kColumns> column = load_pack<kColumns>(p.column + c, left);
+    for (int j = 0; j < kColumns; ++j)
+      if (j < left) p.logits[r * p.classes + c + j] = narrow<S>(dots.v[j] * row * column.v[j]);
+  });
 }
 
 template <class S>

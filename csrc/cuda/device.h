@@ -16,6 +16,9 @@
 #define OLTR_LAUNCH(kernel, l, stream, ...)                                       \
   kernel<<<static_cast<unsigned>((l).blocks), static_cast<unsigned>((l).threads), \
            static_cast<size_t>((l).shared_bytes), stream>>>(__VA_ARGS__)
+#define OLTR_PRAGMA(text) _Pragma(#text)
+// A loop of loads that do not wait for one another: `n` of them are under way at once.
+#define OLTR_UNROLL(n) OLTR_PRAGMA(unroll n)
 #endif
 
 namespace oltr::cuda {
@@ -94,7 +97,7 @@ __device__ inline S narrow(Acc<S> v) {
 }
 template <>
 __device__ inline BFloat16 narrow<BFloat16>(float v) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   BFloat16 h;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(v));
   return h;
@@ -161,16 +164,34 @@ __device__ T block_reduce(T v, Join join, unsigned char* shared) {
   return v;
 }
 
-// --- wide loads ---------------------------------------------------------------------------------
+// --- loads --------------------------------------------------------------------------------------
+
+// What no thread writes while the kernel runs. The compiler may load it ahead of stores, and does not
+// have to take each store for one to this place: else a loop that stores has one load under way.
+template <class T>
+__device__ inline T read(const T* at) {
+  return __ldg(at);
+}
+__device__ inline BFloat16 read(const BFloat16* at) { return {__ldg(&at->bits)}; }
+__device__ inline Float16 read(const Float16* at) { return {__ldg(&at->bits)}; }
 
 // n elements that one instruction loads, or two.
 template <class T, int n>
 struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Pack {
   T v[n];
 };
+// As `read`, and in 16 bytes at a time.
 template <int n, class T>
 __device__ Pack<T, n> load_pack(const T* aligned) {
+#if defined(__CUDA_ARCH__)
+  Pack<T, n> pack;
+  static_assert(sizeof(pack) % sizeof(float4) == 0, "");
+  for (size_t i = 0; i < sizeof(pack) / sizeof(float4); ++i)
+    reinterpret_cast<float4*>(&pack)[i] = __ldg(reinterpret_cast<const float4*>(aligned) + i);
+  return pack;
+#else
   return *reinterpret_cast<const Pack<T, n>*>(aligned);
+#endif
 }
 // The same where only `left` elements are there; zeros for the others.
 template <int n, class T>
@@ -178,7 +199,7 @@ __device__ Pack<T, n> load_pack(const T* aligned, int64_t left) {
   if (left >= n) return load_pack<n>(aligned);
   Pack<T, n> pack{};
   for (int i = 0; i < n; ++i)
-    if (i < left) pack.v[i] = aligned[i];
+    if (i < left) pack.v[i] = read(aligned + i);
   return pack;
 }
 template <class T, int n>
@@ -188,10 +209,25 @@ __device__ void store_pack(T* aligned, const Pack<T, n>& pack) {
 
 // --- rows ---------------------------------------------------------------------------------------
 
+// Columns that a thread takes at once.
+constexpr int kColumns = 4;
+
+// The block calls f(c, left) for its threads' packs of columns [c, c + kColumns) of a row, of which
+// `left` are there: all but in the last one.
+template <class F>
+__device__ void for_each_pack(int64_t count, F f) {
+  const int64_t whole = count / kColumns * kColumns;
+  OLTR_UNROLL(4)
+  for (int64_t c = kColumns * threadIdx.x; c < whole; c += kColumns * kThreads) f(c, kColumns);
+  if (whole < count && threadIdx.x == whole / kColumns % kThreads)
+    f(whole, static_cast<int>(count - whole));
+}
+
 // Sum over `width` elements, in every lane, of term(i); the warp's lanes take turns.
 template <class T, class Term>
 __device__ T warp_sum(int64_t width, Term term) {
   T sum = 0;
+  OLTR_UNROLL(4)
   for (int64_t i = lane_index(); i < width; i += kWarp) sum += term(i);
   return warp_reduce(sum, Add());
 }
@@ -199,6 +235,7 @@ __device__ T warp_sum(int64_t width, Term term) {
 template <class T, class Term>
 __device__ T block_sum(int64_t width, unsigned char* shared, Term term) {
   T sum = 0;
+  OLTR_UNROLL(4)
   for (int64_t i = threadIdx.x; i < width; i += kThreads) sum += term(i);
   return block_reduce(sum, Add(), shared);
 }

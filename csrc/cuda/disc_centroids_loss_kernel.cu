@@ -22,26 +22,31 @@ namespace {
 int64_t rows_a_part(int64_t rows) { return clamp(div_up(rows, 512), 32, rows > 32 ? rows : 32); }
 int64_t parts_of(int64_t rows) { return div_up(rows, rows_a_part(rows)); }
 
-// sums[part, d] = sum of (m_id - shift_d) over a part's rows, squares[part] = sum of their squares.
+// Blocks of columns of a part.
+int64_t slices_of(int64_t width) { return div_up(width, kThreads); }
+
+// sums[part, d] = sum of (m_id - shift_d) over a part's rows, squares[part, slice] = sum of the
+// squares of a block's columns. A block has kThreads columns of a part.
 template <class S>
 __global__ void shifted_sums_kernel(const S* m, int64_t rows, int64_t each, int64_t width,
-                                    const S* shift, double* sums, double* squares) {
+                                    int64_t slices, const S* shift, double* sums, double* squares) {
   OLTR_DYNAMIC_SHARED(shared);
-  const int64_t part = blockIdx.x, begin = part * each;
+  const int64_t part = blockIdx.x / slices, begin = part * each;
   const int64_t end = begin + each < rows ? begin + each : rows;
-  double square = 0;
-  for (int64_t d = threadIdx.x; d < width; d += kThreads) {
-    const double origin = widen(shift[d]);
-    double sum = 0;
+  const int64_t d = blockIdx.x % slices * kThreads + threadIdx.x;
+  double sum = 0, square = 0;
+  if (d < width) {
+    const double origin = widen(read(shift + d));
+    OLTR_UNROLL(8)
     for (int64_t r = begin; r < end; ++r) {
-      const double gap = static_cast<double>(widen(m[r * width + d])) - origin;
+      const double gap = static_cast<double>(widen(read(m + r * width + d))) - origin;
       sum += gap;
       square += gap * gap;
     }
     sums[part * width + d] = sum;
   }
   square = block_reduce(square, Add(), shared);
-  if (threadIdx.x == 0) squares[part] = square;
+  if (threadIdx.x == 0) squares[blockIdx.x] = square;
 }
 
 // own[i] = |x_i - c_yi|^2, NaN where the label is no class. A warp a row.
@@ -64,7 +69,7 @@ __global__ void own_distances_kernel(const S* x, const S* centroids, const int64
 
 template <class T>
 struct Terms {
-  const double *own, *squares_x, *squares_c;  // (B), a part each
+  const double *own, *squares_x, *squares_c;  // (B), a block each
   int64_t rows, classes, width, parts_x, parts_c;
   double margin, repel_weight;
   double* sums;  // (1 + 2 D): whether the clamp is open, sum(x - s), sum(c - s)
@@ -112,7 +117,7 @@ struct Gradients {
   // What every class gets.
   __device__ double base(double w, double c, int64_t d) const {
     const double slope = w * static_cast<double>(rows);
-    return slope * (c - static_cast<double>(widen(centroids[d]))) - w * sums[1 + d];
+    return slope * (c - static_cast<double>(widen(read(centroids + d)))) - w * read(sums + 1 + d);
   }
 };
 
@@ -130,14 +135,19 @@ __global__ void row_gradient_kernel(Gradients<S> p) {
   }
 }
 
-// Every class, as if no row were its own.
+// Every class, as if no row were its own. A warp a class.
 template <class S>
 __global__ void class_gradient_kernel(Gradients<S> p) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= p.classes * p.width) return;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
+  if (c >= p.classes) return;
   const double w = p.repel();
-  const double all = w == 0 ? 0 : p.base(w, widen(p.centroids[i]), i % p.width);
-  p.grad_centroids[i] = narrow<S>(static_cast<Acc<S>>(all));
+  const S* centroid = p.centroids + c * p.width;
+  S* out = p.grad_centroids + c * p.width;
+  OLTR_UNROLL(8)
+  for (int64_t d = lane_index(); d < p.width; d += kWarp) {
+    const double all = w == 0 ? 0 : p.base(w, widen(read(centroid + d)), d);
+    out[d] = narrow<S>(static_cast<Acc<S>>(all));
+  }
 }
 
 // The classes of the batch once more, with their own rows. The first row of a class writes it.
@@ -170,8 +180,8 @@ struct Forward {
       : own(carve.array<double>(size.batch)),
         sums_x(carve.array<double>(parts_of(size.batch) * size.width)),
         sums_c(carve.array<double>(parts_of(size.classes) * size.width)),
-        squares_x(carve.array<double>(parts_of(size.batch))),
-        squares_c(carve.array<double>(parts_of(size.classes))),
+        squares_x(carve.array<double>(parts_of(size.batch) * slices_of(size.width))),
+        squares_c(carve.array<double>(parts_of(size.classes) * slices_of(size.width))),
         bytes(carve.bytes()) {}
 };
 
@@ -192,9 +202,10 @@ void enqueue(const DiscCentroidsForward& p, Queue& queue) {
     using S = decltype(s);
     using T = Acc<S>;
     const S *x = rows_of<S>(p.x), *centroids = rows_of<S>(p.centroids);
+    const int64_t slices = slices_of(D);
     const auto sum = [&](const S* m, int64_t n, double* sums, double* squares, double* out) {
-      launch(queue, shifted_sums_kernel<S>, blocks_of(parts_of(n)), m, n, rows_a_part(n), D,
-             centroids, sums, squares);
+      launch(queue, shifted_sums_kernel<S>, blocks_of(parts_of(n) * slices), m, n, rows_a_part(n),
+             D, slices, centroids, sums, squares);
       launch(queue, add_parts_kernel<double, double>, blocks_of(D, kThreads), sums, parts_of(n), D,
              out);
     };
@@ -202,9 +213,18 @@ void enqueue(const DiscCentroidsForward& p, Queue& queue) {
     sum(centroids, C, work.sums_c, work.squares_c, p.sums + 1 + D);
     launch(queue, own_distances_kernel<S>, blocks_of(B, kWarps), x, centroids, p.target, B, C, D,
            work.own);
-    const Terms<T> terms{work.own, work.squares_x,    work.squares_c, B,        C,
-                         D,        parts_of(B),       parts_of(C),    p.margin, p.repel_weight,
-                         p.sums,   rows_of<T>(p.loss)};
+    const Terms<T> terms{work.own,
+                         work.squares_x,
+                         work.squares_c,
+                         B,
+                         C,
+                         D,
+                         parts_of(B) * slices,
+                         parts_of(C) * slices,
+                         p.margin,
+                         p.repel_weight,
+                         p.sums,
+                         rows_of<T>(p.loss)};
     launch(queue, finish_loss_kernel<T>, blocks_of(1), terms);
   });
 }
@@ -229,7 +249,7 @@ void enqueue(const DiscCentroidsBackward& p, Queue& queue) {
                                  rows_of<S>(p.grad_x),
                                  rows_of<S>(p.grad_centroids)};
     launch(queue, row_gradient_kernel<S>, blocks_of(B), gradients);
-    launch(queue, class_gradient_kernel<S>, blocks_of(C * D, kThreads), gradients);
+    launch(queue, class_gradient_kernel<S>, blocks_of(C, kWarps), gradients);
     launch(queue, own_gradient_kernel<S>, blocks_of(B), gradients);
   });
 }

@@ -3,8 +3,9 @@
 //
 // Contract: pointers are device memory, valid for the sizes given; C >= 1 and D >= 1, B may be 0.
 // A launcher only enqueues; it never synchronises, so that a CUDA graph can capture it. The same
-// inputs give the same bits. Labels are not checked here: one out of range makes NaN of its row's
-// loss, of the gradients and of class means, and is never used as an index.
+// inputs give the same bits. Labels are not checked here, nor a backward's index of the nearest
+// class: one out of range makes NaN of its row's loss, of the gradients and of class means, and is
+// never used as an index.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -10,7 +10,7 @@
 namespace oltr::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 4;  // a block
+constexpr int kWarps = 8;  // a block
 constexpr int kThreads = kWarps * kWarp;
 // Every reduction of a block goes through one value a warp.
 constexpr int64_t kSharedBytes = kWarps * 16;

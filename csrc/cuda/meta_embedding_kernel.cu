@@ -90,9 +90,11 @@ __global__ void column_sums_kernel(const S* m, int64_t rows, int64_t width, int6
   const int64_t part = blockIdx.x / column_blocks;
   const int64_t d = blockIdx.x % column_blocks * kThreads + threadIdx.x;
   if (d >= width) return;
+  const int64_t last = (part + 1) * kGradientRows;
   Acc<S> sum = 0;
-  for (int64_t r = part * kGradientRows; r < rows && r < (part + 1) * kGradientRows; ++r)
-    sum += widen(m[r * width + d]);
+  OLTR_UNROLL(8)
+  for (int64_t r = part * kGradientRows; r < (last < rows ? last : rows); ++r)
+    sum += widen(read(m + r * width + d));
   sums[part * width + d] = sum;
 }
 
@@ -226,6 +228,7 @@ void enqueue(const MetaEmbeddingBackward& p, Queue& queue) {
                              rows_of<S>(p.grad_x),
                              rows_of<S>(p.grad_memory),
                              B,
+                             p.size.classes,
                              D};
     launch(queue, winners_kernel<S>, blocks_of(B), winners);
   });

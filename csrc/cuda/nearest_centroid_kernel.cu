@@ -14,12 +14,13 @@ __global__ void finish_distance_kernel(const Acc<S>* distance2, int64_t rows, S*
 // weight[r] = g_r / d_r, zero on a centroid. A warp a row.
 template <class S>
 __global__ void distance_gradient_kernel(const S* grad, const S* x, const S* memory,
-                                         const int64_t* index, int64_t rows, int64_t width,
-                                         Acc<S>* weight) {
+                                         const int64_t* index, int64_t rows, int64_t classes,
+                                         int64_t width, Acc<S>* weight) {
   using T = Acc<S>;
   const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
   if (r >= rows) return;
-  const S *a = x + r * width, *c = memory + index[r] * width;
+  const bool valid = index[r] >= 0 && index[r] < classes;  // or the winners' kernel makes NaN
+  const S *a = x + r * width, *c = memory + (valid ? index[r] : 0) * width;
   const T distance = sqrt(warp_sum<T>(width, [&](int64_t i) {
     const T gap = widen(a[i]) - widen(c[i]);
     return gap * gap;
@@ -57,16 +58,24 @@ int64_t workspace_bytes(const NearestCentroidBackward& p, int64_t) {
 }
 
 void enqueue(const NearestCentroidBackward& p, Queue& queue) {
-  const int64_t B = p.size.batch, D = p.size.width;
-  set_zero(queue, p.grad_memory, p.size.classes * D);
+  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  set_zero(queue, p.grad_memory, C * D);
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     Acc<S>* weight = Carver(queue.workspace).template array<Acc<S>>(B);
     const S *x = rows_of<S>(p.x), *memory = rows_of<S>(p.memory);
     launch(queue, distance_gradient_kernel<S>, blocks_of(B, kWarps), rows_of<S>(p.grad_distance), x,
-           memory, p.index, B, D, weight);
-    const Winners<S> winners{
-        x, memory, p.index, weight, nullptr, rows_of<S>(p.grad_x), rows_of<S>(p.grad_memory), B, D};
+           memory, p.index, B, C, D, weight);
+    const Winners<S> winners{x,
+                             memory,
+                             p.index,
+                             weight,
+                             nullptr,
+                             rows_of<S>(p.grad_x),
+                             rows_of<S>(p.grad_memory),
+                             B,
+                             C,
+                             D};
     launch(queue, winners_kernel<S>, blocks_of(B), winners);
   });
 }

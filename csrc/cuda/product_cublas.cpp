@@ -3,6 +3,8 @@
 
 #include <cublas_v2.h>
 
+#include <limits>
+
 namespace oltr::cuda {
 namespace {
 
@@ -46,6 +48,8 @@ class ExactMode {
 }  // namespace
 
 Status product_cublas(void* handle, const Product& p) {
+  for (const int64_t n : {p.m, p.n, p.k, p.a.stride, p.b.stride, p.out_stride})
+    if (n > std::numeric_limits<int>::max()) return "a product beyond the library's 32-bit sizes";
   const auto blas = static_cast<cublasHandle_t>(handle);
   const ExactMode mode(blas);
   const float one = 1, beta = p.add ? 1.0f : 0.0f;

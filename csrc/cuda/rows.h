@@ -1,6 +1,8 @@
 // Kernels over the rows of a matrix that several ops share. A header, since templates.
 #pragma once
 
+#include <limits>
+
 #include "cuda/queue.h"
 
 namespace oltr::cuda {
@@ -34,12 +36,13 @@ __global__ void row_norms_kernel(const S* m, int64_t rows, int64_t width, Rule r
   constexpr int kPack = 16 / sizeof(S);
   const bool whole = width % kPack == 0 && reinterpret_cast<uintptr_t>(row) % 16 == 0;
   Acc<S> squares = 0;
+  OLTR_UNROLL(4)
   for (int64_t i = kPack * lane_index(); i < width; i += kPack * kWarp) {
     Pack<S, kPack> pack{};
     if (whole)
       pack = load_pack<kPack>(row + i);
     else
-      for (int j = 0; j < kPack && i + j < width; ++j) pack.v[j] = row[i + j];
+      for (int j = 0; j < kPack && i + j < width; ++j) pack.v[j] = read(row + i + j);
     for (int j = 0; j < kPack; ++j) {
       const Acc<S> v = widen(pack.v[j]);
       squares += v * v;
@@ -69,7 +72,8 @@ __global__ void add_parts_kernel(const T* partial, int64_t parts, int64_t n, Out
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n) return;
   T sum = 0;
-  for (int64_t part = 0; part < parts; ++part) sum += partial[part * n + i];
+  OLTR_UNROLL(8)
+  for (int64_t part = 0; part < parts; ++part) sum += read(partial + part * n + i);
   out[i] = narrow<Out>(sum);
 }
 
@@ -82,7 +86,8 @@ __global__ void narrow_kernel(const Acc<S>* m, int64_t n, S* out) {
 
 // The gradient that reaches the nearest centroids, k their classes and w_r = grad_d / d:
 //   grad_x_r += w_r (x_r - M_k),  grad_memory_k -= the sum of that over the rows that it won.
-// One block a row. The first row of a class writes that class, so that no two blocks do.
+// One block a row. The first row of a class writes that class, so that no two blocks do. An index that
+// is no class makes NaN of its row.
 template <class S>
 struct Winners {
   const S *x, *memory;   // (B,D) (C,D)
@@ -91,22 +96,23 @@ struct Winners {
   const Acc<S>* grad;    // (B,D) what else reaches x; may be absent
   S* grad_x;             // (B,D)
   S* grad_memory;        // (C,D), added to; may be absent
-  int64_t rows, width;
+  int64_t rows, classes, width;
 };
 
 template <class S>
 __global__ void winners_kernel(Winners<S> p) {
   using T = Acc<S>;
   const int64_t r = blockIdx.x, D = p.width, k = p.index[r];
-  const S* centroid = p.memory + k * D;
-  const T weight = p.weight[r];
+  const bool valid = k >= 0 && k < p.classes;
+  const S* centroid = p.memory + (valid ? k : 0) * D;
+  const T weight = valid ? p.weight[r] : std::numeric_limits<T>::quiet_NaN();
   for (int64_t d = threadIdx.x; d < D; d += kThreads) {
     T g = p.grad == nullptr ? T(0) : p.grad[r * D + d];
     // A zero weight stands for no gradient at all, whatever the distance is.
     if (weight != T(0)) g += weight * (widen(p.x[r * D + d]) - widen(centroid[d]));
     p.grad_x[r * D + d] = narrow<S>(g);
   }
-  if (p.grad_memory == nullptr || !first_labelled(p.index, r)) return;
+  if (p.grad_memory == nullptr || !valid || !first_labelled(p.index, r)) return;
   S* out = p.grad_memory + k * D;
   for (int64_t first = 0; first < D; first += kThreads) {
     const int64_t d = first + threadIdx.x;

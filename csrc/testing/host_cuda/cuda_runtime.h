@@ -194,8 +194,13 @@ void launch(Kernel kernel, int64_t blocks, int64_t threads, int64_t shared_bytes
 #define __syncthreads() host_cuda::barrier()
 #define __shfl_xor_sync(mask, value, lane_mask) host_cuda::exchange_xor(value, lane_mask)
 #define __ballot_sync(mask, predicate) host_cuda::ballot(predicate)
+template <class T>
+T __ldg(const T* at) {
+  return *at;
+}
 inline int __ffs(int v) { return __builtin_ffs(v); }
 
+#define OLTR_UNROLL(n)
 #define OLTR_DYNAMIC_SHARED(name) unsigned char* name = host_cuda::block->shared.data()
 #define OLTR_LAUNCH(kernel, l, stream, ...) \
   ((void)(stream),                          \
