@@ -248,18 +248,21 @@ def load_evidence() -> ModuleType:
     return module
 
 
-def write_build_info(info: dict[str, str]) -> Path:
-    """A header for bindings.cpp, touched only when its text changes; returns its folder."""
+def write_build_info(info: dict[str, str], cuda_sources: str) -> Path:
+    """Two headers, touched only when their text changes; returns their folder."""
     rows = []
     for key, value in info.items():
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         rows.append(f'    {{"{key}", "{quoted}"}},')
-    text = "// Written by setup.py.\n#define OLTR_BUILD_INFO \\\n" + " \\\n".join(rows) + "\n"
     folder = ROOT / "build" / "include"
     folder.mkdir(parents=True, exist_ok=True)
-    header = folder / "oltr_build_info.h"
-    if not header.is_file() or header.read_text() != text:
-        header.write_text(text)
+    for name, define in (
+        ("oltr_build_info.h", "OLTR_BUILD_INFO \\\n" + " \\\n".join(rows)),  # for bindings.cpp
+        ("oltr_cuda_sources.h", f'OLTR_CUDA_SOURCES "{cuda_sources}"'),  # for ops_cuda.cpp
+    ):
+        header, text = folder / name, f"// Written by setup.py.\n#define {define}\n"
+        if not header.is_file() or header.read_text() != text:
+            header.write_text(text)
     return folder
 
 
@@ -288,25 +291,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         extra_compile_args=[*CXX_FLAGS, *PLAIN_FLAGS],
         **stable,
     )
-    built = [ops]
-    archs = ""
-    if toolkit is not None:
-        archs = os.environ["TORCH_CUDA_ARCH_LIST"]
-        cublas = find_cublas(toolkit)
-        assert cublas is not None  # or decide_cuda() had said no
-        say(f"CUDA architectures: {archs}, flags {' '.join(NVCC_FLAGS)}")
-        built.append(
-            CUDAExtension(
-                "oltr_ext._oltr_cuda",
-                sources("torch/*_cuda.cpp", "cuda/*.cpp", "cuda/*.cu"),
-                extra_compile_args={
-                    "cxx": [*CXX_FLAGS, "-DUSE_CUDA", *PLAIN_FLAGS, *cublas[0]],
-                    "nvcc": NVCC_FLAGS,
-                },
-                extra_link_args=cublas[1],
-                **stable,
-            )
-        )
+    archs = os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit is not None else ""
     evidence = load_evidence()
     info = {
         "version": version(),
@@ -322,11 +307,30 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         "cuda_sources": evidence.cuda_sources()[:12],
         "cuda_verified": evidence.verified(),
     }
+    written = str(write_build_info(info, evidence.cuda_sources()))
+    built = [ops]
+    if toolkit is not None:
+        cublas = find_cublas(toolkit)
+        assert cublas is not None  # or decide_cuda() had said no
+        say(f"CUDA architectures: {archs}, flags {' '.join(NVCC_FLAGS)}")
+        built.append(
+            CUDAExtension(
+                "oltr_ext._oltr_cuda",
+                sources("torch/*_cuda.cpp", "cuda/*.cpp", "cuda/*.cu"),
+                extra_compile_args={
+                    "cxx": [*CXX_FLAGS, "-DUSE_CUDA", *PLAIN_FLAGS, *cublas[0]],
+                    "nvcc": NVCC_FLAGS,
+                },
+                include_dirs=[written],
+                extra_link_args=cublas[1],
+                **stable,
+            )
+        )
     built.append(
         Extension(
             "oltr_ext._C",
             sources("bindings.cpp", "cpu/dispatch.cpp"),
-            include_dirs=[str(write_build_info(info)), pybind11.get_include()],
+            include_dirs=[written, pybind11.get_include()],
             extra_compile_args=["-O2", "-fvisibility=hidden", *PLAIN_FLAGS],
             language="c++",
         )

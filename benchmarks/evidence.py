@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -18,11 +19,14 @@ RECORD = Path("benchmarks") / "results" / "gpu_verified.json"
 
 def cuda_sources(root: Path = ROOT) -> str:
     """SHA-256 of csrc/cuda and csrc/common: paths in bytewise order, contents one after another."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "csrc/cuda", "csrc/common"], cwd=root, capture_output=True
-    )
-    names = [os.fsdecode(n) for n in listed.stdout.split(b"\0") if n]
-    if listed.returncode != 0 or not names:  # an archive without its history
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "csrc/cuda", "csrc/common"], cwd=root, capture_output=True
+        ).stdout
+    except OSError:  # no git
+        listed = b""
+    names = [os.fsdecode(n) for n in listed.split(b"\0") if n]
+    if not names:  # an archive without its history
         folders = (root / "csrc" / "cuda", root / "csrc" / "common")
         names = [
             p.relative_to(root).as_posix() for d in folders for p in d.rglob("*") if p.is_file()
@@ -31,6 +35,12 @@ def cuda_sources(root: Path = ROOT) -> str:
     for name in sorted(names, key=os.fsencode):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
+
+
+def built_from(library: Path) -> str:
+    """The hash of the CUDA sources that a library says it was built from; or nothing."""
+    found = re.search(rb"oltr_cuda_sources=([0-9a-f]{64})", library.read_bytes())
+    return found[1].decode() if found else ""
 
 
 def verified(root: Path = ROOT) -> str:

@@ -1,15 +1,17 @@
 """The ops on a GPU against their peers: CUDA events, cold inputs, medians of rounds in turn.
 
-`make gpu-check` runs this on a machine with a GPU and nothing else: torch alone is needed. Inputs
-rotate through copies that together are larger than the L2 cache. Each round calls every function
-once; medians over rounds are compared.
+`make gpu-check` runs this on a machine with a GPU and nothing else: torch alone is needed. Before
+each call the L2 cache is overwritten. Each round calls every function once; medians over rounds are
+compared. What is measured is saved as it comes, and what takes long to tune comes last.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import floors
@@ -21,6 +23,8 @@ from workloads import WORKLOADS, caller
 
 DEVICE = "cuda"
 ROUNDS = 11
+SECONDS = 480
+"""No further peer is compiled after that long."""
 MOST_BYTES = 24e9
 """A peer that needs a larger tensor is not run, and its row says so."""
 
@@ -45,11 +49,11 @@ CASES = [
 ]
 
 # Tuning takes a minute a case.
-COMPILED = {
-    ("meta_embedding", "forward", 256, 8142),
-    ("meta_embedding", "forward", 512, 100_000),
-    ("cosine_cross_entropy", "full", 512, 100_000),
-}
+COMPILED = [
+    ("meta_embedding", "forward", 512, 100_000, 512),
+    ("cosine_cross_entropy", "full", 512, 100_000, 512),
+    ("meta_embedding", "forward", 256, 8142, 2048),
+]
 
 
 def _said(error: Exception) -> str:
@@ -58,23 +62,33 @@ def _said(error: Exception) -> str:
     )
 
 
-def microseconds(calls: dict[str, list[Callable[[], Any]]], rounds: int = ROUNDS) -> dict:
-    """Median, and spread between quartiles, of every function, in turn.
-
-    Args:
-        calls: for each name the same call on different copies of its inputs.
-    """
-    for copies in calls.values():
-        for call in copies:
-            call()
+def host_seconds(call: Callable[[], Any]) -> float:
+    """How long the CPU is busy with a call."""
     torch.cuda.synchronize()
+    begin = time.perf_counter()
+    result = call()
+    end = time.perf_counter()
+    torch.cuda.synchronize()
+    del result
+    return end - begin
+
+
+def microseconds(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict:
+    """Median, and spread between quartiles, of every function, in turn and on cold inputs."""
+    cold = torch.empty(2 * l2_bytes(), dtype=torch.uint8, device=DEVICE)
+    wait = {}
+    for name, call in calls.items():
+        call()
+        # Cycles of a clock below 2 GHz: the launches are queued before the first of them runs.
+        wait[name] = int(2e9 * (1.5 * host_seconds(call) + 5e-5))
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(rounds):
-        for name, copies in calls.items():
+    for _ in range(rounds):
+        for name, call in calls.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(200_000)  # the launches are queued before the first of them runs
+            cold.zero_()
+            torch.cuda._sleep(wait[name])
             begin.record()
-            result = copies[i % len(copies)]()
+            result = call()
             end.record()
             end.synchronize()
             del result
@@ -135,7 +149,7 @@ def peaks() -> dict[str, float]:
     a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(1 << 28, device=DEVICE)
     target = torch.empty_like(source)
-    found = microseconds({"product": [lambda: a @ b], "copy": [lambda: target.copy_(source)]})
+    found = microseconds({"product": lambda: a @ b, "copy": lambda: target.copy_(source)})
     return {
         "bf16_tflops": 2 * n**3 / found["product"]["median_us"] / 1e6,
         "copy_gbytes": 2 * source.numel() * 4 / found["copy"]["median_us"] / 1e3,
@@ -156,56 +170,37 @@ def graphed(call: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
+def inputs_of(op: str, mode: str, B: int, C: int, D: int) -> dict[str, Any]:
+    """A workload's inputs in bfloat16, drawn on the GPU."""
+    with torch.device(DEVICE):
+        return WORKLOADS[op].inputs(B, C, D, torch.bfloat16, mode != "forward")
+
+
 def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, float]) -> dict:
     """One case: ours and every peer that can run."""
-    workload = WORKLOADS[op]
-    element = 2
-
-    def inputs() -> dict[str, Any]:
-        made = workload.inputs(B, C, D, torch.bfloat16, False)
-        moved = {n: v.to(DEVICE) if isinstance(v, Tensor) else v for n, v in made.items()}
-        for n in workload.leaves:
-            moved[n].requires_grad_(mode != "forward")
-        return moved
-
-    sets = [inputs()]
-    size = sum(sets[0][n].numel() * element for n in workload.leaves)
-    sets += [inputs() for _ in range(min(7, 2 * l2_bytes() // size))]
+    workload, inputs, element = WORKLOADS[op], inputs_of(op, mode, B, C, D), 2
     shape = workload.shape(B, C, D)
-
-    def prepared(function: Callable[..., Any]) -> list[Callable[[], Any]]:
-        return [caller(function, s, mode, shape) for s in sets]
-
-    calls = {"ours": prepared(workload.ours)}
+    calls = {"ours": caller(workload.ours, inputs, mode, shape)}
     unavailable: dict[str, str] = {}
-    for name, function in peers_of(op, mode, B, C, D):
-        if isinstance(function, str):
-            unavailable[name] = function
-            continue
+
+    def add(name: str, make: Callable[[], Callable[[], Any]]) -> None:
         try:
-            candidates = prepared(function)
-            candidates[0]()
+            call = make()
+            call()
             settle()
-            calls[name] = candidates
+            calls[name] = call
         except Exception as error:  # a peer's failure is a finding
             unavailable[name] = _said(error)
             settle()
-    eager = [n for n in calls if n.startswith("eager")]
-    if (op, mode, B, C) in COMPILED:
-        times = microseconds({n: calls[n] for n in eager}, rounds=3)
-        best = min(eager, key=lambda n: times[n]["median_us"])
-        try:
-            torch._dynamo.reset()
-            compiled = torch.compile(
-                PEERS[op][best].call, dynamic=False, mode="max-autotune-no-cudagraphs"
-            )
-            calls[f"compiled {best.removeprefix('eager ')}"] = prepared(compiled)
-            calls[f"compiled {best.removeprefix('eager ')}"][0]()
-        except Exception as error:
-            unavailable["compiled"] = _said(error)
-    if mode == "forward" and C <= 10_000:
-        calls["ours, graph"] = [graphed(c) for c in calls["ours"]]
-    peak = peak_bytes(calls["ours"][0])
+
+    for name, function in peers_of(op, mode, B, C, D):
+        if isinstance(function, str):
+            unavailable[name] = function
+        else:
+            add(name, partial(caller, function, inputs, mode, shape))
+    if mode == "forward" and (C <= 10_000 or C >= 1_000_000):
+        add("ours, graph", lambda: graphed(calls["ours"]))
+    peak = peak_bytes(calls["ours"])
     found = microseconds(calls)
     least = floors.floor(op, mode, B, C, D, element)
     floor_us = 1e6 * least.seconds(1e3 * ceilings["bf16_tflops"], ceilings["copy_gbytes"])
@@ -213,11 +208,31 @@ def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, floa
     rivals = {n: f["median_us"] for n, f in found.items() if not n.startswith(("ours", "products"))}
     best_peer = min(rivals, key=lambda n: rivals[n], default=None)
     return {
-        "op": op, "mode": mode, "B": B, "C": C, "D": D, "dtype": "bfloat16", "copies": len(sets),
+        "op": op, "mode": mode, "B": B, "C": C, "D": D, "dtype": "bfloat16",
         "times": found, "unavailable": unavailable, "floor_us": floor_us,
         "share_of_floor": floor_us / ours, "best_peer": best_peer,
         "ratio": rivals[best_peer] / ours if best_peer else None, "peak_mb": peak / 2**20,
     }  # fmt: skip
+
+
+def compiled(op: str, mode: str, B: int, C: int, D: int) -> dict:
+    """Ours, and the fastest eager way as torch.compile tunes it."""
+    workload, inputs = WORKLOADS[op], inputs_of(op, mode, B, C, D)
+    shape = workload.shape(B, C, D)
+    eager = {
+        name: caller(function, inputs, mode, shape)
+        for name, function in peers_of(op, mode, B, C, D)
+        if name.startswith("eager") and not isinstance(function, str)
+    }
+    times = microseconds(eager, rounds=3)
+    best = min(eager, key=lambda n: times[n]["median_us"])
+    torch._dynamo.reset()
+    tuned = torch.compile(PEERS[op][best].call, dynamic=False, mode="max-autotune-no-cudagraphs")
+    calls = {
+        "ours": caller(workload.ours, inputs, mode, shape),
+        f"compiled {best.removeprefix('eager ')}": caller(tuned, inputs, mode, shape),
+    }
+    return {"op": op, "mode": mode, "B": B, "C": C, "D": D, "times": microseconds(calls)}
 
 
 def training_step(B: int = 1024, C: int = 1_000_000, D: int = 512) -> dict:
@@ -249,7 +264,7 @@ def training_step(B: int = 1024, C: int = 1_000_000, D: int = 512) -> dict:
         4 * sum(3 * p.numel() for p in (*parameters, gate_bias)) / 2**30
     )  # with gradients, momenta
     peak = peak_bytes(step) / 2**30
-    found = microseconds({"ours": [step]}, rounds=5)["ours"]
+    found = microseconds({"ours": step}, rounds=5)["ours"]
     return {"B": B, "C": C, "D": D, **found, "held_gb": held, "peak_beyond_gb": peak}
 
 
@@ -258,19 +273,20 @@ def chunk_sizes(
 ) -> list[dict]:
     """Time by bytes of a chunk of classes: few large ones leave L2, many small ones launch."""
     rows = []
+    workload = WORKLOADS["meta_embedding"]
     for B, C, D in shapes:
-        workload = WORKLOADS["meta_embedding"]
-        made = workload.inputs(B, C, D, torch.bfloat16, False)
-        inputs = {n: v.to(DEVICE).requires_grad_() for n, v in made.items()}
+        inputs = inputs_of("meta_embedding", "full", B, C, D)
         calls = {
             m: caller(workload.ours, inputs, m, workload.shape(B, C, D))
             for m in ("forward", "full")
         }
         for megabytes in (12, 24, 48, 96, 192):
             os.environ["OLTR_EXT_CUDA_CHUNK_MB"] = str(megabytes)
-            found = microseconds({m: [call] for m, call in calls.items()}, rounds=5)
+            try:
+                found = microseconds(calls, rounds=5)
+            finally:
+                del os.environ["OLTR_EXT_CUDA_CHUNK_MB"]
             rows.append({"B": B, "C": C, "D": D, "chunk_mb": megabytes, **found})
-        del os.environ["OLTR_EXT_CUDA_CHUNK_MB"]
         del inputs, calls
         settle()
     return rows
@@ -312,20 +328,27 @@ def accuracy(B: int = 256, C: int = 8142, D: int = 512) -> list[dict]:
     return rows
 
 
-def run() -> dict:
-    """Everything, as plain data."""
-    ceilings = peaks()
-    rows = []
-    for op, mode, B, C, D, goal in CASES:
+def run(save: Callable[[dict], None]) -> None:
+    """Everything, as plain data; `save` is given all of it so far, again and again."""
+    deadline = time.monotonic() + SECONDS
+    found: dict[str, Any] = {}
+
+    def keep(name: str, make: Callable[[], Any]) -> None:
         settle()
         try:
-            rows.append({**measure(op, mode, B, C, D, ceilings), "goal_us": goal})
-        except Exception as error:  # the other rows are worth having
-            rows.append({"op": op, "mode": mode, "B": B, "C": C, "D": D, "error": _said(error)})
-        print(rows[-1], flush=True)
-    step = training_step()
-    print(step, flush=True)
-    return {
-        "peaks": ceilings, "cases": rows, "training_step": step, "accuracy": accuracy(),
-        "chunks": chunk_sizes(),
-    }  # fmt: skip
+            found[name] = make()
+        except Exception as error:  # the other figures are worth having
+            found[name] = {"error": _said(error)}
+        print(name, found[name], flush=True)
+        save(found)
+
+    found["peaks"] = peaks()
+    for op, mode, B, C, D, goal in CASES:
+        case = partial(measure, op, mode, B, C, D, found["peaks"])
+        keep(f"{op} {mode} {B}x{C}x{D}", lambda c=case, g=goal: {**c(), "goal_us": g})
+    keep("training_step", training_step)
+    keep("accuracy", accuracy)
+    keep("chunks", chunk_sizes)
+    for op, mode, B, C, D in COMPILED:
+        if time.monotonic() < deadline:
+            keep(f"{op} {mode} {B}x{C}x{D}, compiled", partial(compiled, op, mode, B, C, D))

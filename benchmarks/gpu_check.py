@@ -7,9 +7,11 @@ Parts, each under ten minutes; all of them if none is named:
     bench       the ops against their peers, peak memory, accuracy (gpu_bench.py)
     train       the embedded icons, trained on CPU and GPU
 
-Needs torch with CUDA, pytest for `tests`, and the library, built here or carried along; no network.
-Writes results/<gpu>/<part>.json under --out, and gpu_verified.json: which CUDA sources (their hash)
-passed what, where and when. Commit both.
+Needs torch with CUDA, pytest for `tests`, pydantic for `train`, and the library, built here
+(`python setup.py build_ext --inplace`) or carried along; no network. One tool of the sanitizer is
+`sanitizer:memcheck`. Writes results/<gpu>/<part>.json under --out as it goes, and
+gpu_verified.json: which CUDA sources (their hash, which the library must have been built from)
+passed what, where and when. Commit both; a later part adds to the record of the same sources.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evidence import RECORD, cuda_sources
+from evidence import RECORD, built_from, cuda_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "bench", "train")
@@ -36,6 +40,20 @@ TESTS = (
     "test_cosine_cross_entropy.py", "test_disc_centroids_loss.py",
 )  # fmt: skip
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TEST_SECONDS, TOOL_SECONDS = 540, 120
+Save = Callable[[dict[str, Any]], None]
+
+
+class Report:
+    """A part's results so far, in a file from the first of them on."""
+
+    def __init__(self, file: Path, part: str, about: dict[str, Any]) -> None:
+        self.file, self.part, self.about = file, part, about
+        self.result: dict[str, Any] = {}
+
+    def __call__(self, result: dict[str, Any]) -> None:
+        self.result = result
+        self.file.write_text(json.dumps({**self.about, self.part: result}, indent=1) + "\n")
 
 
 def environment() -> dict[str, str]:
@@ -43,50 +61,69 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OLTR_EXT_BACKEND": "native", "PYTHONPATH": path}
 
 
+def run(command: list[str], seconds: float, **variables: str) -> tuple[int | None, str]:
+    """Exit status, and what was printed; no status where it did not start or took too long."""
+    try:
+        process = subprocess.Popen(
+            command, env={**environment(), **variables}, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        return None, f"did not start: {error}"
+    try:
+        said = process.communicate(timeout=seconds)[0]
+        return process.returncode, said
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its children too: they would keep the GPU
+        return None, f"took more than {seconds:.0f} s\n{process.communicate()[0]}"
+
+
 def gpu() -> dict[str, Any]:
     """What the figures depend on besides the code."""
     import torch
 
     properties = torch.cuda.get_device_properties(0)
-    found = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit",
-         "--format=csv,noheader"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
+    _, said = run(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], 20)
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
-        "driver_and_clocks": found.stdout.strip(),
+        "driver_and_clocks": said.strip(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
     }
 
 
-def tests() -> dict[str, Any]:
-    """Every test that names the GPU, and those of the CPU beside it."""
+def tests(save: Save) -> None:
+    """Every test that names the GPU."""
     report = ROOT / "build" / "gpu-check-tests.xml"
     report.parent.mkdir(exist_ok=True)
+    report.unlink(missing_ok=True)  # of an earlier run
     files = [str(ROOT / "python_tests" / name) for name in TESTS]
     limit = ["--timeout=120"] if importlib.util.find_spec("pytest_timeout") else []
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda",
-         f"--junitxml={report}", *limit, *files],
-        env=environment(), cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    # The plan's tests are of plain numbers, and many.
+    chosen = ["-k", "cuda and not test_plan", f"--junitxml={report}", *limit, *files]
+    status, said = run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], TEST_SECONDS
+    )
     text = report.read_text() if report.exists() else ""
     head = re.search(r'errors="(\d+)" failures="(\d+)" skipped="(\d+)" tests="(\d+)"', text)
-    errors, failures, skipped, total = map(int, head.groups()) if head else (1, 0, 0, 0)
-    names = re.findall(r"^(?:FAILED|ERROR) .*$", done.stdout, re.MULTILINE)
-    return {
-        "passed": total - errors - failures - skipped,
-        "failed": errors + failures,
-        "skipped": skipped,
-        "failures": names[:50],
-        "tail": done.stdout[-6000:] if errors + failures else "",
-    }
+    if status not in (0, 1) or head is None:
+        raise RuntimeError(f"pytest did not finish, exit status {status}: {said[-3000:]}")
+    errors, failures, skipped, total = map(int, head.groups())
+    names = re.findall(r"^(?:FAILED|ERROR) .*$", said, re.MULTILINE)
+    save(
+        {
+            "passed": total - errors - failures - skipped,
+            "failed": errors + failures,
+            "skipped": skipped,
+            "failures": names[:50],
+            "tail": said[-6000:] if errors + failures else "",
+        }
+    )
 
 
 def drive() -> None:
@@ -102,41 +139,54 @@ def drive() -> None:
     torch.cuda.synchronize()
 
 
-def sanitizer() -> dict[str, Any]:
-    """Each tool over `drive`, looking at our kernels alone."""
-    tool_path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+def ours(report: str) -> list[str]:
+    """The errors of a sanitizer's report that name one of our kernels."""
+    errors = re.split(r"^=========\s*$", report, flags=re.MULTILINE)
+    return [e.strip() for e in errors if re.search(r"at .*oltr", e)]
+
+
+def watched(tool: str) -> dict[str, Any]:
+    """One of compute-sanitizer's tools over `drive`, for our kernels."""
+    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    command = [path, "--tool", tool, "--error-exitcode", "9", "--print-limit", "10000"]
+    if tool != "initcheck":  # which must watch torch and cuBLAS too, to see what they have written
+        command += ["--kernel-name", "kernel_substring=oltr"]
+    if tool == "memcheck":
+        command += ["--report-api-errors", "no"]  # libraries probe; our launches check for errors
+    # No cache of memory: each tensor then has bounds of its own.
+    status, said = run(
+        [*command, sys.executable, str(Path(__file__)), "drive"],
+        TOOL_SECONDS,
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+    )
+    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", said)
+    errors = ours(said)
+    clean = bool(summary) and not errors and status in ((0, 9) if tool == "initcheck" else (0,))
+    told = summary[-1] if summary else said[-500:]
+    return {
+        "clean": clean,
+        "summary": f"{len(errors)} errors in our kernels"
+        if tool == "initcheck" and summary
+        else told,
+        "first": "" if clean else "\n".join(errors)[:3000] or said[:3000],
+    }
+
+
+def sanitizer(save: Save, tools: tuple[str, ...] = TOOLS) -> None:
     results: dict[str, Any] = {}
-    for tool in TOOLS:
-        run = [sys.executable, str(Path(__file__)), "drive"]
-        # No cache of memory: each tensor then has bounds of its own.
-        env = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        command = [tool_path, "--tool", tool, "--kernel-name", "kernel_substring=oltr"]
-        try:
-            done = subprocess.run(
-                [*command, "--error-exitcode", "9", *run],
-                env=env, cwd=ROOT, capture_output=True, text=True, timeout=150,
-            )  # fmt: skip
-            text = done.stdout + done.stderr
-            summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
-            clean = done.returncode == 0 and bool(summary)
-            results[tool] = {
-                "clean": clean,
-                "summary": summary[-1] if summary else text[-500:],
-                "first": "" if clean else text[:3000],
-            }
-        except (OSError, subprocess.TimeoutExpired) as error:
-            results[tool] = {"clean": False, "summary": f"did not run: {error}"}
-    return results
+    for tool in tools:
+        results[tool] = watched(tool)
+        save(results)
 
 
-def bench() -> dict[str, Any]:
+def bench(save: Save) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import gpu_bench
 
-    return gpu_bench.run()
+    gpu_bench.run(save)
 
 
-def train() -> dict[str, Any]:
+def train(save: Save) -> None:
     """The recipe of the demo on both devices; accuracies and AUROC must agree within noise."""
     from oltr_ext.engine.assess import assess
     from oltr_ext.engine.config import load_config
@@ -159,7 +209,18 @@ def train() -> dict[str, Any]:
         }
     apart = abs(results["cpu"]["accuracy"] - results["cuda"]["accuracy"])
     # Sums in another order lead training elsewhere; seeds differ by about two points.
-    return {**results, "accuracy_apart": apart, "agree": apart < 0.05}
+    save({**results, "accuracy_apart": apart, "agree": apart < 0.05})
+
+
+def passed(part: str, result: dict[str, Any]) -> bool:
+    """Whether a part's record speaks for the kernels."""
+    if "error" in result or not result:
+        return False
+    if part == "tests":
+        return bool(result["failed"] == 0 and result["passed"] > 0)
+    if part == "sanitizer":
+        return all(tool["clean"] for tool in result.values())
+    return bool(result.get("agree", True))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -170,7 +231,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.parts == ["drive"]:
         drive()
         return 0
-    unknown = set(arguments.parts) - set(PARTS)
+    known = {*PARTS, *(f"sanitizer:{tool}" for tool in TOOLS)}
+    unknown = set(arguments.parts) - known
     if unknown:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     os.environ["OLTR_EXT_BACKEND"] = "native"
@@ -185,36 +247,40 @@ def main(argv: list[str] | None = None) -> int:
     if backend.STATUS.cuda_error is not None:
         print(f"gpu_check: the CUDA library is not loaded: {backend.STATUS.cuda_error}")
         return 1
+    library = next(backend._PACKAGE.glob("_oltr_cuda*"))
     where, sources = gpu(), cuda_sources()
+    if built_from(library) != sources:
+        print(f"gpu_check: {library.name} was built from other sources than these; build it anew")
+        return 1
     date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     folder = arguments.out / re.sub(r"[^a-z0-9]+", "-", where["name"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    verified_path = arguments.out / RECORD.name
-    verified = json.loads(verified_path.read_text()) if verified_path.exists() else {}
+    record = arguments.out / RECORD.name
+    before = next((p for p in (record, ROOT / RECORD) if p.exists()), None)
+    verified = json.loads(before.read_text()) if before else {}
     if verified.get("sha256") != sources:
         verified = {"sha256": sources, "passed": 0, "failed": 0, "sanitizer": {}}
     verified |= {"date": date, "device": where["name"]}
-    worst = 0
-    for part in arguments.parts or PARTS:
-        print(f"gpu_check: {part}", flush=True)
+    good = True
+    for asked in arguments.parts or PARTS:
+        part, _, tool = asked.partition(":")
+        print(f"gpu_check: {asked}", flush=True)
+        file = folder / f"{asked.replace(':', '-')}.json"
+        save = Report(file, part, {"gpu": where, "sha256": sources, "date": date})
         try:
-            result = globals()[part]()
+            globals()[part](save, *([(tool,)] if tool else []))
         except Exception as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
-        record = {"gpu": where, "sha256": sources, "date": date, part: result}
-        (folder / f"{part}.json").write_text(json.dumps(record, indent=1) + "\n")
-        bad = "error" in result
-        if part == "tests" and not bad:
+            save({**save.result, "error": f"{type(error).__name__}: {error}"})
+        result = save.result
+        if part == "tests" and "error" not in result:
             verified |= {k: result[k] for k in ("passed", "failed")}
-            bad = result["failed"] > 0 or result["passed"] == 0
-        if part == "sanitizer" and not bad:
-            verified["sanitizer"] = {t: r["summary"] for t, r in result.items()}
-            bad = not all(r["clean"] for r in result.values())
-        bad |= part == "train" and not result.get("agree", False)
+        if part == "sanitizer" and "error" not in result:
+            said = {t: r["summary"] for t, r in result.items()}
+            verified["sanitizer"] = {**verified["sanitizer"], **said}
+        record.write_text(json.dumps(verified, indent=1) + "\n")
         print(json.dumps(result, indent=1)[-6000:], flush=True)
-        worst |= bad
-        verified_path.write_text(json.dumps(verified, indent=1) + "\n")
-    return int(worst)
+        good &= passed(part, result)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

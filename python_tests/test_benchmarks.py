@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -142,9 +143,8 @@ def gpu_bench(monkeypatch):
     import gpu_bench
 
     def microseconds(calls, rounds=0):
-        for copies in calls.values():
-            for call in copies:
-                call()
+        for call in calls.values():
+            call()
         return {name: {"median_us": 2.0, "iqr_us": 0.1} for name in calls}
 
     def peak_bytes(call):
@@ -174,6 +174,28 @@ def test_gpu_bench_measures_every_case(gpu_bench):
         "ours, graph"
         in gpu_bench.measure("meta_embedding", "forward", 4, 40, 16, ceilings)["times"]
     )
+
+
+def test_gpu_bench_keeps_what_there_is_when_a_part_fails(gpu_bench, monkeypatch):
+    def fails():
+        raise RuntimeError("no more memory")
+
+    tiny = [(op, mode, 4, 40, 16, goal) for op, mode, *_, goal in gpu_bench.CASES[:2]]
+    monkeypatch.setattr(gpu_bench, "CASES", tiny)
+    monkeypatch.setattr(gpu_bench, "COMPILED", [("cosine_logits", "forward", 4, 40, 16)])
+    monkeypatch.setattr(gpu_bench, "peaks", lambda: {"bf16_tflops": 800.0, "copy_gbytes": 3e3})
+    monkeypatch.setattr(gpu_bench, "training_step", fails)
+    monkeypatch.setattr(gpu_bench, "accuracy", lambda: [])
+    monkeypatch.setattr(gpu_bench, "chunk_sizes", lambda: [])
+    compile_eagerly = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_eagerly(f))
+    saved = []
+    gpu_bench.run(lambda found: saved.append(json.dumps(found)))
+    assert len(saved) == 6  # after each part
+    last = json.loads(saved[-1])
+    assert last["meta_embedding forward 4x40x16"]["goal_us"] == 45
+    assert last["training_step"] == {"error": "RuntimeError: no more memory"}
+    assert "compiled" in " ".join(last["cosine_logits forward 4x40x16, compiled"]["times"])
 
 
 def test_gpu_bench_other_parts(gpu_bench):

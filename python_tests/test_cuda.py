@@ -77,6 +77,23 @@ def test_same_bits_twice(case: Case, dtype):
 
 @needs_gpu
 @every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_is_written_before_it_is_read(case: Case, dtype):
+    """Here torch fills what it allocates with NaN, the workspace too."""
+    inputs = on_gpu(case, (70, 3000, 65), dtype)
+    want = run(case, inputs)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(3, device="cuda").isnan().all()
+        got = run(case, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
+
+
+@needs_gpu
+@every_op
 def test_waits_for_nothing(case: Case):
     inputs = on_gpu(case, (20, 300, 32))
     run(case, inputs)  # the library handle is made
@@ -196,11 +213,19 @@ def test_out_of_memory_leaves_nothing_behind():
     before = torch.cuda.memory_allocated()
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 1 * MB) / total)
+    taken = []
     try:
-        with pytest.raises(RuntimeError, match="memory"):  # its type is lost at the stable boundary
+        with pytest.raises(torch.OutOfMemoryError):  # what the cache still had
+            while True:
+                taken.append(torch.empty(2 * MB, dtype=torch.uint8, device="cuda"))
+        held = torch.cuda.memory_allocated()
+        # Its type is lost at the stable boundary, before torch 2.13 its message too.
+        with pytest.raises(RuntimeError, match=r"memory|new_empty"):
             ops.memory_attention(x, bank, bias, bank)
+        assert torch.cuda.memory_allocated() == held
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+        taken.clear()
     assert torch.cuda.memory_allocated() == before
     assert torch.equal(ops.memory_attention(x, bank, bias, bank), want)
 
@@ -241,7 +266,8 @@ def test_high_precision_is_between_exact_and_medium():
             errors.append(relative_error(run(case, inputs)["out0"], want))
         finally:
             torch.set_float32_matmul_precision("highest")
-    assert errors[0] < 1e-5 < errors[1] < 5e-3 and errors[1] <= errors[2] < 2e-2, errors
+    # The library may take bfloat16 under "medium", it does not have to.
+    assert errors[0] < 1e-5 < errors[1] < 5e-3 and errors[2] < 2e-2, errors
 
 
 @needs_gpu

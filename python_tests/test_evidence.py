@@ -43,6 +43,20 @@ def test_the_hash_sees_one_byte(sources: Path):
     assert evidence.cuda_sources(sources) != before
 
 
+def test_the_hash_needs_no_git(sources: Path, monkeypatch):
+    want = evidence.cuda_sources(sources)
+    monkeypatch.setenv("PATH", "")
+    assert evidence.cuda_sources(sources) == want
+
+
+def test_the_library_says_what_it_was_built_from():
+    built = next(iter((ROOT / "oltr_ext").glob("_oltr_cuda*")), None)
+    if built is None:
+        pytest.skip("built without CUDA")
+    assert evidence.built_from(built) == evidence.cuda_sources()
+    assert evidence.built_from(Path(__file__)) == ""
+
+
 def record(root: Path, sha256: str) -> None:
     path = root / evidence.RECORD
     path.parent.mkdir(parents=True)
@@ -80,3 +94,86 @@ def test_unknown_parts_are_named(capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(["benches"])
     assert "no part benches; there are tests, sanitizer, bench, train" in capsys.readouterr().err
+
+
+REPORT = """
+========= COMPUTE-SANITIZER
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at void cutlass::Kernel2<T1>(T1::Params)+0x10
+=========     by thread (0,0,0) in block (0,0,0)
+=========
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at void oltr::cuda::row_norms_kernel<float>(const T1 *)+0x20
+=========     by thread (1,0,0) in block (0,0,0)
+=========
+========= ERROR SUMMARY: 2 errors
+"""
+
+
+def test_errors_of_other_kernels_are_not_ours():
+    (error,) = gpu_check.ours(REPORT)
+    assert "row_norms_kernel" in error and "cutlass" not in error
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """gpu_check as if there was a GPU, for what it does with a part's results."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "gpu", lambda: {"name": "Some GPU"})
+    monkeypatch.setattr(gpu_check, "built_from", lambda library: evidence.cuda_sources())
+    library = Path("_oltr_cuda.so")
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([library]))
+    from oltr_ext.ops import _backend
+
+    monkeypatch.setattr(_backend.STATUS, "cuda_error", None)
+    return monkeypatch
+
+
+def test_parts_add_to_the_record(on_a_gpu, tmp_path: Path):
+    good = {"clean": True, "summary": "ERROR SUMMARY: 0 errors", "first": ""}
+    outcome = {"passed": 3, "failed": 0, "skipped": 0, "failures": [], "tail": ""}
+    on_a_gpu.setattr(gpu_check, "tests", lambda save: save(outcome))
+    on_a_gpu.setattr(gpu_check, "watched", lambda tool: good)
+    out = ["--out", str(tmp_path)]
+    assert gpu_check.main(["tests", *out]) == 0
+    assert gpu_check.main(["sanitizer:memcheck", *out]) == 0
+    assert gpu_check.main(["sanitizer:racecheck", *out]) == 0
+    found = json.loads((tmp_path / "gpu_verified.json").read_text())
+    assert found["passed"] == 3 and set(found["sanitizer"]) == {"memcheck", "racecheck"}
+    assert found["sha256"] == evidence.cuda_sources()
+    part = json.loads((tmp_path / "some-gpu" / "sanitizer-memcheck.json").read_text())
+    assert part["sanitizer"] == {"memcheck": good}
+
+
+def test_a_part_that_breaks_off_keeps_what_it_had(on_a_gpu, tmp_path: Path):
+    def breaks(save):
+        save({"half": 1})
+        raise RuntimeError("the GPU is gone")
+
+    on_a_gpu.setattr(gpu_check, "bench", breaks)
+    assert gpu_check.main(["bench", "--out", str(tmp_path)]) == 1
+    kept = json.loads((tmp_path / "some-gpu" / "bench.json").read_text())["bench"]
+    assert kept == {"half": 1, "error": "RuntimeError: the GPU is gone"}
+
+
+def test_a_library_of_other_sources_is_refused(on_a_gpu, tmp_path: Path, capsys):
+    on_a_gpu.setattr(gpu_check, "built_from", lambda library: "0" * 64)
+    assert gpu_check.main(["tests", "--out", str(tmp_path)]) == 1
+    assert "built from other sources" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_hangs_is_stopped_with_its_children():
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while 1: pass'])"
+    status, said = gpu_check.run([sys.executable, "-c", child], 1.0)
+    assert status is None and said.startswith("took more than 1 s")
+    assert gpu_check.run(["no such command"], 1.0)[0] is None
+
+
+def test_a_test_run_that_crashes_is_no_pass(monkeypatch):
+    report = ROOT / "build" / "gpu-check-tests.xml"
+    report.parent.mkdir(exist_ok=True)
+    report.write_text('<testsuite errors="0" failures="0" skipped="0" tests="9">')  # an earlier one
+    monkeypatch.setattr(gpu_check, "run", lambda *a: (-11, "Segmentation fault"))
+    with pytest.raises(RuntimeError, match="did not finish, exit status -11: Segmentation"):
+        gpu_check.tests(lambda result: None)

@@ -7,6 +7,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/product_cublas.h"
+#include "oltr_cuda_sources.h"
 #include "torch/class_means.h"
 #include "torch/cosine_cross_entropy.h"
 #include "torch/cosine_logits.h"
@@ -14,6 +15,10 @@
 #include "torch/memory_attention.h"
 #include "torch/meta_embedding.h"
 #include "torch/nearest_centroid.h"
+
+// What this library was built from; benchmarks/evidence.py reads it.
+extern "C" __attribute__((used, visibility("default"))) const char oltr_cuda_sources[] =
+    "oltr_cuda_sources=" OLTR_CUDA_SOURCES;
 
 namespace oltr {
 namespace {
