@@ -54,6 +54,7 @@ def old_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(_backend, "cuda_archs", lambda: "8.0;9.0;12.0+PTX")
     monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(_backend, "_transformed", lambda tensors: False)  # takes no mock
     _backend._gpu_error.cache_clear()
     yield
     _backend._gpu_error.cache_clear()

@@ -7,6 +7,7 @@ import importlib
 import pytest
 import torch
 from op_cases import BY_NAME, CASES, DEVICES, Case, cast, relative_error, run
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from oltr_ext import ops, use_backend
@@ -327,6 +328,35 @@ def test_autocast_takes_mixed_dtypes(case: Case, device):
     inputs[lead] = inputs[lead].detach().bfloat16()
     with torch.autocast(device, torch.bfloat16):
         assert torch.isfinite(case.call(**inputs)[0].float()).all()
+
+
+@every_op
+@pytest.mark.filterwarnings("ignore:oltr_ext runs")
+def test_other_ways_to_differentiate_go_to_the_reference(case: Case):
+    """Natively they would give zeros without a word."""
+    inputs = case.make(3, 5, 4)
+    names = case.differentiable
+
+    def call(*leaves):
+        return case.call(**{**inputs, **dict(zip(names, leaves, strict=True))})[0]
+
+    leaves = tuple(inputs[n].detach() for n in names)
+    with pytest.raises(RuntimeError, match=r"no forward-mode AD.*use_backend"):
+        torch.func.jvp(call, leaves, leaves)
+    with use_backend("auto"):
+        jacobians = torch.func.jacrev(call, argnums=tuple(range(len(leaves))))(*leaves)
+        parts = [j * leaf for j, leaf in zip(jacobians, leaves, strict=True)]
+        rank = call(*leaves).dim()
+        want = torch.stack([p.flatten(rank).sum(-1) for p in parts]).sum(0)
+        assert want.abs().max() > 0
+        if case.name in ("nearest_centroid", "meta_embedding"):
+            with pytest.raises(NotImplementedError, match="forward AD"):  # torch.cdist has none
+                torch.func.jvp(call, leaves, leaves)
+            return
+        torch.testing.assert_close(torch.func.jvp(call, leaves, leaves)[1], want)
+        with forward_ad.dual_level():
+            dual = call(*(forward_ad.make_dual(leaf, leaf) for leaf in leaves))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, want)
 
 
 @every_device

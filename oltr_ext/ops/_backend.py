@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "native", "reference")
 OPS = (
@@ -34,6 +35,7 @@ OPS = (
     "class_means",
 )
 _PACKAGE = Path(__file__).resolve().parent.parent
+_REFERENCE = "run this part under oltr_ext.use_backend('reference')"
 _REPAIR = "reinstall with `pip install --no-build-isolation --force-reinstall --no-deps oltr_ext`"
 
 
@@ -161,30 +163,53 @@ def _reason(op: str, device: torch.device, backward: bool) -> str:
     return f"{op} has no native kernel for {device.type}"
 
 
+def _transformed(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether torch.func differentiates through these, or forward-mode AD does: a native op would
+    have no tangent, and torch takes none for zero."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return any(torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
+def _unavailable(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, str] | None:
+    """Why the native kernels cannot take this call, and what to do about it."""
+    if _transformed(tensors):
+        return "they have no forward-mode AD, nor gradients by torch.func", _REFERENCE
+    device = tensors[0].device
+    backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    reason = _gpu_error(device.index or 0) if device.type == "cuda" else None
+    if reason is None:
+        if device.type in (STATUS.op_devices if backward else STATUS.forward_devices)[op]:
+            return None
+        if device.type == "meta" and LOADED:
+            return None
+        reason = _reason(op, device, backward)
+    return reason, _REPAIR
+
+
 def use_native(op: str, *tensors: Tensor) -> bool:
     """Whether this call goes to the native kernels; raises or warns as the backend asks."""
     if _mode == "reference":
         return False
     if _mode not in BACKENDS:
         raise ValueError(f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {_mode!r}")
-    backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    device = tensors[0].device
-    reason = _gpu_error(device.index or 0) if device.type == "cuda" else None
-    if reason is None:
-        if device.type in (STATUS.op_devices if backward else STATUS.forward_devices)[op]:
-            return True
-        if device.type == "meta" and LOADED:
-            return True
-        reason = _reason(op, device, backward)
+    found = _unavailable(op, tensors)
+    if found is None:
+        return True
+    reason, repair = found
     if _mode == "native":
         raise RuntimeError(
             f"{op}: the native backend was asked for but cannot run: {reason}; "
-            f"{_REPAIR}, or choose OLTR_EXT_BACKEND=auto"
+            f"{repair}, or choose OLTR_EXT_BACKEND=auto"
         )
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(
-            f"oltr_ext runs {op} in pure PyTorch: {reason}; {_REPAIR}, or set "
+            f"oltr_ext runs {op} in pure PyTorch: {reason}; {repair}, or set "
             "OLTR_EXT_BACKEND=reference to ask for this",
             RuntimeWarning,
             stacklevel=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -62,7 +63,9 @@ def labels(op: str, target: Tensor, rows: int, like: Tensor) -> None:
 
 
 def number(op: str, name: str, value: float, low: float, high: float = math.inf) -> float:
-    """Checks a finite number in [low, high]."""
+    """Checks a finite number in [low, high]; no tensor, for it would get no gradient."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}")
     value = float(value)
     if not (math.isfinite(value) and low <= value <= high):
         upper = "" if high == math.inf else f" and at most {high:g}"
