@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +156,34 @@ class TestMemory:
         with pytest.raises(ValueError, match=r"momentum in \[0, 1\], got 2"):
             memory.update(torch.ones(1, 2), torch.tensor([0]), momentum=2)
 
+    def test_a_class_without_features_is_never_nearest(self, tmp_path):
+        memory = CentroidMemory(4, 2, learnable=False)
+        origin, far = torch.zeros(1, 2), torch.tensor([[8.0, 0.0]])
+        assert memory(origin).distance.item() == 0  # nothing was counted: all take part
+        memory.initialise(torch.tensor([[4.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 3]))
+
+        def check(memory):
+            assert memory(origin).distance.tolist() == [3] and memory(origin).index.tolist() == [3]
+            assert memory(far).distance.tolist() == [4] and memory(far).index.tolist() == [1]
+            distance, index = memory.closest(origin, 3)
+            assert distance.tolist() == [[3, 4]] and index.tolist() == [[3, 1]]
+
+        check(memory)
+        check(copy.deepcopy(memory))
+        memory.save(tmp_path / "m.safetensors")
+        other, loaded = CentroidMemory(4, 2), CentroidMemory(4, 2)
+        other.load(tmp_path / "m.safetensors")
+        check(other)
+        assert set(memory.state_dict()) == {"centroids", "counts"}
+        loaded.load_state_dict(memory.state_dict())
+        check(loaded)
+        # its first features make its centroid
+        memory.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        assert memory(origin).distance.tolist() == [1] and memory(origin).index.tolist() == [0]
+        memory.update(torch.tensor([[0.5, 0.0]]), torch.tensor([2]))
+        assert memory.present is None and memory(origin).index.tolist() == [2]
+        assert memory.closest(origin, 9).index.tolist() == [[2, 0, 3, 1]]
+
     def test_save_and_load(self, tmp_path):
         memory = CentroidMemory(3, 2)
         memory.initialise(torch.randn(5, 2), torch.tensor([0, 1, 2, 1, 0]))
@@ -304,6 +334,35 @@ class TestOLTRHead:
             assert not torch.equal(changed, head(x))
             compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
             torch.testing.assert_close(compiled(x, y), head.loss(x, y))
+
+    @pytest.mark.parametrize("without", [(), ("selector",)])
+    def test_a_class_without_images_changes_nothing_for_the_others(self, backend, without):
+        """All but the logits of the classes without images is that of a head without them."""
+        small, x, y = self.make(without=without, feature_loss_weight=0, memory_grad=True)
+        names = torch.tensor([1, 2, 3, 5, 7])  # classes 0, 4 and 6 have no images
+        torch.manual_seed(3)
+        head = OLTRHead(6, 8, without=without, feature_loss_weight=0, memory_grad=True)
+        head.init_from(None, x, names[y], classifier="means", selector="zero")
+        assert (head.memory.counts == 0).nonzero()[:, 0].tolist() == [0, 4, 6]
+        for each in (head, small):  # a bias, so that attention would look at the others
+            torch.nn.init.constant_(each.classifier.fc_hallucinator.bias, 1.0)
+            torch.nn.init.constant_(each.classifier.fc_selector.bias, 0.3)
+        rows = torch.cat([x, torch.zeros(3, 6), -x])  # the origin is where zero centroids are
+        with use_backend(backend):
+            out, want = head.outputs(rows), small.outputs(rows)
+            assert torch.equal(out.nearest, names[want.nearest])
+            assert torch.equal(out.distance, want.distance)
+            assert torch.equal(out.embedding, want.embedding)
+            torch.testing.assert_close(out.logits[:, names], want.logits)
+            recalled = head.recall(rows)
+            torch.testing.assert_close(recalled[:, names], small.recall(rows))
+            assert (recalled.sum(dim=1) - 1).abs().max() < 1e-6
+            head.loss(x, names[y]).backward()
+            compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x, names[y]), head.loss(x, names[y]))
+        keys, centroids = head.classifier.fc_hallucinator.weight.grad, head.memory.centroids.grad
+        assert (keys[[0, 4, 6]] == 0).all() and (centroids[[0, 4, 6]] == 0).all()
+        assert (centroids[names] != 0).any(dim=1).all()
 
     def test_outputs(self, backend):
         head, x, _ = self.make()

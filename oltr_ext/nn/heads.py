@@ -235,7 +235,7 @@ class OLTRHead(Head):
         self.register_buffer("prior_share", torch.zeros(()))
 
     def outputs(self, features: Tensor) -> HeadOutput:
-        parts = self.classifier.embed(features, self.memory.centroids)
+        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
         if self.class_prior is not None:
             log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
@@ -251,7 +251,11 @@ class OLTRHead(Head):
 
     def recall(self, features: Tensor) -> Tensor:
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
-        return torch.softmax(self.classifier.fc_hallucinator(features), dim=1)
+        match, present = self.classifier.fc_hallucinator(features), self.memory.present
+        if present is None:
+            return torch.softmax(match, dim=1)
+        share = torch.softmax(match[:, present], dim=1)
+        return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
 
     def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
         scale = self.classifier.scale
@@ -266,7 +270,7 @@ class OLTRHead(Head):
             gather: for the centroid loss, whose repel term clamps a mean over the batch. It is
                 O((B + C) D), so gathering costs little; the cross-entropy, O(B C D), stays local.
         """
-        parts = self.classifier.embed(features, self.memory.centroids)
+        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         loss = self.classifier.cosnorm_classifier.loss(
             parts.embedding,
             target,
