@@ -14,11 +14,14 @@ from oltr_ext.nn import (
     CentroidMemory,
     CosineClassifier,
     DiscCentroidsLoss,
+    FSLwFHead,
     LinearHead,
+    LWSHead,
     MetaEmbedding,
     MetaEmbeddingClassifier,
     ModulatedAttention,
     OLTRHead,
+    OpenMaxHead,
     open_score,
 )
 from oltr_ext.nn.classifiers import PARTS
@@ -412,3 +415,69 @@ def test_scores_by_hand():
     assert open_score("reachability", logits, distance, eps=0.1).tolist() == [2.5, 100]
     with pytest.raises(ValueError, match="expected one of"):
         open_score("softmax", logits)
+
+
+def heads_of_every_kind():
+    torch.manual_seed(2)
+    x, y = torch.rand(60, 6) + F.one_hot(torch.arange(60) % 4, 6), torch.arange(60) % 4
+    prior = torch.tensor([70_000.0, 300, 2, 0])
+    oltr = OLTRHead(6, 4, class_prior=prior)
+    oltr.init_from(None, x, y, classifier="means")
+    oltr.prior_share.fill_(0.123456)
+    fslwf = FSLwFHead(6, [25, 25, 5, 5])
+    kept = torch.arange(60) < 20
+    kept[y < 2] = True
+    fslwf.init_from(torch.eye(4, 6), [(x[kept], y[kept])])
+    openmax = OpenMaxHead(6, 4)
+    openmax.start_at(torch.eye(4, 6) * 3)
+    openmax.fit(x, y)
+    heads = [LinearHead(6, 4, class_prior=prior), LWSHead(6, 4), oltr, fslwf, openmax]
+    rows = y < 2
+    return [(head, x[rows], y[rows]) for head in heads]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_heads_can_be_cast(dtype):
+    digits = {torch.float16: 2e-2, torch.bfloat16: 2e-1, torch.float64: 1e-4}[dtype]
+    for head, x, y in heads_of_every_kind():
+        head.set_threshold(0.123456789, "max_softmax")
+        names = list(head.state_dict())
+        torch.manual_seed(0)  # of an episode
+        want, loss = head.outputs(x), head.loss(x, y)
+        head.to(dtype)
+        out = head.outputs(x.to(dtype))
+        torch.testing.assert_close(out.logits, want.logits, rtol=digits, atol=8 * digits,
+                                   check_dtype=False)  # fmt: skip
+        assert (head.predict(x.to(dtype))[0] >= 0).any()
+        torch.manual_seed(0)
+        got = head.loss(x.to(dtype), y)
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert got.item() == pytest.approx(loss.item(), rel=digits, abs=digits)
+        got.backward()
+        assert head.threshold.item() == 0.123456789 and list(head.state_dict()) == names
+        if isinstance(head, OpenMaxHead):
+            torch.testing.assert_close(out.unknown, want.unknown, rtol=0, atol=digits)
+        if getattr(head, "class_prior", None) is not None:
+            assert head.class_prior.tolist() == [70_000, 300, 2, 0]
+
+
+def test_a_device_without_float64_gets_float32():
+    def to_mps(t):  # a stand-in: t.to("mps") refuses likewise
+        if t.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return t.clone()
+
+    for head, x, _ in heads_of_every_kind():
+        double = {name for name, b in head.named_buffers() if b.dtype == torch.float64}
+        assert double == {"threshold", *(["weibull"] if isinstance(head, OpenMaxHead) else [])}
+        want = head.outputs(x)
+        head._apply(to_mps)
+        assert all(t.dtype != torch.float64 for t in head.state_dict().values())
+        assert torch.equal(head.outputs(x).logits, want.logits)
+        if isinstance(head, OpenMaxHead):
+            torch.testing.assert_close(
+                head.unknown(want.logits), want.unknown.float(), rtol=0, atol=5e-3
+            )
+        head.predict(x)
+        head.cpu()
+        assert all(head.get_buffer(name).dtype == torch.float64 for name in double)

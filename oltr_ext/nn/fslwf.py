@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
+from oltr_ext.nn.losses import wide
 
 
 class FSLwFHead(Head):
@@ -96,13 +97,14 @@ class FSLwFHead(Head):
         Args:
             hidden: (K,) bool, base classes that the attention must not see.
         """
-        z = F.normalize(features.float(), dim=1)
-        match = F.normalize(self.query(z).float(), dim=1) @ F.normalize(self.keys, dim=1).t()
+        z = F.normalize(wide(features), dim=1)
+        query = wide(self.query(z.to(self.query.weight.dtype)))
+        match = F.normalize(query, dim=1) @ F.normalize(wide(self.keys), dim=1).t()
         match = self.gamma * match
         if hidden is not None:
             match = match.masked_fill(hidden, -torch.inf)
-        recalled = torch.softmax(match, dim=1) @ F.normalize(self.weight, dim=1)
-        average, attended = (ops.class_means(v.float(), group, groups).means for v in (z, recalled))
+        recalled = torch.softmax(match, dim=1) @ F.normalize(wide(self.weight), dim=1)
+        average, attended = (ops.class_means(wide(v), group, groups).means for v in (z, recalled))
         return self.phi_avg * average + self.phi_att * attended
 
     def outputs(self, features: Tensor) -> HeadOutput:
@@ -151,8 +153,8 @@ class FSLwFHead(Head):
         return F.cross_entropy(self._cosine(features[~support], weight), row[~support])
 
     def _cosine(self, features: Tensor, weight: Tensor) -> Tensor:
-        z = F.normalize(features.float(), dim=1)
-        return self.scale * (z @ F.normalize(weight, dim=1).t()).float()
+        z = F.normalize(wide(features), dim=1)
+        return self.scale * wide(z @ F.normalize(wide(weight), dim=1).t())
 
     def extra_repr(self) -> str:
         return f"base={int(self.base.sum())} of {len(self.base)}, fake={self.fake}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,8 @@ class OpenMaxHead(LinearHead):
         alpha: classes to revise, at most C.
     """
 
+    EXACT: ClassVar = {**LinearHead.EXACT, "weibull": torch.float64}
+
     mean: Tensor
     weibull: Tensor
 
@@ -101,8 +105,11 @@ class OpenMaxHead(LinearHead):
         return HeadOutput(logits, unknown=self.unknown(logits))
 
     def unknown(self, logits: Tensor) -> Tensor:
-        """Algorithm 2: (B,) float64 probability of "unknown" for activations (B, C)."""
-        wide = logits.double()
+        """Algorithm 2: (B,) float64 probability of "unknown" for activations (B, C).
+
+        A device without float64 computes in float32, good to about three digits.
+        """
+        wide = logits.to(self.weibull.dtype)
         best, which = wide.topk(self.alpha, dim=1)
         taken = torch.zeros_like(best)
         for i in range(self.alpha):  # a rank at a time: never B x alpha x C
