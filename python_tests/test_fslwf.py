@@ -210,6 +210,13 @@ def test_eval_generates_once_and_never_answers_with_old_weights(monkeypatch):
         assert torch.equal(built(x), built(x))
 
 
+def test_a_label_out_of_range_is_named():
+    head = FSLwFHead(3, [20, 4])
+    for wrong in (-1, 2):
+        with pytest.raises(RuntimeError, match=rf"FSLwFHead.loss: .* got {wrong} at row 1"):
+            head.loss(torch.randn(3, 3), torch.tensor([0, wrong, 1]))
+
+
 def test_errors():
     with pytest.raises(ValueError, match="expected a class with 20 images, got none"):
         FSLwFHead(3, [19, 4])

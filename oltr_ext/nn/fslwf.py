@@ -162,8 +162,18 @@ class FSLwFHead(Head):
 
         Which classes play novel comes from torch's default generator, which must stand at the same
         place in every process: the whole batch is one episode.
+
+        Raises:
+            RuntimeError: a label out of range.
         """
         features, target = gather(features, target)
+        wrong = ((target < 0) | (target >= len(self.base))).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            raise RuntimeError(
+                f"FSLwFHead.loss: expected every target in [0, {len(self.base)}), "
+                f"got {int(target[at])} at row {at}"
+            )
         known = self.base[target]
         features, row = features[known], self.position[target[known]]
         if len(row) == 0:
