@@ -377,6 +377,20 @@ class TestOLTRHead:
         assert head.recall(x).sum(1).sub(1).abs().max() < 1e-5
 
 
+def test_a_state_dict_from_before_the_prior_s_share_loads():
+    old = OLTRHead(6, 5).state_dict()
+    del old["prior_share"]
+    head = OLTRHead(6, 5)
+    head.prior_share.fill_(0.5)
+    head.load_state_dict(old)
+    assert head.prior_share == 0 and "prior_share" not in old
+    model = nn.Sequential(OLTRHead(6, 5))
+    model.load_state_dict({f"0.{name}": value for name, value in old.items()})
+    del old["memory.counts"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"memory.counts"'):
+        head.load_state_dict(old)
+
+
 def test_init_from_a_linear_stage_one():
     linear, head = nn.Linear(6, 5), OLTRHead(6, 5)
     x, y = torch.rand(20, 6), torch.arange(20) % 5

@@ -255,6 +255,11 @@ class OLTRHead(Head):
         self.register_buffer("class_prior", _prior(class_prior, num_classes))
         self.register_buffer("prior_share", torch.zeros(()))
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        # absent from checkpoints of version 0.1
+        state.setdefault(f"{prefix}prior_share", torch.zeros(()))
+        super()._load_from_state_dict(state, prefix, *args)
+
     def outputs(self, features: Tensor) -> HeadOutput:
         parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
