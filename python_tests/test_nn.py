@@ -495,3 +495,14 @@ def test_a_device_without_float64_gets_float32():
         head.predict(x)
         head.cpu()
         assert all(head.get_buffer(name).dtype == torch.float64 for name in double)
+
+
+def test_a_move_that_fails_leaves_the_head_whole():
+    def out_of_memory(t):
+        raise RuntimeError("out of memory")
+
+    head = OLTRHead(6, 4, class_prior=torch.ones(4))
+    names = list(head.state_dict())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        head._apply(out_of_memory)
+    assert list(head.state_dict()) == names and head.threshold == 0.1

@@ -65,7 +65,10 @@ class Head(nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: self._buffers[name] for name in self.EXACT}
         self._buffers.update(dict.fromkeys(kept))  # None is passed over
-        super()._apply(fn, recurse)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(kept)
         for name, buffer in kept.items():
             if buffer is not None:
                 self._buffers[name] = _move(buffer, fn, self.EXACT[name])

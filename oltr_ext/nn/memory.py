@@ -46,7 +46,7 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
             )
         # only the classes of the batch: their number, not C, sets the cost of a batch
         classes, row = target.unique(return_inverse=True)
-        means, count = ops.class_means(features.double().cpu(), row, len(classes))
+        means, count = ops.class_means(features.cpu().double(), row, len(classes))
         sums[classes] += means * count.unsqueeze(1)
         counts[classes] += count
     if len(sums) == 0:
