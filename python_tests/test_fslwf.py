@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from math import log
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from oltr_ext.nn import FSLwFHead
+from oltr_ext.nn import FSLwFHead, fslwf
 
 
 def test_a_generated_weight_by_hand():
@@ -110,6 +111,110 @@ def test_without_fake_or_without_base_rows():
     nothing = head.loss(x, torch.ones(4, dtype=torch.int64))
     nothing.backward()
     assert nothing == 0
+
+
+def novel_head():
+    head = FSLwFHead(3, [20, 6, 20, 5])
+    x, target = torch.randn(51, 3), torch.tensor([0] * 20 + [1] * 6 + [2] * 20 + [3] * 5)
+    head.init_from(torch.randn(4, 3), [(x, target)])
+    return head
+
+
+def test_weights_are_generated_a_few_rows_at_a_time(monkeypatch):
+    head, x = novel_head(), torch.randn(4, 3)
+    want = head(x)
+    widest, softmax = [], torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda m, **k: widest.append(len(m)) or softmax(m, **k))
+    monkeypatch.setattr(fslwf, "CHUNK", 6)  # three rows of two base classes
+    torch.testing.assert_close(head(x), want)
+    assert widest == [3, 3, 3, 2]
+
+
+def test_eval_generates_once_and_never_answers_with_old_weights(monkeypatch):
+    head, x, made = novel_head(), torch.randn(4, 3), []
+    generate = FSLwFHead.generate
+    monkeypatch.setattr(FSLwFHead, "generate", lambda *a: made.append(0) or generate(*a))
+
+    def calls():
+        """Times that weights are made in three calls, all of which must give the true answer."""
+        with torch.enable_grad():
+            want = head(x).detach()  # with gradients nothing is kept
+        made.clear()
+        for _ in range(3):
+            with torch.no_grad():
+                assert torch.equal(head(x), want)
+        return len(made)
+
+    assert calls() == 3  # training
+    head.eval()
+    assert calls() == 1
+
+    def step():
+        with torch.enable_grad():
+            head.loss(torch.randn(6, 3), torch.tensor([0, 0, 0, 2, 2, 2])).backward()
+        torch.optim.SGD(head.parameters(), lr=0.5).step()
+
+    def assign():
+        with torch.no_grad():
+            head.gamma.fill_(3.0)
+
+    def load():
+        head.load_state_dict({**other.state_dict(), "phi_avg": torch.randn(3)})
+
+    def load_assigned():
+        head.load_state_dict(other.state_dict(), assign=True)
+
+    def replace():
+        head.keys = torch.nn.Parameter(torch.randn_like(head.keys))
+
+    def point_elsewhere():
+        head.query.weight.data = torch.randn(3, 3)
+
+    def other_images():
+        head.support.neg_()
+
+    def cast():
+        head.double()
+        head.float()
+        head.half()
+        head.float()
+
+    other = novel_head()
+    for change in (
+        step, assign, load, load_assigned, replace, point_elsewhere, other_images, cast,
+    ):  # fmt: skip
+        with torch.no_grad():
+            before = head(x)
+            change()
+            assert not torch.equal(head(x), before), change
+        assert calls() == 1
+    with torch.no_grad():  # borrowed parameters, freed after each call
+        for _ in range(3):
+            borrowed = {"gamma": torch.rand(()) * 9, "phi_att": torch.randn(3)}
+            got = torch.func.functional_call(head, borrowed, (x,))
+            with torch.enable_grad():
+                assert torch.equal(got, torch.func.functional_call(head, borrowed, (x,)))
+            del borrowed
+        copied = copy.deepcopy(head)
+        copied.phi_avg.neg_()
+        assert not torch.equal(copied(x), head(x))
+        stacked = {"phi_avg": torch.randn(2, 3)}
+        each = torch.vmap(lambda p: torch.func.functional_call(head, p, (x,)))(stacked)
+        alone = torch.func.functional_call(head, {"phi_avg": stacked["phi_avg"][1]}, (x,))
+        torch.testing.assert_close(each[1], alone)
+    head.zero_grad()
+    head(x).sum().backward()  # in eval mode too
+    assert head.phi_att.grad.abs().sum() > 0
+    with torch.inference_mode():
+        built = novel_head().eval()
+        assert torch.equal(built(x), built(x))
+
+
+def test_a_label_out_of_range_is_named():
+    head = FSLwFHead(3, [20, 4])
+    for wrong in (-1, 2):
+        with pytest.raises(RuntimeError, match=rf"FSLwFHead.loss: .* got {wrong} at row 1"):
+            head.loss(torch.randn(3, 3), torch.tensor([0, wrong, 1]))
 
 
 def test_errors():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,14 @@ from oltr_ext.nn import (
     CentroidMemory,
     CosineClassifier,
     DiscCentroidsLoss,
+    FSLwFHead,
     LinearHead,
+    LWSHead,
     MetaEmbedding,
     MetaEmbeddingClassifier,
     ModulatedAttention,
     OLTRHead,
+    OpenMaxHead,
     open_score,
 )
 from oltr_ext.nn.classifiers import PARTS
@@ -153,6 +158,34 @@ class TestMemory:
         assert memory.counts.tolist() == [2, 1, 0]
         with pytest.raises(ValueError, match=r"momentum in \[0, 1\], got 2"):
             memory.update(torch.ones(1, 2), torch.tensor([0]), momentum=2)
+
+    def test_a_class_without_features_is_never_nearest(self, tmp_path):
+        memory = CentroidMemory(4, 2, learnable=False)
+        origin, far = torch.zeros(1, 2), torch.tensor([[8.0, 0.0]])
+        assert memory(origin).distance.item() == 0  # nothing was counted: all take part
+        memory.initialise(torch.tensor([[4.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 3]))
+
+        def check(memory):
+            assert memory(origin).distance.tolist() == [3] and memory(origin).index.tolist() == [3]
+            assert memory(far).distance.tolist() == [4] and memory(far).index.tolist() == [1]
+            distance, index = memory.closest(origin, 3)
+            assert distance.tolist() == [[3, 4]] and index.tolist() == [[3, 1]]
+
+        check(memory)
+        check(copy.deepcopy(memory))
+        memory.save(tmp_path / "m.safetensors")
+        other, loaded = CentroidMemory(4, 2), CentroidMemory(4, 2)
+        other.load(tmp_path / "m.safetensors")
+        check(other)
+        assert set(memory.state_dict()) == {"centroids", "counts"}
+        loaded.load_state_dict(memory.state_dict())
+        check(loaded)
+        # its first features make its centroid
+        memory.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+        assert memory(origin).distance.tolist() == [1] and memory(origin).index.tolist() == [0]
+        memory.update(torch.tensor([[0.5, 0.0]]), torch.tensor([2]))
+        assert memory.present is None and memory(origin).index.tolist() == [2]
+        assert memory.closest(origin, 9).index.tolist() == [[2, 0, 3, 1]]
 
     def test_save_and_load(self, tmp_path):
         memory = CentroidMemory(3, 2)
@@ -305,6 +338,35 @@ class TestOLTRHead:
             compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
             torch.testing.assert_close(compiled(x, y), head.loss(x, y))
 
+    @pytest.mark.parametrize("without", [(), ("selector",)])
+    def test_a_class_without_images_changes_nothing_for_the_others(self, backend, without):
+        """All but the logits of the classes without images is that of a head without them."""
+        small, x, y = self.make(without=without, feature_loss_weight=0, memory_grad=True)
+        names = torch.tensor([1, 2, 3, 5, 7])  # classes 0, 4 and 6 have no images
+        torch.manual_seed(3)
+        head = OLTRHead(6, 8, without=without, feature_loss_weight=0, memory_grad=True)
+        head.init_from(None, x, names[y], classifier="means", selector="zero")
+        assert (head.memory.counts == 0).nonzero()[:, 0].tolist() == [0, 4, 6]
+        for each in (head, small):  # a bias, so that attention would look at the others
+            torch.nn.init.constant_(each.classifier.fc_hallucinator.bias, 1.0)
+            torch.nn.init.constant_(each.classifier.fc_selector.bias, 0.3)
+        rows = torch.cat([x, torch.zeros(3, 6), -x])  # the origin is where zero centroids are
+        with use_backend(backend):
+            out, want = head.outputs(rows), small.outputs(rows)
+            assert torch.equal(out.nearest, names[want.nearest])
+            assert torch.equal(out.distance, want.distance)
+            assert torch.equal(out.embedding, want.embedding)
+            torch.testing.assert_close(out.logits[:, names], want.logits)
+            recalled = head.recall(rows)
+            torch.testing.assert_close(recalled[:, names], small.recall(rows))
+            assert (recalled.sum(dim=1) - 1).abs().max() < 1e-6
+            head.loss(x, names[y]).backward()
+            compiled = torch.compile(head.loss, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x, names[y]), head.loss(x, names[y]))
+        keys, centroids = head.classifier.fc_hallucinator.weight.grad, head.memory.centroids.grad
+        assert (keys[[0, 4, 6]] == 0).all() and (centroids[[0, 4, 6]] == 0).all()
+        assert (centroids[names] != 0).any(dim=1).all()
+
     def test_outputs(self, backend):
         head, x, _ = self.make()
         with use_backend(backend):
@@ -313,6 +375,20 @@ class TestOLTRHead:
         assert out.distance.shape == out.nearest.shape == (40,)
         assert (out.selector == 0).all()  # selector started at zero
         assert head.recall(x).sum(1).sub(1).abs().max() < 1e-5
+
+
+def test_a_state_dict_from_before_the_prior_s_share_loads():
+    old = OLTRHead(6, 5).state_dict()
+    del old["prior_share"]
+    head = OLTRHead(6, 5)
+    head.prior_share.fill_(0.5)
+    head.load_state_dict(old)
+    assert head.prior_share == 0 and "prior_share" not in old
+    model = nn.Sequential(OLTRHead(6, 5))
+    model.load_state_dict({f"0.{name}": value for name, value in old.items()})
+    del old["memory.counts"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"memory.counts"'):
+        head.load_state_dict(old)
 
 
 def test_init_from_a_linear_stage_one():
@@ -353,3 +429,80 @@ def test_scores_by_hand():
     assert open_score("reachability", logits, distance, eps=0.1).tolist() == [2.5, 100]
     with pytest.raises(ValueError, match="expected one of"):
         open_score("softmax", logits)
+
+
+def heads_of_every_kind():
+    torch.manual_seed(2)
+    x, y = torch.rand(60, 6) + F.one_hot(torch.arange(60) % 4, 6), torch.arange(60) % 4
+    prior = torch.tensor([70_000.0, 300, 2, 0])
+    oltr = OLTRHead(6, 4, class_prior=prior)
+    oltr.init_from(None, x, y, classifier="means")
+    oltr.prior_share.fill_(0.123456)
+    fslwf = FSLwFHead(6, [25, 25, 5, 5])
+    kept = torch.arange(60) < 20
+    kept[y < 2] = True
+    fslwf.init_from(torch.eye(4, 6), [(x[kept], y[kept])])
+    openmax = OpenMaxHead(6, 4)
+    openmax.start_at(torch.eye(4, 6) * 3)
+    openmax.fit(x, y)
+    heads = [LinearHead(6, 4, class_prior=prior), LWSHead(6, 4), oltr, fslwf, openmax]
+    rows = y < 2
+    return [(head, x[rows], y[rows]) for head in heads]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_heads_can_be_cast(dtype):
+    digits = {torch.float16: 2e-2, torch.bfloat16: 2e-1, torch.float64: 1e-4}[dtype]
+    for head, x, y in heads_of_every_kind():
+        head.set_threshold(0.123456789, "max_softmax")
+        names = list(head.state_dict())
+        torch.manual_seed(0)  # of an episode
+        want, loss = head.outputs(x), head.loss(x, y)
+        head.to(dtype)
+        out = head.outputs(x.to(dtype))
+        torch.testing.assert_close(out.logits, want.logits, rtol=digits, atol=8 * digits,
+                                   check_dtype=False)  # fmt: skip
+        assert (head.predict(x.to(dtype))[0] >= 0).any()
+        torch.manual_seed(0)
+        got = head.loss(x.to(dtype), y)
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert got.item() == pytest.approx(loss.item(), rel=digits, abs=digits)
+        got.backward()
+        assert head.threshold.item() == 0.123456789 and list(head.state_dict()) == names
+        if isinstance(head, OpenMaxHead):
+            torch.testing.assert_close(out.unknown, want.unknown, rtol=0, atol=digits)
+        if getattr(head, "class_prior", None) is not None:
+            assert head.class_prior.tolist() == [70_000, 300, 2, 0]
+
+
+def test_a_device_without_float64_gets_float32():
+    def to_mps(t):  # a stand-in: t.to("mps") refuses likewise
+        if t.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return t.clone()
+
+    for head, x, _ in heads_of_every_kind():
+        double = {name for name, b in head.named_buffers() if b.dtype == torch.float64}
+        assert double == {"threshold", *(["weibull"] if isinstance(head, OpenMaxHead) else [])}
+        want = head.outputs(x)
+        head._apply(to_mps)
+        assert all(t.dtype != torch.float64 for t in head.state_dict().values())
+        assert torch.equal(head.outputs(x).logits, want.logits)
+        if isinstance(head, OpenMaxHead):
+            torch.testing.assert_close(
+                head.unknown(want.logits), want.unknown.float(), rtol=0, atol=5e-3
+            )
+        head.predict(x)
+        head.cpu()
+        assert all(head.get_buffer(name).dtype == torch.float64 for name in double)
+
+
+def test_a_move_that_fails_leaves_the_head_whole():
+    def out_of_memory(t):
+        raise RuntimeError("out of memory")
+
+    head = OLTRHead(6, 4, class_prior=torch.ones(4))
+    names = list(head.state_dict())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        head._apply(out_of_memory)
+    assert list(head.state_dict()) == names and head.threshold == 0.1

@@ -18,6 +18,7 @@ from oltr_ext.nn import (
     fit_weibull,
     logit_adjusted_bias,
     open_score,
+    openmax,
     prior_share,
     tau_normalise,
 )
@@ -184,6 +185,28 @@ def test_openmax_keeps_the_fit_in_double_precision():
     head.fit(rows, torch.zeros(5, dtype=torch.int64), tail=4)
     distance = torch.tensor([5.0, 4.0, 2.25, 6.25], dtype=torch.float64)
     assert head.weibull[0].tolist() == [1e4 - 2.25, *fit_weibull(distance + 1e4 - 2.25)]
+
+
+def test_openmax_fits_each_class_as_alone(monkeypatch):
+    head, fits, fit_rows = OpenMaxHead(4, 30), [], openmax._fit_rows
+    monkeypatch.setattr(openmax, "_fit_rows", lambda tails: fits.append(tails) or fit_rows(tails))
+    x = torch.randn(400, 4)
+    target = (torch.rand(400) ** 2 * 29).long()  # 1 to 70 images; the last class has none
+    head.fit(x, target, tail=6)
+    assert len(fits) == 1  # all classes at once
+    monkeypatch.undo()
+    logits = head.linear(x)
+    for c in target.unique().tolist():
+        own = logits[target == c]
+        right = own.argmax(dim=1) == c
+        own = own[right] if right.any() else own
+        distance = (own - own.mean(dim=0)).double().norm(dim=1)
+        tail = distance.sort(descending=True).values[:6]
+        shift, shape, scale = head.weibull[c].tolist()
+        assert shift == pytest.approx(1e4 - tail.min().item(), rel=1e-9)
+        assert (shape, scale) == pytest.approx(fit_weibull(tail + shift), rel=1e-3)
+    with pytest.raises(ValueError, match=r"OpenMaxHead.fit: expected finite features, class 3"):
+        head.fit(x.masked_fill((target == 3)[:, None], torch.nan), target)
 
 
 def test_openmax_takes_all_images_where_none_is_right():

@@ -230,8 +230,7 @@ def nearest_classes(
     count = min(count, len(trained.class_names))
     head = trained.model.head
     if isinstance(head, OLTRHead):
-        distance = torch.cdist(features, head.memory.centroids)
-        value, order = distance.topk(count, dim=1, largest=False)
+        value, order = head.memory.closest(features, count)
     else:
         value, order = logits.softmax(dim=1).topk(count, dim=1)
     return order.tolist(), value.tolist()

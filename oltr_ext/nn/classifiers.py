@@ -97,15 +97,29 @@ class MetaEmbedding(nn.Module):
         self.fc_hallucinator = nn.Linear(feat_dim, num_classes)
         self.fc_selector = nn.Linear(feat_dim, feat_dim)
 
-    def embed(self, x: Tensor, memory: Tensor) -> MetaEmbeddingDetails:
-        """Features (B, D) and centroids (C, D) to the embedding and all it is made of."""
+    def embed(
+        self, x: Tensor, memory: Tensor, present: Tensor | None = None
+    ) -> MetaEmbeddingDetails:
+        """Features (B, D) and centroids (C, D) to the embedding and all it is made of.
+
+        Args:
+            present: (K,) int64, classes that have a centroid, where not all do. The result is that
+                of a memory of these alone: no other is nearest, and attention recalls no other.
+        """
+        keys, bias = self.fc_hallucinator.weight, self.fc_hallucinator.bias
+        if present is None:
+            return self._embed(x, memory, keys, bias)
+        parts = self._embed(x, memory[present], keys[present], bias[present])
+        return parts._replace(nearest=present[parts.nearest])
+
+    def _embed(self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor) -> MetaEmbeddingDetails:
         if self.without:
-            return self._embed_without(x, memory)
+            return self._embed_without(x, memory, keys, bias)
         return ops.meta_embedding(
             x,
             memory,
-            self.fc_hallucinator.weight,
-            self.fc_hallucinator.bias,
+            keys,
+            bias,
             self.fc_selector.weight,
             self.fc_selector.bias,
             scale=self.scale,
@@ -114,15 +128,16 @@ class MetaEmbedding(nn.Module):
             return_details=True,
         )
 
-    def _embed_without(self, x: Tensor, memory: Tensor) -> MetaEmbeddingDetails:
-        keys = self.fc_hallucinator
+    def _embed_without(
+        self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor
+    ) -> MetaEmbeddingDetails:
         if not self.memory_grad:
             memory = memory.detach()
         found = ops.nearest_centroid(x, memory)
         distance = found.distance.clamp_min(self.eps)
         recalled, gate = torch.zeros_like(x), torch.ones_like(x)
         if "memory" not in self.without:
-            recalled = ops.memory_attention(x, keys.weight, keys.bias, memory)
+            recalled = ops.memory_attention(x, keys, bias, memory)
         if "selector" not in self.without:
             gate = torch.tanh(self.fc_selector(x))
         embedding = x + gate * recalled

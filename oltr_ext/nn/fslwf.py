@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
+from oltr_ext.nn.losses import wide
+
+CHUNK = 1 << 24
+"""Attention, rows times base classes, that `FSLwFHead.generate` holds at a time."""
 
 
 class FSLwFHead(Head):
@@ -24,7 +29,9 @@ class FSLwFHead(Head):
 
     Here base is what has ``base_shots`` training images, and the features are those of a linear
     stage 1 on all classes, where the paper's first stage has base classes and a cosine classifier.
-    The images of the novel classes are kept as features, in a buffer.
+    The images of the novel classes are kept as features, in a buffer. In eval mode and without
+    gradients, the weights generated from them are kept too, until parameters or buffers change (in
+    any way but through ``.data``, which leaves no trace).
 
     Args:
         feat_dim: D.
@@ -40,6 +47,7 @@ class FSLwFHead(Head):
     position: Tensor
     support: Tensor
     support_target: Tensor
+    _kept: tuple[list[Any], list[Tensor], Tensor] | None = None
 
     def __init__(
         self, feat_dim: int, train_counts: Sequence[int], *, base_shots: int = 20, fake: int = 5
@@ -96,31 +104,76 @@ class FSLwFHead(Head):
         Args:
             hidden: (K,) bool, base classes that the attention must not see.
         """
-        z = F.normalize(features.float(), dim=1)
-        match = F.normalize(self.query(z).float(), dim=1) @ F.normalize(self.keys, dim=1).t()
-        match = self.gamma * match
-        if hidden is not None:
-            match = match.masked_fill(hidden, -torch.inf)
-        recalled = torch.softmax(match, dim=1) @ F.normalize(self.weight, dim=1)
-        average, attended = (ops.class_means(v.float(), group, groups).means for v in (z, recalled))
+        z = F.normalize(wide(features), dim=1)
+        keys = F.normalize(wide(self.keys), dim=1).t()
+        weight = F.normalize(wide(self.weight), dim=1)
+
+        def recall(z: Tensor) -> Tensor:
+            query = wide(self.query(z.to(self.query.weight.dtype)))
+            match = self.gamma * (F.normalize(query, dim=1) @ keys)
+            if hidden is not None:
+                match = match.masked_fill(hidden, -torch.inf)
+            return torch.softmax(match, dim=1) @ weight
+
+        step = max(1, CHUNK // len(weight))
+        recalled = torch.cat([recall(rows) for rows in z.split(step)])
+        average, attended = (ops.class_means(wide(v), group, groups).means for v in (z, recalled))
         return self.phi_avg * average + self.phi_att * attended
 
-    def outputs(self, features: Tensor) -> HeadOutput:
-        everything = self.weight.new_zeros(len(self.base), self.weight.shape[1])
+    def _all_weights(self) -> Tensor:
+        """(C, D): those of the base classes, and generated ones for the rest."""
+        made = self.weight.new_zeros(len(self.base), self.weight.shape[1])
         if len(self.support):
-            everything = self.generate(self.support, self.support_target, len(self.base))
-        everything = torch.where(
-            self.base[:, None], self.weight[self.position.clamp_min(0)], everything
-        )
-        return HeadOutput(self._cosine(features, everything))
+            made = self.generate(self.support, self.support_target, len(self.base))
+        return torch.where(self.base[:, None], self.weight[self.position.clamp_min(0)], made)
+
+    def _kept_weights(self) -> Tensor:
+        """As `_all_weights`, made anew only when a parameter or buffer is another or has changed.
+
+        Not kept: in training, with gradients, in another precision and while compiling.
+        """
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled(self.weight.device.type)
+            or torch.compiler.is_compiling()
+        ):
+            self._kept = None
+            return self._all_weights()
+        made_of = [*self.parameters(), *self.buffers()]
+        try:
+            state = [(id(t), t.data_ptr(), t._version) for t in made_of]
+        except RuntimeError:  # tensors of inference mode or torch.func do not say
+            return self._all_weights()
+        if self._kept is None or self._kept[0] != state:
+            # with the tensors themselves: while they live, no other can have their id
+            self._kept = state, made_of, self._all_weights()
+        return self._kept[2]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._kept = None  # a cast keeps the parameters and their versions
+        return super()._apply(fn, recurse)
+
+    def outputs(self, features: Tensor) -> HeadOutput:
+        return HeadOutput(self._cosine(features, self._kept_weights()))
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.
 
         Which classes play novel comes from torch's default generator, which must stand at the same
         place in every process: the whole batch is one episode.
+
+        Raises:
+            RuntimeError: a label out of range.
         """
         features, target = gather(features, target)
+        wrong = ((target < 0) | (target >= len(self.base))).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            raise RuntimeError(
+                f"FSLwFHead.loss: expected every target in [0, {len(self.base)}), "
+                f"got {int(target[at])} at row {at}"
+            )
         known = self.base[target]
         features, row = features[known], self.position[target[known]]
         if len(row) == 0:
@@ -151,8 +204,8 @@ class FSLwFHead(Head):
         return F.cross_entropy(self._cosine(features[~support], weight), row[~support])
 
     def _cosine(self, features: Tensor, weight: Tensor) -> Tensor:
-        z = F.normalize(features.float(), dim=1)
-        return self.scale * (z @ F.normalize(weight, dim=1).t()).float()
+        z = F.normalize(wide(features), dim=1)
+        return self.scale * wide(z @ F.normalize(wide(weight), dim=1).t())
 
     def extra_repr(self) -> str:
         return f"base={int(self.base.sum())} of {len(self.base)}, fake={self.fake}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
-from oltr_ext.nn.losses import DiscCentroidsLoss
+from oltr_ext.nn.losses import DiscCentroidsLoss, wide
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.scores import SCORES, open_score
 
@@ -44,7 +44,14 @@ class HeadOutput(NamedTuple):
 
 class Head(nn.Module, ABC):
     """The open-set answer that all heads share: a score, and the threshold below which a feature
-    is unknown. Both live in buffers, so that a state dict holds the calibrated head."""
+    is unknown. Both live in buffers, so that a state dict holds the calibrated head.
+
+    Attributes:
+        EXACT: buffers that keep their dtype when the module is cast, as by ``half()``. A device
+            without float64 (MPS) has those of float64 in float32.
+    """
+
+    EXACT: ClassVar[dict[str, torch.dtype]] = {"threshold": torch.float64}
 
     threshold: Tensor
     score_index: Tensor
@@ -54,6 +61,18 @@ class Head(nn.Module, ABC):
         # The released code's rule, until a threshold is calibrated.
         self.register_buffer("threshold", torch.tensor(0.1, dtype=torch.float64))
         self.register_buffer("score_index", torch.tensor(SCORES.index("max_softmax")))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = {name: self._buffers[name] for name in self.EXACT}
+        self._buffers.update(dict.fromkeys(kept))  # None is passed over
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(kept)
+        for name, buffer in kept.items():
+            if buffer is not None:
+                self._buffers[name] = _move(buffer, fn, self.EXACT[name])
+        return self
 
     @property
     def score(self) -> str:
@@ -107,7 +126,8 @@ class Head(nn.Module, ABC):
         out = self.outputs(features)
         confidence = self.score_of(out)
         label = out.logits.argmax(dim=1)
-        known = confidence.double() >= self.threshold.to(confidence.device)
+        threshold = self.threshold.to(confidence.device)
+        known = confidence.to(threshold.dtype) >= threshold  # float64, where the device has it
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
 
@@ -124,6 +144,8 @@ class LinearHead(Head):
         criterion: over (logits (B, C), target (B,)), in place of cross-entropy.
         metric: over (features (B, D), target (B,)), added ``metric_weight`` times.
     """
+
+    EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32}
 
     class_prior: Tensor | None
 
@@ -148,9 +170,9 @@ class LinearHead(Head):
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
-        logits = self(features).float()
+        logits = wide(self(features))
         if self.class_prior is not None:
-            logits = logits + self.class_prior.log()
+            logits = logits + self.class_prior.to(logits.dtype).log()
         loss: Tensor = self.criterion(logits, target)
         if self.metric is not None:
             loss = loss + self.metric_weight * self.metric(*gather(features, target))
@@ -198,6 +220,8 @@ class OLTRHead(Head):
         without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
     """
 
+    EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32, "prior_share": torch.float32}
+
     class_prior: Tensor | None
     prior_share: Tensor
 
@@ -234,8 +258,13 @@ class OLTRHead(Head):
         self.register_buffer("class_prior", _prior(class_prior, num_classes))
         self.register_buffer("prior_share", torch.zeros(()))
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        # absent from checkpoints of version 0.1
+        state.setdefault(f"{prefix}prior_share", torch.zeros(()))
+        super()._load_from_state_dict(state, prefix, *args)
+
     def outputs(self, features: Tensor) -> HeadOutput:
-        parts = self.classifier.embed(features, self.memory.centroids)
+        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
         if self.class_prior is not None:
             log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
@@ -251,7 +280,11 @@ class OLTRHead(Head):
 
     def recall(self, features: Tensor) -> Tensor:
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
-        return torch.softmax(self.classifier.fc_hallucinator(features), dim=1)
+        match, present = self.classifier.fc_hallucinator(features), self.memory.present
+        if present is None:
+            return torch.softmax(match, dim=1)
+        share = torch.softmax(match[:, present], dim=1)
+        return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
 
     def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
         scale = self.classifier.scale
@@ -266,7 +299,7 @@ class OLTRHead(Head):
             gather: for the centroid loss, whose repel term clamps a mean over the batch. It is
                 O((B + C) D), so gathering costs little; the cross-entropy, O(B C D), stays local.
         """
-        parts = self.classifier.embed(features, self.memory.centroids)
+        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         loss = self.classifier.cosnorm_classifier.loss(
             parts.embedding,
             target,
@@ -349,6 +382,16 @@ class OLTRHead(Head):
 
     def extra_repr(self) -> str:
         return f"feature_loss_weight={self.feature_loss_weight}, score={self.score!r}"
+
+
+def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+    """What `fn`, as `nn.Module._apply` takes it, makes of a buffer, but in `dtype`."""
+    try:
+        moved = fn(value)
+        return moved if moved.dtype == dtype else value.to(moved.device).to(dtype)
+    except TypeError:  # the device has no float64
+        value = value.float()
+        return value.to(fn(value).device)
 
 
 def _prior(prior: Any, num_classes: int) -> Tensor | None:

@@ -40,8 +40,8 @@ class DiscCentroidsLoss(nn.Module):
         classes = centroids.shape[0]
         if classes < 2:
             raise ValueError("DiscCentroidsLoss: expected at least two centroids to fit a margin")
-        wide = centroids.double()
-        spread = (wide - wide.mean(dim=0)).square().sum().item() / (classes - 1)
+        exact = centroids.double()
+        spread = (exact - exact.mean(dim=0)).square().sum().item() / (classes - 1)
         self.margin = factor * 2 * spread
         return self.margin
 
@@ -105,7 +105,7 @@ class LiftedStructureLoss(nn.Module):
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """Features (B, D) and labels (B,) to a float32 (or float64) scalar."""
-        x = _wide(features)
+        x = wide(features)
         same = target[:, None] == target
         positive = same.triu(diagonal=1)  # each pair once
         if not positive.any() or same.all():
@@ -142,7 +142,7 @@ class RangeLoss(nn.Module):
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """Features (B, D) and labels (B,) to a float32 (or float64) scalar."""
-        x = _wide(features)
+        x = wide(features)
         classes, row = target.unique(return_inverse=True)
         squared = _distances(x).square()
         upper = torch.ones_like(squared, dtype=torch.bool).triu(diagonal=1)
@@ -163,8 +163,9 @@ class RangeLoss(nn.Module):
         return f"k={self.k}, margin={self.margin}, intra={self.intra}, inter={self.inter}"
 
 
-def _wide(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
+def wide(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _distances(x: Tensor) -> Tensor:

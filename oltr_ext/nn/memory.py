@@ -46,7 +46,7 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
             )
         # only the classes of the batch: their number, not C, sets the cost of a batch
         classes, row = target.unique(return_inverse=True)
-        means, count = ops.class_means(features.double().cpu(), row, len(classes))
+        means, count = ops.class_means(features.cpu().double(), row, len(classes))
         sums[classes] += means * count.unsqueeze(1)
         counts[classes] += count
     if len(sums) == 0:
@@ -66,10 +66,15 @@ class CentroidMemory(nn.Module):
     Attributes:
         centroids: (C, D).
         counts: (C,) int64, features seen of each class; 0 marks a class without a centroid yet.
+            Written by the methods and by `load_state_dict`.
+        present: (K,) int64, the classes with a centroid, in order; None where that is all of them,
+            or none (nothing was counted: the centroids are taken as they are). The others take no
+            part: they are no feature's nearest class.
     """
 
     centroids: Tensor
     counts: Tensor
+    present: Tensor | None
 
     def __init__(self, num_classes: int, feat_dim: int, *, learnable: bool = True) -> None:
         super().__init__()
@@ -84,6 +89,7 @@ class CentroidMemory(nn.Module):
         else:
             self.register_buffer("centroids", centroids)
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("present", None, persistent=False)
 
     @property
     def num_classes(self) -> int:
@@ -95,11 +101,31 @@ class CentroidMemory(nn.Module):
 
     def forward(self, x: Tensor) -> Nearest:
         """Distance (B,) of features (B, D) to the nearest centroid, and its class (B,)."""
-        return ops.nearest_centroid(x, self.centroids)
+        if self.present is None:
+            return ops.nearest_centroid(x, self.centroids)
+        found = ops.nearest_centroid(x, self.centroids[self.present])
+        return Nearest(found.distance, self.present[found.index])
+
+    def closest(self, x: Tensor, count: int) -> Nearest:
+        """The nearest centroids of each feature, best first; holds a B x C.
+
+        Args:
+            x: (B, D).
+            count: how many, fewer where fewer classes have a centroid.
+
+        Returns:
+            (distance (B, count), class (B, count) int64).
+        """
+        present = self.present
+        distance = torch.cdist(x, self.centroids if present is None else self.centroids[present])
+        count = min(count, distance.shape[1])
+        value, index = distance.topk(count, dim=1, largest=False)
+        return Nearest(value, index if present is None else present[index])
 
     @torch.no_grad()
     def initialise(self, features: Tensor, target: Tensor) -> None:
-        """Sets every centroid to the mean of its class; a class without features gets zeros.
+        """Sets every centroid to the mean of its class; a class without features gets zeros, and
+        takes no part until :meth:`update` sees it.
 
         Args:
             features: (N, D), any floating dtype.
@@ -138,7 +164,7 @@ class CentroidMemory(nn.Module):
 
         means, counts = means_over(checked(), self.num_classes)
         self.centroids.copy_(means)
-        self.counts.copy_(counts)
+        self._set_counts(counts)
 
     @torch.no_grad()
     def update(self, features: Tensor, target: Tensor, momentum: float = 0.9) -> None:
@@ -156,7 +182,7 @@ class CentroidMemory(nn.Module):
         kept = torch.where(self.counts > 0, momentum, 0.0).to(means.dtype).unsqueeze(1)
         moved = kept * self.centroids + (1 - kept) * means
         self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, self.centroids))
-        self.counts += count
+        self._set_counts(self.counts + count)
 
     def save(self, path: str | Path) -> None:
         """Writes centroids and counts as safetensors."""
@@ -184,7 +210,19 @@ class CentroidMemory(nn.Module):
             )
         with torch.no_grad():
             self.centroids.copy_(centroids)
-            self.counts.copy_(counts)
+            self._set_counts(counts)
+
+    def _set_counts(self, counts: Tensor) -> None:
+        self.counts.copy_(counts)
+        self._find_present()
+
+    def _find_present(self) -> None:
+        present = self.counts.nonzero()[:, 0]
+        self.present = present if 0 < len(present) < self.num_classes else None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._find_present()
 
     def extra_repr(self) -> str:
         learnable = isinstance(self.centroids, nn.Parameter)

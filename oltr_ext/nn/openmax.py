@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -28,17 +30,27 @@ def fit_weibull(tail: Tensor) -> tuple[float, float]:
     """
     if tail.dim() != 1 or len(tail) == 0 or not (torch.isfinite(tail) & (tail > 0)).all():
         raise ValueError(f"fit_weibull: expected one row of positive values, got {tail.tolist()}")
-    logs = tail.double().log()
-    y = logs - logs.max()  # the shape is the same, and no power overflows
-    low, high = 1e-3, STEEPEST
-    for _ in range(100):
-        k = (low * high) ** 0.5
-        if (torch.softmax(k * y, dim=0) @ y - y.mean()).item() < 1 / k:
-            low = k
-        else:
-            high = k
-    scale = logs.max() + (k * y).exp().mean().log() / k
-    return k, scale.exp().item()
+    shape, scale = _fit_rows(tail.double()[None]).unbind(dim=1)
+    return shape.item(), scale.item()
+
+
+def _fit_rows(tails: Tensor) -> Tensor:
+    """Shape and scale (R, 2) of each row of tails (R, N) float64, where NaN is no value."""
+    there = ~tails.isnan()
+    count = there.sum(dim=1, keepdim=True).to(tails.dtype)
+    logs = torch.where(there, tails.log(), -torch.inf)
+    top = logs.amax(dim=1, keepdim=True)
+    logs = logs - top  # the shape is the same, and no power overflows
+    y = torch.where(there, logs, 0)
+    mean = y.sum(dim=1, keepdim=True) / count
+    low, high = torch.full_like(top, 1e-3), torch.full_like(top, STEEPEST)
+    for _ in range(60):  # halves the logarithm of high / low to less than rounding
+        k = (low * high).sqrt()
+        power = (k * logs).exp()
+        total = power.sum(dim=1, keepdim=True)
+        below = (power * y).sum(dim=1, keepdim=True) / total - mean < 1 / k
+        low, high = torch.where(below, k, low), torch.where(below, high, k)
+    return torch.cat([k, (top + (total / count).log() / k).exp()], dim=1)
 
 
 class OpenMaxHead(LinearHead):
@@ -61,6 +73,8 @@ class OpenMaxHead(LinearHead):
         alpha: classes to revise, at most C.
     """
 
+    EXACT: ClassVar = {**LinearHead.EXACT, "weibull": torch.float64}
+
     mean: Tensor
     weibull: Tensor
 
@@ -82,27 +96,37 @@ class OpenMaxHead(LinearHead):
             tail: how many of the largest distances of a class to fit. A class takes all it has
                 when it has fewer, and all its images when none is classified right; a class
                 without images is never held for unknown.
+
+        Raises:
+            ValueError: features that are not finite.
         """
-        order, counts = target.argsort(stable=True), target.unique(return_counts=True)[1]
-        for rows in order.split(counts.tolist()):  # a class at a time: never N x C
-            c = int(target[rows[0]])
+        seen, counts = target.unique(return_counts=True)
+        order, most = target.argsort(stable=True), int(counts.max())
+        tails = self.weibull.new_full((len(seen), min(tail, most)), torch.nan)
+        # a class at a time: never N x C
+        for c, own, rows in zip(seen.tolist(), tails, order.split(counts.tolist()), strict=True):
             logits = self.linear(features[rows]).float()
             right = logits.argmax(dim=1) == c
             chosen = logits[right] if right.any() else logits
             self.mean[c] = chosen.mean(dim=0)
-            distance = (chosen - self.mean[c]).double().norm(dim=1)
+            distance = (chosen - self.mean[c]).to(tails.dtype).norm(dim=1)
+            if not distance.isfinite().all():
+                raise ValueError(f"OpenMaxHead.fit: expected finite features, class {c} has others")
             largest = distance.topk(min(tail, len(distance))).values
-            shift = TRANSLATE - largest.min()
-            shape, scale = fit_weibull(largest + shift)
-            self.weibull[c] = self.weibull.new_tensor([shift.item(), shape, scale])
+            own[: len(largest)] = largest
+        shift = TRANSLATE - tails.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
+        self.weibull[seen] = torch.cat([shift, _fit_rows(tails + shift)], dim=1)
 
     def outputs(self, features: Tensor) -> HeadOutput:
         logits = self.linear(features)
         return HeadOutput(logits, unknown=self.unknown(logits))
 
     def unknown(self, logits: Tensor) -> Tensor:
-        """Algorithm 2: (B,) float64 probability of "unknown" for activations (B, C)."""
-        wide = logits.double()
+        """Algorithm 2: (B,) float64 probability of "unknown" for activations (B, C).
+
+        A device without float64 computes in float32, good to about three digits.
+        """
+        wide = logits.to(self.weibull.dtype)
         best, which = wide.topk(self.alpha, dim=1)
         taken = torch.zeros_like(best)
         for i in range(self.alpha):  # a rank at a time: never B x alpha x C

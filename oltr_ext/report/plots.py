@@ -34,6 +34,7 @@ from .style import (
 Data = Mapping[str, Any]
 WIDTH = 4.6
 MAX_DOTS = 300
+MAX_STEPS = 1000
 F_RULES = {"oltr2020": "2020 rule (released code)", "oltr2019": "2019 rule (paper)"}
 
 
@@ -105,14 +106,14 @@ def _classes(data: Data) -> Made | None:
     total = len(data["methods"])
     figure = Figure(figsize=(WIDTH, 4.1 + 0.2 * ((total - 1) // 3)), layout="constrained")
     top, main = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
-    x = np.arange(len(order))
-    top.fill_between(x, np.maximum(counts, 0.8), 0.8, step="mid", color=GREY, alpha=0.35, lw=0)
-    top.step(x, np.maximum(counts, 0.8), where="mid", color=GREY, lw=1)
+    width = -(-len(order) // MAX_DOTS)
+    x, level = _binned(counts.astype(float), 1 if len(order) <= MAX_STEPS else width)
+    top.fill_between(x, np.maximum(level, 0.8), 0.8, step="mid", color=GREY, alpha=0.35, lw=0)
+    top.step(x, np.maximum(level, 0.8), where="mid", color=GREY, lw=1)
     top.set_yscale("log")
     top.yaxis.set_major_formatter("{x:g}")
     top.yaxis.set_minor_formatter(NullFormatter())
     top.set_ylabel("training\nimages")
-    width = -(-len(order) // MAX_DOTS)
     for i, (method, style) in enumerate(_styles(data)):
         raw = method["summary"]["closed"]["per_class"]
         accuracy = np.array([np.nan if v is None else v for v in raw], dtype=float)[order]
