@@ -40,6 +40,7 @@ def test_a_run_leaves_model_checkpoints_and_logs(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
         "best.safetensors",
+        "best_stage1.safetensors",
         "last.safetensors",
         "log.csv",
         "model.safetensors",

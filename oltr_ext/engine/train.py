@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -48,8 +47,6 @@ from oltr_ext.models import OLTRModel
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
 
-BEST = "best.safetensors"
-
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last checkpoint is good, and the message says what happened."""
@@ -81,8 +78,8 @@ def train(
     and `out` is on a file system that all of them see. Another number of them may go on with a run.
 
     Args:
-        out: folder of the run: `model.safetensors` (the result), `last`, `previous` and `best`
-            checkpoints, `log.csv`, `tensorboard/`.
+        out: folder of the run: `model.safetensors` (the result), `last`, `previous`, `best` and
+            `best_stage1` checkpoints, `log.csv`, `tensorboard/`.
         resume: False starts afresh and removes what an earlier run left in `out`.
         stage1: a finished run of stage 1 alone (``stage2: null``), otherwise configured as this
             one. Stage 2 starts from it, to the same bits as if this run had trained it.
@@ -98,7 +95,7 @@ def train(
     """
     out = Path(out)
     if not resume and distributed.lead():
-        _clear(out)
+        checkpoint.clear(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -138,9 +135,22 @@ class _Run:
                 if self.state.stage == len(self.stages):
                     return self.finish()
                 if self.config.select == "best":
-                    best = checkpoint.load(self.out / BEST)[0]
-                    self.model.load_state_dict(checkpoint.under("model.", best))
+                    self.model.load_state_dict(checkpoint.under("model.", self.stage_1_best()))
                 self.enter_stage(self.state.stage + 1)
+
+    @property
+    def best(self) -> Path:
+        """Where the best epoch of this stage is kept."""
+        final = self.state.stage == len(self.stages)
+        return self.out / (checkpoint.BEST if final else checkpoint.STAGE_1_BEST)
+
+    def stage_1_best(self) -> dict[str, Tensor]:
+        """Its tensors; those of a run from before it had a file of its own, too."""
+        path = self.best if self.best.exists() else self.out / checkpoint.BEST
+        tensors, header = checkpoint.load(path)
+        if header["state"]["stage"] != 1:
+            raise OtherRunError(f"{path} holds stage 2, written over the best epoch of stage 1")
+        return tensors
 
     def open_logs(self) -> AbstractContextManager[Logs | None]:
         if not distributed.lead():
@@ -282,7 +292,7 @@ class _Run:
         loss = self.log(steps, row)
         if row["val_overall"] > self.state.best:
             self.state.best = row["val_overall"]
-            self.save(threshold=threshold, path=self.out / BEST)
+            self.save(threshold=threshold, path=self.best)
         self.save(threshold=threshold)
         self.tell_bad_images()
         distributed.barrier()  # the files are there for all
@@ -375,8 +385,8 @@ class _Run:
     def finish(self) -> Path:
         """The chosen epoch's weights and threshold alone: what `eval` and `predict` read."""
         if distributed.lead():
-            source = BEST if self.config.select == "best" else checkpoint.LAST
-            tensors, header = checkpoint.load(self.out / source)
+            source = self.best if self.config.select == "best" else self.out / checkpoint.LAST
+            tensors, header = checkpoint.load(source)
             weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
             checkpoint.save(self.out / MODEL, weights, header)
         distributed.barrier()
@@ -389,11 +399,3 @@ def seed_everything(seed: int, stage: int) -> None:
     random.seed(word)
     np.random.seed(word & 0xFFFFFFFF)
     torch.manual_seed(word >> 1)
-
-
-def _clear(out: Path) -> None:
-    """Remove a run's own files, and nothing else that may lie in its folder."""
-    for pattern in ("*.safetensors", "*.safetensors.damaged", ".*.safetensors.tmp", "log.csv"):
-        for file in out.glob(pattern):
-            file.unlink()
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)
