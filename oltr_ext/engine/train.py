@@ -12,7 +12,6 @@ that dropout draws other masks.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -35,8 +33,15 @@ from oltr_ext.engine.build import (
     build_sampler,
     lr_factor,
     model_shape,
+    seed_everything,
 )
-from oltr_ext.engine.checks import AFTER_STAGE_1, OtherRunError, check_batches, check_same_run
+from oltr_ext.engine.checks import (
+    AFTER_STAGE_1,
+    OtherRunError,
+    check_batches,
+    check_last_stage,
+    check_same_run,
+)
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
@@ -127,6 +132,7 @@ class _Run:
             self.start_from(Path(stage1))
         else:
             self.enter_stage(1)
+            check_last_stage(config, splits, self.model)
 
     def go(self) -> Path:
         with self.open_logs() as self.logs:
@@ -182,6 +188,7 @@ class _Run:
             raise ValueError(error.args[0]) from None
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
         self.model.load_state_dict(checkpoint.under("model.", tensors))
+        check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"])
         self.enter_stage(2)
         self.say(f"stage 1 taken from {run}")
@@ -391,11 +398,3 @@ class _Run:
             checkpoint.save(self.out / MODEL, weights, header)
         distributed.barrier()
         return self.out / MODEL
-
-
-def seed_everything(seed: int, stage: int) -> None:
-    """Seed Python, NumPy and torch for the start of a stage."""
-    word = int(mix(seed, stage, 7))
-    random.seed(word)
-    np.random.seed(word & 0xFFFFFFFF)
-    torch.manual_seed(word >> 1)
