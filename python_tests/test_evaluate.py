@@ -17,7 +17,7 @@ from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
-from oltr_ext.metrics import open_scores
+from oltr_ext.metrics import evaluate_answers, open_scores
 from oltr_ext.nn import LinearHead, OLTRHead
 
 
@@ -42,7 +42,7 @@ def test_threshold_is_calibrated_stored_and_used(run, name):
     features = torch.cat([x for x, _ in stream(trained.model, splits.val, torch.device("cpu"))])
     label, confidence = trained.model.head.predict(features)
     assert (label >= 0).float().mean() >= 0.95
-    above = confidence.double() > stored["value"]
+    above = confidence > stored["value"]
     assert above.float().mean() < 0.95
     # predict answers by that threshold
     paths = [run / p for p in splits.test.paths + splits.open_test.paths]
@@ -110,12 +110,27 @@ def test_answers_are_those_of_the_head_and_of_its_logits(head):
     seen = Outputs.join(parts)
     assert np.array_equal(seen.pred, out.logits.argmax(1)) and np.array_equal(seen.target, target)
     scores = open_scores(out.logits, out.distance)
-    assert seen.scores.keys() == seen.confidence.keys() == scores.keys()
+    assert seen.scores.keys() == scores.keys()
     for name, score in scores.items():
         np.testing.assert_allclose(seen.scores[name], score, rtol=1e-6)
         head.set_threshold(0.0, name)
-        np.testing.assert_allclose(seen.confidence[name], head.predict(features)[1], rtol=1e-6)
-        assert seen.scores[name].dtype == np.float64 and seen.confidence[name].dtype == np.float32
+        np.testing.assert_allclose(seen.scores[name], head.predict(features)[1], rtol=1e-6)
+        assert seen.scores[name].dtype == np.float64
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_predict_and_metrics_agree_where_softmax_is_one_in_float32(score):
+    head = LinearHead(8, 3)
+    known, strangers = rows(40, 0), rows(0, 20)
+    with torch.no_grad():
+        head.linear.weight[0] += 6  # 1 - max softmax is about 1e-10
+    seen, opened = answers(head, *known), answers(head, *strangers)
+    calibrate(head, seen, opened, OpenSet(score=score, value=0.9))
+    point = evaluate_answers(
+        seen.pred, seen.scores, seen.target, [1, 1, 1], thresholds={score: float(head.threshold)}
+    )["scores"][score]["operating_points"]["calibrated"]
+    assert (head.predict(known[0])[0] >= 0).sum() == 36
+    assert point["known_accepted"] == 0.9
 
 
 def test_scores_of_distance_need_a_memory_and_rules_need_strangers():

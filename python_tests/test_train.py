@@ -264,12 +264,12 @@ FITTED = {"lr": {"feature": 0, "classifier": 0.1}, "epochs": 1, "batch_size": 8}
         ({"stage2": {"freeze": ["trunk"]}}, r"stage2: OLTRModel\.freeze: no part named 'trunk'"),
         ({"stage2": {"kind": "fslwf", **FITTED, "base_shots": 99}}, "stage2: .* 99 images, got no"),
         ({"open_set": {"rule": "f_measure"}, "data": {"open_val": None}}, "open validation images"),
-        ({"open_set": {"score": "openmax"}}, r"open_set\.score: .* probability of unknown"),
+        ({"open_set": {"score": "openmax"}}, r"open_set\.score: OLTRHead has no score openmax"),
         (
             {"stage2": {"kind": "ncm"}, "open_set": {"score": "reachability"}},
-            r"open_set\.score: .* needs a head with a memory",
+            r"open_set\.score: LinearHead has no score reachability",
         ),
-        ({"stage2": None, "open_set": {"score": "nearest_distance"}}, "needs a head with a memory"),
+        ({"stage2": None, "open_set": {"score": "nearest_distance"}}, "LinearHead has no score"),
     ],
 )
 def test_what_stage_2_lacks_is_told_before_stage_1(data, tmp_path, monkeypatch, changes, message):
