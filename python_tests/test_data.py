@@ -89,6 +89,14 @@ def test_truncated_image_is_named(folder):
         images[1]
 
 
+def test_an_image_too_large_to_be_decoded_is_an_unreadable_one(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # twice as many are an error to PIL
+    images = ImageList(folder / "train.txt", folder, imagenet_test())
+    with pytest.raises(ValueError, match=r"train.txt:1: cannot read image .* decompression bomb"):
+        images[0]
+    assert ImageList(folder / "train.txt", folder, imagenet_test(), max_bad=1)[0][1] == UNREADABLE
+
+
 @pytest.fixture
 def icons():
     rng = np.random.default_rng(1)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import config, write_data
 
 from oltr_ext.engine import checkpoint
@@ -157,6 +158,12 @@ def test_auto_takes_the_score_that_tells_validation_strangers_best():
     for name in ("max_softmax", "max_logit", "energy"):  # whatever the logits say
         opened.scores[name][:] = seen.scores[name].max()
     assert calibrate(head, seen, opened, OpenSet())["score"] in ("nearest_distance", "reachability")
+
+
+def test_an_image_too_large_to_be_decoded_is_named(run, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"cannot read image .*test_0_0.png: .* bomb"):
+        predict_images(load_trained(run / "oltr", device="cpu"), [run / "test_0_0.png"])
 
 
 def test_errors_name_the_file(run, tmp_path):

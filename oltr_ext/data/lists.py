@@ -15,10 +15,13 @@ from torch.utils.data import Dataset, default_collate
 
 from oltr_ext.data.samplers import mix
 
-__all__ = ["UNREADABLE", "ImageList", "ListLine", "read_list"]
+__all__ = ["DECODE_ERRORS", "UNREADABLE", "ImageList", "ListLine", "read_list"]
 
 UNREADABLE = -2
 """Label in a batch of an image that stands for none."""
+
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+"""What PIL raises on files that are damaged, or no images, or too large."""
 
 
 class ListLine(NamedTuple):
@@ -123,7 +126,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except DECODE_ERRORS as error:
             raise ValueError(
                 f"{self.file}:{self.lines[index]}: cannot read image {path}: {error}"
             ) from None

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from oltr_ext.data import PUBLISHED, ListLine, Published, read_list
+from oltr_ext.data import DECODE_ERRORS, PUBLISHED, ListLine, Published, read_list
 from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
@@ -221,7 +221,7 @@ def _why_not(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         return " ".join(str(error).split()).replace(f" {str(path)!r}", "")
     return None
 

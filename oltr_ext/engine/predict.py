@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from oltr_ext.data import icon_image, imagenet_test
+from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
@@ -198,7 +198,7 @@ def _tensor(data: IconsData | PackData | ListData | EmbeddingsData, path: Path) 
                 return icon_tensor(torch.from_numpy(icon_image(image))[None])
             assert isinstance(data, ListData)
             return imagenet_test(data.image_size)(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"cannot read image {path}: {' '.join(str(error).split())}") from None
 
 
