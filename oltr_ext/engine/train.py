@@ -45,7 +45,7 @@ from oltr_ext.engine.checks import (
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
-from oltr_ext.engine.predict import MODEL
+from oltr_ext.engine.predict import MODEL, read_model
 from oltr_ext.engine.schema import Config, Stage
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
@@ -86,8 +86,8 @@ def train(
         out: folder of the run: `model.safetensors` (the result), `last`, `previous`, `best` and
             `best_stage1` checkpoints, `log.csv`, `tensorboard/`.
         resume: False starts afresh and removes what an earlier run left in `out`.
-        stage1: a finished run of stage 1 alone (``stage2: null``), otherwise configured as this
-            one. Stage 2 starts from it, to the same bits as if this run had trained it.
+        stage1: folder or model of a finished run of stage 1 alone (``stage2: null``), otherwise
+            configured as this one. Stage 2 starts from it, as if this run had trained it.
         say: gets a line of text now and then.
 
     Returns:
@@ -179,11 +179,11 @@ class _Run:
         """Enter stage 2 from another run's stage 1."""
         if self.config.stage2 is None:
             raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
-        tensors, header = checkpoint.load(run / MODEL)
+        path, tensors, header = read_model(run)
         if header["config"]["stage2"] is not None:
-            raise ValueError(f"{run} holds the model of a stage 2; its stage 1 is overwritten")
+            raise ValueError(f"{path} holds the model of a stage 2; its stage 1 is overwritten")
         try:
-            check_same_run(run, header, self.config, self.splits, free=AFTER_STAGE_1)
+            check_same_run(path, header, self.config, self.splits, free=AFTER_STAGE_1)
         except OtherRunError as error:
             raise ValueError(error.args[0]) from None
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
@@ -191,7 +191,7 @@ class _Run:
         check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"])
         self.enter_stage(2)
-        self.say(f"stage 1 taken from {run}")
+        self.say(f"stage 1 taken from {path}")
 
     def take(self, model: OLTRModel) -> None:
         if distributed.world() > 1:
