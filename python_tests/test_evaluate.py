@@ -14,7 +14,7 @@ from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream
-from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.predict import load_trained, nearest_classes, predict_images
 from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
@@ -158,6 +158,18 @@ def test_auto_takes_the_score_that_tells_validation_strangers_best():
     for name in ("max_softmax", "max_logit", "energy"):  # whatever the logits say
         opened.scores[name][:] = seen.scores[name].max()
     assert calibrate(head, seen, opened, OpenSet())["score"] in ("nearest_distance", "reachability")
+
+
+def test_the_nearest_class_is_told_from_one_as_near(run):
+    """Far from the origin, where the products of a quick distance cancel."""
+    trained = load_trained(run / "oltr", device="cpu")
+    centroids = trained.model.head.memory.centroids
+    steps = torch.tensor([0.03, 0.01, 0.02, 0.04])
+    with torch.no_grad():
+        centroids.fill_(100.0)[:, 0] += steps
+    order, value = nearest_classes(trained, torch.full((32, 256), 100.0), torch.zeros(32, 4), 3)
+    assert order == [[1, 2, 0]] * 32
+    np.testing.assert_allclose(value, [[0.01, 0.02, 0.03]] * 32, rtol=1e-3)
 
 
 def test_an_image_too_large_to_be_decoded_is_named(run, monkeypatch):

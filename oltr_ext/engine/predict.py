@@ -216,7 +216,7 @@ def _embedder_of(trained: Trained) -> Embedder | None:
     checkpoint, device = trained.source["checkpoint"], str(trained.device)
     maker = None if checkpoint is None else load_trained(checkpoint, device=device)
     embedder = load_embedder(config, maker, device=device)
-    if embedder.source != trained.source:
+    if embedder.source["weights_sha256"] != trained.source["weights_sha256"]:
         raise ValueError(
             f"{checkpoint or config.model.backbone} holds other weights than "
             f"those that made the embeddings of {trained.path}"
@@ -265,7 +265,10 @@ def nearest_classes(
     count = min(count, len(trained.class_names))
     head = trained.model.head
     if isinstance(head, OLTRHead):
-        distance = torch.cdist(features, head.memory.centroids)
+        # by differences: close to a centroid, the products of the default cancel
+        distance = torch.cdist(
+            features, head.memory.centroids, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         value, order = distance.topk(count, dim=1, largest=False)
     else:
         value, order = logits.softmax(dim=1).topk(count, dim=1)
