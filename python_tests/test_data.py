@@ -14,6 +14,7 @@ from oltr_ext.data import (
     icon_image,
     imagenet_test,
     imagenet_train,
+    read_names,
 )
 from oltr_ext.data.lists import UNREADABLE
 
@@ -76,6 +77,20 @@ def test_missing_things_are_named(folder):
     (folder / "train.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"train.txt lists no images"):
         ImageList(folder / "train.txt", folder, imagenet_test())
+
+
+def test_class_names(tmp_path):
+    file = tmp_path / "names.txt"
+    with pytest.raises(FileNotFoundError, match=r"class_names: no file .*names.txt"):
+        read_names(file)
+    file.write_bytes("\ufeffcr\u00eape\r\n\nred fox\n".encode())  # with a BOM
+    assert read_names(file) == ["cr\u00eape", "red fox"]
+    file.write_bytes("cr\u00eape\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names.txt is not UTF-8 text"):
+        read_names(file)
+    file.write_text("crane\nowl\ncrane\nowl\nfox\n")
+    with pytest.raises(ValueError, match=r"names.txt gives several classes the name crane, owl$"):
+        read_names(file)
 
 
 def test_truncated_image_is_named(folder):
