@@ -20,7 +20,7 @@ from oltr_ext.engine.config import make_config
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, TrainingError, _Run, train
-from oltr_ext.models import OLTRModel
+from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import prior_share
 
 
@@ -141,6 +141,20 @@ def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "one")
     with pytest.raises(ValueError, match="no checkpoint"):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
+
+
+def test_published_weights_are_loaded_for_stage_1_alone(data, tmp_path, monkeypatch):
+    calls = []
+
+    def record(*names, load=True, **options):
+        calls.append(load)
+        return build_backbone(*names, load=load, **options)
+
+    monkeypatch.setattr("oltr_ext.engine.build.build_backbone", record)
+    train(make_config({**config(data), "stage2": None}), tmp_path / "one")
+    assert calls == [True]
+    train(make_config(config(data)), tmp_path / "two", stage1=tmp_path / "one")
+    assert calls[0] and not any(calls[1:])
 
 
 def test_generators_resume_too(data, tmp_path, monkeypatch):

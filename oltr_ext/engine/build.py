@@ -85,7 +85,8 @@ def build_model(
     backbone = build_backbone(
         config.model.backbone,
         in_channels=shape["channels"],
-        weights=config.model.weights if weights else None,
+        weights=config.model.weights,
+        load=weights,
     )
     width = int(backbone.feature_dim)  # type: ignore[arg-type]
     attention = None

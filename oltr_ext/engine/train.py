@@ -167,7 +167,8 @@ class _Run:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
         seed_everything(self.config.seed, number)
         with distributed.lead_first():  # it fetches published weights, once
-            model = build_model(self.config, number, self.splits).to(self.device)
+            model = build_model(self.config, number, self.splits, weights=number == 1)
+        model.to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
             hand_over(self.model, model, self.config.stage2, self.splits, self.device)
@@ -368,8 +369,7 @@ class _Run:
         self.state = State(**header["state"])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(checkpoint.under("model.", tensors))
-        model.to(self.device)
-        self.take(model)
+        self.take(model.to(self.device))
         momentum = checkpoint.under("momentum.", tensors)
         for name, parameter in model.named_parameters():
             if name in momentum:
