@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test
+from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
@@ -230,7 +231,9 @@ def _tensor(data: IconsData | PackData | ListData | EmbeddingsData, path: Path) 
     try:
         with Image.open(path) as image:
             if isinstance(data, IconsData | PackData):
-                return icon_tensor(torch.from_numpy(icon_image(image))[None])
+                # a pack of one's own is trained on as it is, whatever its ground
+                made = isinstance(data, IconsData) or data.name in MADE_BY
+                return icon_tensor(torch.from_numpy(icon_image(image, invert=made))[None])
             assert isinstance(data, ListData)
             return imagenet_test(data.image_size)(image.convert("RGB"))
     except DECODE_ERRORS as error:
