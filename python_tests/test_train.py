@@ -191,6 +191,17 @@ def test_another_run_is_never_overwritten_unasked(data, finished, tmp_path):
     assert train(make_config({**config(data), "checkpoint_every": 5}), finished).exists()
 
 
+def test_a_run_of_other_classes_is_told_by_the_first(data, tmp_path):
+    names = tmp_path / "names.txt"
+    values = {**config(data), "stage2": None}
+    values["data"] = {**values["data"], "class_names": str(names)}
+    names.write_text("a\nb\nc\nd\n")
+    train(make_config(values), tmp_path / "run")
+    names.write_text("a\nc\nb\nd\n")
+    with pytest.raises(OtherRunError, match=r"run holds a run whose class 1 is 'b', not 'c'; "):
+        train(make_config(values), tmp_path / "run")
+
+
 def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     train(make_config({**config(data), "seed": 5, "stage2": None}), tmp_path)

@@ -104,6 +104,10 @@ def check_same_run(
             )
     if header["shape"] != model_shape(splits):
         raise OtherRunError(f"{out} holds a run on other training data")
+    names = zip(header["class_names"], splits.class_names, strict=True)
+    for label, (there, here) in enumerate(names):
+        if there != here:
+            raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
