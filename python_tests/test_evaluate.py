@@ -13,7 +13,7 @@ from tiny import config, write_data
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.config import make_config
-from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream
+from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream, validate
 from oltr_ext.engine.predict import load_trained, nearest_classes, predict_images
 from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import load_splits
@@ -148,6 +148,11 @@ def test_scores_of_distance_need_a_memory_and_rules_need_strangers():
     assert calibrate(linear, seen, None, OpenSet())["score"] == "max_softmax"
     with pytest.raises(ValueError, match=r"open_set\.rule: balanced needs open validation images"):
         calibrate(linear, seen, None, OpenSet(rule="balanced"))
+
+
+def test_validation_of_open_images_alone_is_an_error():
+    with pytest.raises(ValueError, match="val: none of the images of known classes can be read"):
+        validate(answers(LinearHead(8, 3), *rows(0, 5)), None, np.ones(3, np.int64), "oltr")
 
 
 def test_auto_takes_the_score_that_tells_validation_strangers_best():

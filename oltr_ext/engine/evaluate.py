@@ -117,7 +117,13 @@ def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: 
 def validate(
     seen: Outputs, opened: Outputs | None, train_counts: NDArray[np.int64], shots: Any
 ) -> dict[str, float]:
-    """The numbers a training log shows: closed accuracies, and AUROC of max softmax."""
+    """The numbers a training log shows: closed accuracies, and AUROC of max softmax.
+
+    Raises:
+        ValueError: no image of a known class.
+    """
+    if (seen.target < 0).all():
+        raise ValueError("val: none of the images of known classes can be read")
     shot = shot_accuracy(seen.pred, seen.target, train_counts, shots)
     row = {f"val_{k}": float(shot[k]) for k in ("overall", "many", "medium", "few")}
     if opened is not None:
