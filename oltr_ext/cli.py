@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +21,13 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (usage errors exit from argparse with 2)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack the letters of a class name
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:
-        print("\noltr: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"\noltr: {_interrupted(args)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -36,10 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    # an error from a loader process carries its whole traceback; its last line is the message
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = (lines or [type(error).__name__])[-1]
-    return text.partition("Error: ")[2] if text.split(": ")[0].endswith("Error") else text
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:  # of a loader process, with the message at its end
+        text = (re.findall(r"^[\w.]+Error: (.+)", text, re.MULTILINE) or text.splitlines())[-1]
+    return text.splitlines()[0]
+
+
+def _interrupted(args: argparse.Namespace) -> str:
+    if args.run not in (_demo, _train, _embed):
+        return "interrupted"
+    again = "the same command"
+    if getattr(args, "fresh", False):
+        again += " without --fresh"
+    return f"interrupted; {again} goes on from here"
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -65,7 +78,7 @@ def _train(args: argparse.Namespace) -> int:
         config = load_config(args.config, args.set, method=args.method)
         name = "_".join(filter(None, (Path(args.config).stem, args.method)))
         out = args.out or Path("runs") / name
-        path = train(config, out, resume=args.resume, stage1=args.stage1, say=_say)
+        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=_say)
         if distributed.lead():
             print(f"model  {path}")
     return 0
@@ -93,14 +106,18 @@ def _predict(args: argparse.Namespace) -> int:
     from oltr_ext.engine.predict import load_trained, predict_images
 
     trained = load_trained(args.checkpoint, device=args.device)
-    for found in predict_images(trained, args.images, nearest=args.nearest):
+    bad: list[Exception] = []
+    on_error = None if args.debug else bad.append
+    for found in predict_images(trained, args.images, nearest=args.nearest, on_error=on_error):
         if args.json:
             print(json.dumps(dataclasses.asdict(found)))
             continue
         near = ", ".join(f"{name} {value:.3g}" for name, value in found.nearest)
         label = found.label or "unknown"
         print(f"{found.path}: {label}  {found.score} {found.confidence:.3g}  nearest: {near}")
-    return 0
+    for error in bad:
+        print(f"oltr: {_one_line(error)}", file=sys.stderr)
+    return 1 if bad else 0
 
 
 def _data_check(args: argparse.Namespace) -> int:
@@ -214,16 +231,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
     sub.add_argument("--out", type=Path, help="folder of the run; default: runs/CONFIG_METHOD")
     sub.add_argument(
-        "--stage1", type=Path, metavar="RUN", help="take stage 1 from a finished run of it alone"
+        "--stage1",
+        type=Path,
+        metavar="RUN",
+        help="take stage 1 from a finished run of it alone: its folder or model",
     )
     _add_set(sub)
     again = sub.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", default=True, help="go on with the run in --out (default)"
     )
-    again.add_argument(
-        "--fresh", dest="resume", action="store_false", help="start again, removing the old run"
-    )
+    again.add_argument("--fresh", action="store_true", help="start again, removing the old run")
 
     sub = command(
         "eval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -65,6 +66,8 @@ def test_eval_finds_data_that_has_moved(folder, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["closed"] == there["closed"]
     assert main(["eval", str(folder / "runs/tiny"), "--set", "data.test=none.txt"]) == 1
     assert capsys.readouterr().err == "oltr: ImageList: no list file none.txt\n"
+    assert main(["eval", str(folder / "runs/tiny"), "--set", "device=nonsense"]) == 1
+    assert "--set device=nonsense: " in capsys.readouterr().err
 
 
 def test_predict_says_label_or_unknown(folder, capsys):
@@ -79,6 +82,83 @@ def test_predict_says_label_or_unknown(folder, capsys):
     assert main(command) == 0
     for line, answer in zip(capsys.readouterr().out.splitlines(), answers, strict=True):
         assert line.startswith(f"{answer['path']}: {answer['label'] or 'unknown'}  ")
+
+
+def test_predict_answers_for_the_images_that_can_be_read(folder, capsys, tmp_path):
+    good = [str(folder / "data" / f"test_{c}_0.png") for c in (0, 1, 0)]
+    (tmp_path / "bad.png").write_text("no image")
+    command = ["predict", str(folder / "runs/tiny"), good[0], str(tmp_path / "bad.png"), *good[1:]]
+    assert main([*command, str(tmp_path / "none.png")]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines()] == good
+    bad, none = err.splitlines()
+    assert bad.startswith(f"oltr: cannot read image {tmp_path}/bad.png: ")
+    assert none == f"oltr: no image {tmp_path}/none.png"
+    with pytest.raises(ValueError, match="cannot read image"):
+        main([*command, "--debug"])
+
+
+def test_names_that_the_terminal_has_no_letters_for(folder, monkeypatch, tmp_path):
+    image = tmp_path / "\u732b.png"
+    image.write_bytes((folder / "data" / "test_0_0.png").read_bytes())
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    assert main(["predict", str(folder / "runs/tiny"), str(image)]) == 0
+    sys.stdout.flush()
+    assert rb"\u732b.png: " in written.getvalue()
+
+
+def test_stage_1_is_a_folder_or_its_model(folder, capsys, tmp_path):
+    command = ["train", str(folder / "tiny.yaml"), "--out"]
+    assert main([*command, str(tmp_path / "one"), "--set", "stage2=null"]) == 0
+    model = str(tmp_path / "one" / "model.safetensors")
+    assert main([*command, str(tmp_path / "two"), "--stage1", model]) == 0
+    assert f"stage 1 taken from {model}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`.\n"), None),
+        (
+            ValueError(
+                "Caught ValueError in DataLoader worker process 0.\n"
+                "Original Traceback (most recent call last):\n"
+                '  File "x.py", line 1, in f\n    raise\nValueError: no image: x\nof y\n'
+            ),
+            "no image: x",
+        ),
+        (OSError(), "OSError"),
+    ],
+)
+def test_the_line_of_an_error_says_what_happened(error, line, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("oltr_ext.cli._methods", fail)
+    assert main(["methods"]) == 1
+    assert capsys.readouterr().err == f"oltr: {line or 'CUDA error: out of memory'}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        ("_train", ["train", "icons"], "interrupted; the same command goes on from here"),
+        (
+            "_train",
+            ["train", "icons", "--fresh"],
+            "interrupted; the same command without --fresh goes on from here",
+        ),
+        ("_methods", ["methods"], "interrupted"),
+    ],
+)
+def test_an_interrupt_says_what_goes_on(command, words, told, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"oltr_ext.cli.{command}", interrupt)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"\noltr: {told}\n"
 
 
 @pytest.mark.parametrize(

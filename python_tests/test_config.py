@@ -12,6 +12,8 @@ SMALL = {
     "stage1": {"epochs": 1, "lr": {"feature": 0.1, "classifier": 0.1}},
 }
 
+OFFICIAL = "{compat: official, epochs: 1, lr: {feature: 1, classifier: 1}}"
+
 
 @pytest.mark.parametrize("name", config_names())
 def test_packaged_configurations_load_with_every_method(name):
@@ -50,6 +52,8 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["stage1.loss.kind=hinge"], "stage1.loss: .*'cross_entropy', 'focal', 'lifted', 'range'"),
         (["stage2.kind=crt"], r"stage2.epochs: this key is required"),
         (["stage2={kind: ncm, epochs: 3}"], "stage2.epochs: input should be 0, got 3"),
+        ([f"stage2={OFFICIAL}", "stage2.accumulate=2"], "stage2: .*official needs accumulate = 1"),
+        ([f"stage2={OFFICIAL}", "amp=fp16"], "stage2: .*official needs amp = off or bf16"),
         (["stage2.kind=svm"], "stage2: .*'svm'.*'memory', 'crt', 'lws', 'fslwf', 'tau_norm'"),
     ],
 )

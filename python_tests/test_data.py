@@ -14,6 +14,7 @@ from oltr_ext.data import (
     icon_image,
     imagenet_test,
     imagenet_train,
+    read_names,
 )
 from oltr_ext.data.lists import UNREADABLE
 
@@ -78,6 +79,20 @@ def test_missing_things_are_named(folder):
         ImageList(folder / "train.txt", folder, imagenet_test())
 
 
+def test_class_names(tmp_path):
+    file = tmp_path / "names.txt"
+    with pytest.raises(FileNotFoundError, match=r"class_names: no file .*names.txt"):
+        read_names(file)
+    file.write_bytes("\ufeffcr\u00eape\r\n\nred fox\n".encode())  # with a BOM
+    assert read_names(file) == ["cr\u00eape", "red fox"]
+    file.write_bytes("cr\u00eape\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names.txt is not UTF-8 text"):
+        read_names(file)
+    file.write_text("crane\nowl\ncrane\nowl\nfox\n")
+    with pytest.raises(ValueError, match=r"names.txt gives several classes the name crane, owl$"):
+        read_names(file)
+
+
 def test_truncated_image_is_named(folder):
     path = folder / "a b" / "1.png"
     path.write_bytes(path.read_bytes()[:900])
@@ -87,6 +102,14 @@ def test_truncated_image_is_named(folder):
     path.write_text("no image at all")
     with pytest.raises(ValueError, match=r"cannot read image .*1.png"):
         images[1]
+
+
+def test_an_image_too_large_to_be_decoded_is_an_unreadable_one(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # twice as many are an error to PIL
+    images = ImageList(folder / "train.txt", folder, imagenet_test())
+    with pytest.raises(ValueError, match=r"train.txt:1: cannot read image .* decompression bomb"):
+        images[0]
+    assert ImageList(folder / "train.txt", folder, imagenet_test(), max_bad=1)[0][1] == UNREADABLE
 
 
 @pytest.fixture

@@ -7,17 +7,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import config, write_data
 
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.config import make_config
-from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream
-from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream, validate
+from oltr_ext.engine.predict import load_trained, nearest_classes, predict_images
 from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
-from oltr_ext.metrics import open_scores
+from oltr_ext.metrics import evaluate_answers, open_scores
 from oltr_ext.nn import LinearHead, OLTRHead
 
 
@@ -42,7 +43,7 @@ def test_threshold_is_calibrated_stored_and_used(run, name):
     features = torch.cat([x for x, _ in stream(trained.model, splits.val, torch.device("cpu"))])
     label, confidence = trained.model.head.predict(features)
     assert (label >= 0).float().mean() >= 0.95
-    above = confidence.double() > stored["value"]
+    above = confidence > stored["value"]
     assert above.float().mean() < 0.95
     # predict answers by that threshold
     paths = [run / p for p in splits.test.paths + splits.open_test.paths]
@@ -110,12 +111,27 @@ def test_answers_are_those_of_the_head_and_of_its_logits(head):
     seen = Outputs.join(parts)
     assert np.array_equal(seen.pred, out.logits.argmax(1)) and np.array_equal(seen.target, target)
     scores = open_scores(out.logits, out.distance)
-    assert seen.scores.keys() == seen.confidence.keys() == scores.keys()
+    assert seen.scores.keys() == scores.keys()
     for name, score in scores.items():
         np.testing.assert_allclose(seen.scores[name], score, rtol=1e-6)
         head.set_threshold(0.0, name)
-        np.testing.assert_allclose(seen.confidence[name], head.predict(features)[1], rtol=1e-6)
-        assert seen.scores[name].dtype == np.float64 and seen.confidence[name].dtype == np.float32
+        np.testing.assert_allclose(seen.scores[name], head.predict(features)[1], rtol=1e-6)
+        assert seen.scores[name].dtype == np.float64
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "energy"])
+def test_predict_and_metrics_agree_where_softmax_is_one_in_float32(score):
+    head = LinearHead(8, 3)
+    known, strangers = rows(40, 0), rows(0, 20)
+    with torch.no_grad():
+        head.linear.weight[0] += 6  # 1 - max softmax is about 1e-10
+    seen, opened = answers(head, *known), answers(head, *strangers)
+    calibrate(head, seen, opened, OpenSet(score=score, value=0.9))
+    point = evaluate_answers(
+        seen.pred, seen.scores, seen.target, [1, 1, 1], thresholds={score: float(head.threshold)}
+    )["scores"][score]["operating_points"]["calibrated"]
+    assert (head.predict(known[0])[0] >= 0).sum() == 36
+    assert point["known_accepted"] == 0.9
 
 
 def test_scores_of_distance_need_a_memory_and_rules_need_strangers():
@@ -134,6 +150,11 @@ def test_scores_of_distance_need_a_memory_and_rules_need_strangers():
         calibrate(linear, seen, None, OpenSet(rule="balanced"))
 
 
+def test_validation_of_open_images_alone_is_an_error():
+    with pytest.raises(ValueError, match="val: none of the images of known classes can be read"):
+        validate(answers(LinearHead(8, 3), *rows(0, 5)), None, np.ones(3, np.int64), "oltr")
+
+
 def test_auto_takes_the_score_that_tells_validation_strangers_best():
     head = OLTRHead(8, 3)
     known, (far, none) = rows(30, 0), rows(0, 20)
@@ -142,6 +163,24 @@ def test_auto_takes_the_score_that_tells_validation_strangers_best():
     for name in ("max_softmax", "max_logit", "energy"):  # whatever the logits say
         opened.scores[name][:] = seen.scores[name].max()
     assert calibrate(head, seen, opened, OpenSet())["score"] in ("nearest_distance", "reachability")
+
+
+def test_the_nearest_class_is_told_from_one_as_near(run):
+    """Far from the origin, where the products of a quick distance cancel."""
+    trained = load_trained(run / "oltr", device="cpu")
+    centroids = trained.model.head.memory.centroids
+    steps = torch.tensor([0.03, 0.01, 0.02, 0.04])
+    with torch.no_grad():
+        centroids.fill_(100.0)[:, 0] += steps
+    order, value = nearest_classes(trained, torch.full((32, 256), 100.0), torch.zeros(32, 4), 3)
+    assert order == [[1, 2, 0]] * 32
+    np.testing.assert_allclose(value, [[0.01, 0.02, 0.03]] * 32, rtol=1e-3)
+
+
+def test_an_image_too_large_to_be_decoded_is_named(run, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"cannot read image .*test_0_0.png: .* bomb"):
+        predict_images(load_trained(run / "oltr", device="cpu"), [run / "test_0_0.png"])
 
 
 def test_errors_name_the_file(run, tmp_path):

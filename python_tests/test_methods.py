@@ -19,7 +19,7 @@ from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.methods import DEMO, METHODS, apply_method
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.splits import load_splits
-from oltr_ext.engine.train import train
+from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.nn import FocalLoss, LiftedStructureLoss, RangeLoss, class_directions
 
 TRAINED = {
@@ -243,7 +243,8 @@ def test_interrupted_it_ends_with_the_same_bits(
     same_run(runs / kind, tmp_path)
 
 
-def test_stopped_between_the_two_checkpoints_of_a_fitted_stage(data, runs, tmp_path, monkeypatch):
+def stop_before_last_of_stage_2(monkeypatch):
+    """Interrupt a run when stage 2 has written its `best` checkpoint and not yet `last`."""
     save_last = checkpoint.save_last
 
     def stop(folder, tensors, header):
@@ -251,13 +252,39 @@ def test_stopped_between_the_two_checkpoints_of_a_fitted_stage(data, runs, tmp_p
             raise KeyboardInterrupt
         save_last(folder, tensors, header)
 
+    monkeypatch.setattr(checkpoint, "save_last", stop)
+
+
+@pytest.mark.parametrize("kind", ["openmax", "logit_adjustment", "memory"])
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_stopped_between_the_two_checkpoints_of_stage_2(data, tmp_path, monkeypatch, kind, select):
+    values = {**config(data), "checkpoint_every": None} if kind == "memory" else None
+    run = make_config(values or settings(data, kind).model_dump(), [f"select={select}"])
     with monkeypatch.context() as inner:
-        inner.setattr(checkpoint, "save_last", stop)
+        stop_before_last_of_stage_2(inner)
         with pytest.raises(KeyboardInterrupt):
-            train(settings(data, "openmax"), tmp_path)
-    assert checkpoint.load(tmp_path / "best.safetensors")[1]["state"]["stage"] == 2
-    train(settings(data, "openmax"), tmp_path)
-    same_run(runs / "openmax", tmp_path)
+            train(run, tmp_path / "parts")
+    assert checkpoint.load(tmp_path / "parts" / "best.safetensors")[1]["state"]["stage"] == 2
+    train(run, tmp_path / "parts")
+    train(run, tmp_path / "whole")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_stage_1_of_a_run_with_one_best_file(data, tmp_path, monkeypatch):
+    """It goes on where that file still holds stage 1, and is refused where it does not."""
+    run = make_config(settings(data, "ncm").model_dump(), ["select=best"])
+    with monkeypatch.context() as inner:
+        stop_before_last_of_stage_2(inner)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, tmp_path / "old")
+    first = tmp_path / "old" / "best_stage1.safetensors"
+    moved = first.rename(tmp_path / "first.safetensors")
+    with pytest.raises(OtherRunError, match=r"best\.safetensors holds stage 2, .*--fresh"):
+        train(run, tmp_path / "old")
+    moved.rename(tmp_path / "old" / "best.safetensors")
+    train(run, tmp_path / "old")
+    train(run, tmp_path / "whole")
+    same_run(tmp_path / "whole", tmp_path / "old")
 
 
 def test_a_fitted_stage_is_a_row_of_the_log_and_not_made_twice(data, runs, monkeypatch):

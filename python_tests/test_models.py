@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torchvision.models import WeightsEnum, get_model
 
 from oltr_ext.models import OLTRModel, build_backbone, feature_layer
 from oltr_ext.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Renormalise
@@ -78,6 +79,22 @@ def test_images_get_the_mean_and_std_a_net_was_made_for():
     # the one torchvision classifier with another mean
     assert build_backbone("torchvision:efficientnet_v2_l").normalise.needed
     assert not build_backbone("torchvision:resnet18").normalise.needed
+
+
+def test_a_net_for_weights_that_are_not_loaded_is_that_of_the_weights(monkeypatch):
+    """The same module after the same draws, where torchvision makes another without weights."""
+    published = get_model("googlenet", weights=None, init_weights=False).state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: published)
+    torch.manual_seed(0)
+    loaded, after = build_backbone("torchvision:googlenet", weights="DEFAULT"), torch.rand(1)
+    monkeypatch.delattr(WeightsEnum, "get_state_dict")
+    torch.manual_seed(0)
+    empty = build_backbone("torchvision:googlenet", weights="DEFAULT", load=False)
+    assert torch.equal(torch.rand(1), after)
+    empty.load_state_dict(loaded.state_dict())
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(empty.eval()(images), loaded.eval()(images))
 
 
 def test_efficientnet_lite0_sees_pixels_as_it_was_trained_to():

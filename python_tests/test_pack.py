@@ -14,7 +14,8 @@ from oltr_ext.cli import main
 from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, load_pack, save_pack
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.config import load_config, make_config
-from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.predict import _tensor, load_trained, predict_images
+from oltr_ext.engine.schema import PackData
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 
@@ -210,6 +211,16 @@ def test_a_pack_trains_and_judges_and_predicts(tmp_path):
     Image.fromarray(tiny_pack().images[0]).save(tmp_path / "a.png")
     (answer,) = predict_images(trained, [tmp_path / "a.png"])
     assert answer.closed in "abcd"
+
+
+def test_an_image_is_inverted_for_the_packages_own_packs_alone(tmp_path):
+    """Others are trained on as they are, light ground or dark."""
+    grey = tiny_pack().images[0] // 2 + 128
+    Image.fromarray(grey).save(tmp_path / "light.png")
+    pixels = torch.from_numpy(grey)[None] / 255
+    for name in (*MADE_BY, str(tmp_path / "mine.npz")):
+        seen = _tensor(PackData(kind="pack", name=name), tmp_path / "light.png")
+        torch.testing.assert_close(seen, 1 - pixels if name in MADE_BY else pixels)
 
 
 @pytest.mark.parametrize("method", ["plain", "oltr", "oltr-plus"])

@@ -7,18 +7,20 @@ import multiprocessing
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import COUNTS, config, same_run, stop_after, write_data
 
+from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
-from oltr_ext.engine.train import OtherRunError, TrainingError, train
-from oltr_ext.models import OLTRModel
+from oltr_ext.engine.train import OtherRunError, TrainingError, _Run, train
+from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import prior_share
 
 
@@ -40,6 +42,7 @@ def test_a_run_leaves_model_checkpoints_and_logs(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
         "best.safetensors",
+        "best_stage1.safetensors",
         "last.safetensors",
         "log.csv",
         "model.safetensors",
@@ -140,6 +143,20 @@ def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
 
 
+def test_published_weights_are_loaded_for_stage_1_alone(data, tmp_path, monkeypatch):
+    calls = []
+
+    def record(*names, load=True, **options):
+        calls.append(load)
+        return build_backbone(*names, load=load, **options)
+
+    monkeypatch.setattr("oltr_ext.engine.build.build_backbone", record)
+    train(make_config({**config(data), "stage2": None}), tmp_path / "one")
+    assert calls == [True]
+    train(make_config(config(data)), tmp_path / "two", stage1=tmp_path / "one")
+    assert calls[0] and not any(calls[1:])
+
+
 def test_generators_resume_too(data, tmp_path, monkeypatch):
     features = OLTRModel.features
 
@@ -172,6 +189,17 @@ def test_another_run_is_never_overwritten_unasked(data, finished, tmp_path):
         train(make_config(values), finished)
     # what cannot change the result may change
     assert train(make_config({**config(data), "checkpoint_every": 5}), finished).exists()
+
+
+def test_a_run_of_other_classes_is_told_by_the_first(data, tmp_path):
+    names = tmp_path / "names.txt"
+    values = {**config(data), "stage2": None}
+    values["data"] = {**values["data"], "class_names": str(names)}
+    names.write_text("a\nb\nc\nd\n")
+    train(make_config(values), tmp_path / "run")
+    names.write_text("a\nc\nb\nd\n")
+    with pytest.raises(OtherRunError, match=r"run holds a run whose class 1 is 'b', not 'c'; "):
+        train(make_config(values), tmp_path / "run")
 
 
 def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
@@ -248,6 +276,57 @@ def test_errors_of_data_and_size(data, tmp_path):
         ValueError, match=r"val.txt:17: label 4 is out of range: there are 4 classes"
     ):
         load_splits(make_config(values).data)
+
+
+FITTED = {"lr": {"feature": 0, "classifier": 0.1}, "epochs": 1, "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage2": {"fc": 32}}, r"stage2\.fc: .* features have 256 numbers, and not 32"),
+        ({"stage2": {"fc": None}, "stage1": {"fc": 32}}, r"features have 32 numbers, and not 256"),
+        ({"stage2": {"freeze": ["trunk"]}}, r"stage2: OLTRModel\.freeze: no part named 'trunk'"),
+        ({"stage2": {"kind": "fslwf", **FITTED, "base_shots": 99}}, "stage2: .* 99 images, got no"),
+        ({"open_set": {"rule": "f_measure"}, "data": {"open_val": None}}, "open validation images"),
+        ({"open_set": {"score": "openmax"}}, r"open_set\.score: OLTRHead has no score openmax"),
+        (
+            {"stage2": {"kind": "ncm"}, "open_set": {"score": "reachability"}},
+            r"open_set\.score: LinearHead has no score reachability",
+        ),
+        ({"stage2": None, "open_set": {"score": "nearest_distance"}}, "LinearHead has no score"),
+    ],
+)
+def test_what_stage_2_lacks_is_told_before_stage_1(data, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(_Run, "train_stage", None)
+    values = config(data)
+    for group, keys in changes.items():
+        whole = keys is None or "kind" in keys
+        values[group] = keys if whole else {**values.get(group, {}), **keys}
+    with pytest.raises(ValueError, match=message):
+        train(make_config(values), tmp_path)
+
+
+def test_an_odd_width_for_the_attention_is_told_before_stage_1(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(8) % 2
+    parts = {part: (rng.random((8, 5), np.float32), labels) for part in ("train", "val", "test")}
+    write_embeddings(tmp_path / "odd", parts, ["a", "b"])
+    stage = {**config(tmp_path)["stage1"], "batch_size": 4}
+    values = {"data": {"kind": "embeddings", "root": str(tmp_path / "odd")}, "stage1": stage}
+    with pytest.raises(ValueError, match=r"stage2: .* even number of channels, got 5"):
+        train(make_config({**values, "stage2": stage}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stage_1_may_lack_the_score_of_stage_2(data, tmp_path):
+    values = {**config(data), "open_set": {"score": "reachability"}}
+    train(make_config(values), tmp_path)
+    first, last = (
+        checkpoint.load(tmp_path / f"{name}.safetensors")[1]["threshold"]["score"]
+        for name in ("best_stage1", "model")
+    )
+    assert (first, last) == ("max_softmax", "reachability")
 
 
 def test_validation_needs_known_images(data, tmp_path):

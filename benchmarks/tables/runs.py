@@ -51,8 +51,8 @@ def trained(config: Config, folder: Path) -> tuple[Path, float]:
         begin = time.perf_counter()
         train(config, run, stage1=first)
         took.write_text(json.dumps(before + time.perf_counter() - begin))
-        for name in (checkpoint.LAST, checkpoint.PREVIOUS, "best.safetensors"):
-            (run / name).unlink(missing_ok=True)  # a table is thousands of runs
+        for file in set(run.glob(f"*{checkpoint.SUFFIX}")) - {run / MODEL}:
+            file.unlink()  # a table is thousands of runs
     return run, json.loads(took.read_text())
 
 

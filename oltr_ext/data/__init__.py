@@ -1,13 +1,14 @@
 """Data sets of images and of embeddings, sample streams and image transforms."""
 
 from oltr_ext.data.embeddings import Embeddings, FeatureStream, read_embeddings, write_embeddings
-from oltr_ext.data.lists import ImageList, ListLine, read_list
+from oltr_ext.data.lists import DECODE_ERRORS, ImageList, ListLine, read_list, read_names
 from oltr_ext.data.published import PUBLISHED, Published
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
 from oltr_ext.data.tensors import TensorImages
 from oltr_ext.data.transforms import Augment, icon_image, imagenet_test, imagenet_train
 
 __all__ = [
+    "DECODE_ERRORS",
     "PUBLISHED",
     "Augment",
     "BalancedSampler",
@@ -25,5 +26,6 @@ __all__ = [
     "imagenet_train",
     "read_embeddings",
     "read_list",
+    "read_names",
     "write_embeddings",
 ]

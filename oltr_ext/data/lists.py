@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,13 @@ from torch.utils.data import Dataset, default_collate
 
 from oltr_ext.data.samplers import mix
 
-__all__ = ["UNREADABLE", "ImageList", "ListLine", "read_list"]
+__all__ = ["DECODE_ERRORS", "UNREADABLE", "ImageList", "ListLine", "read_list", "read_names"]
 
 UNREADABLE = -2
 """Label in a batch of an image that stands for none."""
+
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+"""What PIL raises on files that are damaged, or no images, or too large."""
 
 
 class ListLine(NamedTuple):
@@ -35,11 +39,7 @@ def read_list(file: Path) -> Iterator[ListLine]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"ImageList: no list file {file}")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"ImageList: {file} is not UTF-8 text") from None
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):
         words = line.rsplit(maxsplit=1)  # a path may hold spaces
         if not words:
             continue
@@ -51,6 +51,28 @@ def read_list(file: Path) -> Iterator[ListLine]:
             yield ListLine(number, words[0].strip(), label)
         else:
             yield ListLine(number, line.strip(), None)
+
+
+def read_names(file: Path) -> list[str]:
+    """Class names, one a line that is not blank, with or without a BOM.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: it is not UTF-8 text, or a name is there twice.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"class_names: no file {file}")
+    names = [name for name in _text(file).splitlines() if name.strip()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"class_names: {file} gives several classes the name {', '.join(twice)}")
+    return names
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
 
 
 class ImageList(Dataset[tuple[Tensor, int]]):
@@ -123,7 +145,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except DECODE_ERRORS as error:
             raise ValueError(
                 f"{self.file}:{self.lines[index]}: cannot read image {path}: {error}"
             ) from None

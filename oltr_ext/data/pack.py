@@ -11,6 +11,9 @@ The larger real data sets of the package are packs, rendered on request into a c
     source_names  (S,) str
     about         () str, free text: how the file came about; may be missing
 
+`predict` gives a model of the package's own packs any image as bright ink on black, inverted where
+its border is light, and a model of another pack the image as it is: it should look like the pack's.
+
 The known classes are those of training, validation and test; all others are open.
 """
 

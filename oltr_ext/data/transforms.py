@@ -40,10 +40,11 @@ def _compose(*steps: ImageTransform) -> ImageTransform:
     return v2.Compose([v2.PILToTensor(), *steps, *end])
 
 
-def icon_image(image: Image.Image, size: int = 32) -> NDArray[np.uint8]:
+def icon_image(image: Image.Image, size: int = 32, *, invert: bool = True) -> NDArray[np.uint8]:
     """Any image as an icon of the demo set: (size, size) uint8, bright ink on a dark ground.
 
-    Transparency is laid on white; the ground is what the border shows, inverted when light.
+    Transparency is laid on white; the ground is what the border shows, inverted when light, unless
+    `invert` is False.
     """
     if image.mode != "L":
         rgba = image.convert("RGBA")
@@ -57,7 +58,7 @@ def icon_image(image: Image.Image, size: int = 32) -> NDArray[np.uint8]:
     if side != size:
         square = square.resize((size, size), Image.Resampling.BOX if side > size else None)
     pixels = np.array(square, np.uint8)
-    return 255 - pixels if ground > 127 else pixels
+    return 255 - pixels if invert and ground > 127 else pixels
 
 
 def icon_tensor(images: Tensor) -> Tensor:

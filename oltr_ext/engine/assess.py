@@ -43,9 +43,9 @@ class Assessment:
     summary: dict[str, Any]
 
     @property
-    def confidence(self) -> NDArray[np.float32]:
+    def confidence(self) -> NDArray[np.float64]:
         """(N,) by the calibrated score."""
-        return self.seen.confidence[self.trained.threshold["score"]]
+        return self.seen.scores[self.trained.threshold["score"]]
 
     @property
     def rejected(self) -> NDArray[np.bool_]:

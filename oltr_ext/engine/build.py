@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ from oltr_ext.data import (
     Sampler,
     ShuffleSampler,
 )
+from oltr_ext.data.samplers import mix
 from oltr_ext.engine.schema import (
     Config,
     EpisodeStage,
@@ -53,6 +55,7 @@ __all__ = [
     "lr_factor",
     "model_shape",
     "pick_device",
+    "seed_everything",
 ]
 
 Ints = NDArray[np.int64]
@@ -82,7 +85,8 @@ def build_model(
     backbone = build_backbone(
         config.model.backbone,
         in_channels=shape["channels"],
-        weights=config.model.weights if weights else None,
+        weights=config.model.weights,
+        load=weights,
     )
     width = int(backbone.feature_dim)  # type: ignore[arg-type]
     attention = None
@@ -214,3 +218,11 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def seed_everything(seed: int, stage: int) -> None:
+    """Seed Python, NumPy and torch for the start of a stage."""
+    word = int(mix(seed, stage, 7))
+    random.seed(word)
+    np.random.seed(word & 0xFFFFFFFF)
+    torch.manual_seed(word >> 1)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from oltr_ext.data import PUBLISHED, ListLine, Published, read_list
+from oltr_ext.data import DECODE_ERRORS, PUBLISHED, ListLine, Published, read_list, read_names
 from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
@@ -125,12 +125,10 @@ def _check_labels(data: ListData, lists: dict[str, list[ListLine]], found: DataC
     counts = Counter(train)
     found.classes = max(counts, default=-1) + 1
     if data.class_names is not None:
-        names = data.file(data.class_names)
-        if names.is_file():
-            text = names.read_text(encoding="utf-8", errors="replace")
-            found.classes = sum(1 for line in text.splitlines() if line.strip())
-        else:
-            found.problems.append(f"class_names: no file {names}")
+        try:
+            found.classes = len(read_names(data.file(data.class_names)))
+        except (FileNotFoundError, ValueError) as error:
+            found.problems.append(str(error))
     for part in ("train", "val", "test"):
         low = 0 if part == "train" else -1
         labels = [line.label for line in lists[part] if line.label is not None]
@@ -221,7 +219,7 @@ def _why_not(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         return " ".join(str(error).split()).replace(f" {str(path)!r}", "")
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +20,12 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as make_safetensors
 from torch import Tensor
 
-__all__ = ["CheckpointError", "load", "load_latest", "save", "save_last", "under"]
+__all__ = ["CheckpointError", "clear", "load", "load_latest", "save", "save_last", "under"]
 
 FORMAT = 1
 SUFFIX = ".safetensors"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
+BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
 
 
 class CheckpointError(ValueError):
@@ -117,6 +119,14 @@ def load_latest(
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def clear(run: Path) -> None:
+    """Remove a run's own files, and nothing else that may lie in its folder."""
+    for pattern in (f"*{SUFFIX}", f"*{SUFFIX}.damaged", f".*{SUFFIX}.tmp", "log.csv"):
+        for file in run.glob(pattern):
+            file.unlink()
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:

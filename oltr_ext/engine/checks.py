@@ -6,13 +6,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from oltr_ext.engine import distributed
-from oltr_ext.engine.build import model_shape
-from oltr_ext.engine.config import make_config
-from oltr_ext.engine.schema import Config
-from oltr_ext.engine.splits import Splits
+import torch
 
-__all__ = ["AFTER_STAGE_1", "OtherRunError", "check_batches", "check_same_run"]
+from oltr_ext.engine import distributed
+from oltr_ext.engine.build import build_model, model_shape
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.schema import Config, MemoryStage
+from oltr_ext.engine.splits import Splits
+from oltr_ext.models import OLTRModel
+
+__all__ = ["AFTER_STAGE_1", "OtherRunError", "check_batches", "check_last_stage", "check_same_run"]
 
 FREE = {"device", "threads", "checkpoint_every", "data.workers", "data.max_bad_images"}
 """Keys that may change without changing the result, but for that of a run that would stop."""
@@ -46,6 +49,37 @@ def check_batches(config: Config, splits: Splits) -> None:
             )
 
 
+def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
+    """Raises ValueError for what would otherwise show only after stage 1 has been trained.
+
+    Args:
+        first: the model of stage 1. That of stage 2 is built and thrown away; torch's generator
+            stays as it was.
+    """
+    rule, score, last = config.open_set.rule, config.open_set.score, first
+    if rule != "known_recall" and splits.open_val is None and (splits.val.labels >= 0).all():
+        raise ValueError(f"open_set.rule: {rule} needs open validation images")
+    if config.stage2 is not None:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                last = build_model(config, 2, splits, weights=False)
+            except ValueError as error:
+                raise ValueError(f"stage2: {error}") from None
+    if isinstance(config.stage2, MemoryStage) and last.feature_dim != first.feature_dim:
+        raise ValueError(
+            f"stage2.fc: the memory starts from stage 1, whose features have {first.feature_dim} "
+            f"numbers, and not {last.feature_dim}; set stage1.fc alike"
+        )
+    if score != "auto":
+        device = last.head.threshold.device
+        with torch.no_grad():
+            out = last.head.outputs(torch.zeros(1, last.feature_dim, device=device))
+        try:
+            last.head.score_of(out, score)
+        except ValueError as error:
+            raise ValueError(f"open_set.score: {error}") from None
+
+
 def check_same_run(
     out: Path,
     header: Mapping[str, Any],
@@ -70,6 +104,10 @@ def check_same_run(
             )
     if header["shape"] != model_shape(splits):
         raise OtherRunError(f"{out} holds a run on other training data")
+    names = zip(header["class_names"], splits.class_names, strict=True)
+    for label, (there, here) in enumerate(names):
+        if there != here:
+            raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,9 +16,9 @@ from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.engine import distributed
 from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import Images, make_loader
-from oltr_ext.metrics import calibrate_threshold, open_scores, open_set_metrics, shot_accuracy
+from oltr_ext.metrics import calibrate_threshold, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import Head, logit_scores
+from oltr_ext.nn import Head
 
 __all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
 
@@ -31,8 +31,7 @@ class Outputs:
 
     pred: NDArray[np.int64]  # (N,) class of the largest logit
     target: NDArray[np.int64]  # (N,) class, -1 = open
-    scores: dict[str, NDArray[np.float64]]  # (N,) each that the head has, in float64: for metrics
-    confidence: dict[str, NDArray[np.float32]]  # (N,) the same as `head.predict` computes them
+    scores: dict[str, NDArray[np.float64]]  # (N,) under each name that the head has
 
     @staticmethod
     def join(parts: list[Outputs]) -> Outputs:
@@ -41,7 +40,6 @@ class Outputs:
             np.concatenate([p.pred for p in parts]),
             np.concatenate([p.target for p in parts]),
             {name: np.concatenate([p.scores[name] for p in parts]) for name in names},
-            {name: np.concatenate([p.confidence[name] for p in parts]) for name in names},
         )
 
 
@@ -49,13 +47,10 @@ class Outputs:
 def answers(head: Head, features: Tensor, target: Tensor) -> Outputs:
     """Outputs for features (B, D) and labels (B,); the logits (B, C) end here."""
     out = head.outputs(features)
-    scores = open_scores(out.logits.float(), out.distance, out.unknown)
-    quick = logit_scores(out.logits)
     return Outputs(
         out.logits.argmax(dim=1).cpu().numpy(),
         target.cpu().numpy(),
-        scores,
-        {k: (quick[k] if k in quick else head.score_of(out, k)).cpu().numpy() for k in scores},
+        {name: score.cpu().numpy() for name, score in head.scores(out).items()},
     )
 
 
@@ -122,7 +117,13 @@ def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: 
 def validate(
     seen: Outputs, opened: Outputs | None, train_counts: NDArray[np.int64], shots: Any
 ) -> dict[str, float]:
-    """The numbers a training log shows: closed accuracies, and AUROC of max softmax."""
+    """The numbers a training log shows: closed accuracies, and AUROC of max softmax.
+
+    Raises:
+        ValueError: no image of a known class.
+    """
+    if (seen.target < 0).all():
+        raise ValueError("val: none of the images of known classes can be read")
     shot = shot_accuracy(seen.pred, seen.target, train_counts, shots)
     row = {f"val_{k}": float(shot[k]) for k in ("overall", "many", "medium", "few")}
     if opened is not None:
@@ -147,13 +148,13 @@ def calibrate(
     """
     name = _pick_score(settings.score, seen, opened)
     both = seen if opened is None else Outputs.join([seen, opened])
-    confidence, known = both.confidence[name], both.target >= 0
-    strangers = confidence[~known]
+    scores, known = both.scores[name], both.target >= 0
+    strangers = scores[~known]
     if settings.rule != "known_recall" and len(strangers) == 0:
         raise ValueError(f"open_set.rule: {settings.rule} needs open validation images")
     correct = (both.pred == both.target)[known]
     value = calibrate_threshold(
-        confidence[known],
+        scores[known],
         rule=settings.rule,
         value=settings.value,
         score_open=strangers if len(strangers) else None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from oltr_ext.data import icon_image, imagenet_test
+from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test
+from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
-from oltr_ext.engine.config import make_config
+from oltr_ext.engine.config import ConfigError, make_config
 from oltr_ext.engine.schema import Config, EmbeddingsData, IconsData, ListData, PackData
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead, OLTRHead
@@ -63,17 +65,11 @@ class Prediction:
     nearest: list[tuple[str, float]]  # known classes: distance to centroids, or probability
 
 
-def load_trained(
-    path: str | Path, *, device: str = "auto", overrides: Iterable[str] = ()
-) -> Trained:
-    """Read a checkpoint, or the `model.safetensors` of a run's folder.
-
-    Args:
-        overrides: ``key.path=value`` on its configuration, for data that has moved.
+def read_model(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """Path, tensors and header of a checkpoint, or of the `model.safetensors` of a run's folder.
 
     Raises:
         CheckpointError: no such file, damaged, or written before its threshold was calibrated.
-        ConfigError: an override that does not hold.
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
@@ -83,6 +79,26 @@ def load_trained(
             f"{path} was written in the middle of an epoch and has no threshold for unknown; "
             f"finish the run, and use its {MODEL}"
         )
+    return path, tensors, header
+
+
+def load_trained(
+    path: str | Path, *, device: str = "auto", overrides: Iterable[str] = ()
+) -> Trained:
+    """Read a checkpoint, or the `model.safetensors` of a run's folder.
+
+    Args:
+        overrides: ``data.key=value`` on its configuration, for data that has moved.
+
+    Raises:
+        CheckpointError: see `read_model`.
+        ConfigError: an override that does not hold, or of more than the data.
+    """
+    path, tensors, header = read_model(path)
+    overrides = list(overrides)
+    for item in overrides:
+        if re.split("[.=]", item.strip())[0] != "data":
+            raise ConfigError(f"--set {item}: {path} is trained; of it only data may be set anew")
     config = make_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
     model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
@@ -143,13 +159,23 @@ def load_embedder(
 
 @torch.no_grad()
 def predict_images(
-    trained: Trained, paths: Sequence[str | Path], *, nearest: int = 3, batch_size: int = 64
+    trained: Trained,
+    paths: Sequence[str | Path],
+    *,
+    nearest: int = 3,
+    batch_size: int = 64,
+    on_error: Callable[[Exception], None] | None = None,
 ) -> list[Prediction]:
     """Label or unknown for image files, in order.
+
+    Images are read as those of training. For icons and the package's own packs, that is as bright
+    ink on a dark ground, inverted where their border is light; for a pack of your own, as they are.
 
     Args:
         nearest: how many known classes to name, by distance to their centroids in the memory,
             or by probability for a model without memory.
+        on_error: gets the error of an image that cannot be read, which is then left out; by
+            default it is raised.
 
     Raises:
         FileNotFoundError: no such image. ValueError: a file that is no image; a model trained on
@@ -159,12 +185,22 @@ def predict_images(
     data = trained.config.data if embedder is None else embedder.config.data
     found: list[Prediction] = []
     for begin in range(0, len(paths), batch_size):
-        part = paths[begin : begin + batch_size]
-        pixels = torch.stack([_tensor(data, Path(path)) for path in part]).to(trained.device)
+        read: list[tuple[str, Tensor]] = []
+        for path in paths[begin : begin + batch_size]:
+            try:
+                read.append((str(path), _tensor(data, Path(path))))
+            except (FileNotFoundError, ValueError) as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+        if not read:
+            continue
+        names, images = zip(*read, strict=True)
+        pixels = torch.stack(images).to(trained.device)
         if embedder is not None:
             pixels = embedder.model.features(pixels).float()[:, :, None, None]
         features = trained.model.features(pixels).float()
-        found += _answers(trained, features, [str(path) for path in part], nearest)
+        found += _answers(trained, features, names, nearest)
     return found
 
 
@@ -181,7 +217,7 @@ def _embedder_of(trained: Trained) -> Embedder | None:
     checkpoint, device = trained.source["checkpoint"], str(trained.device)
     maker = None if checkpoint is None else load_trained(checkpoint, device=device)
     embedder = load_embedder(config, maker, device=device)
-    if embedder.source != trained.source:
+    if embedder.source["weights_sha256"] != trained.source["weights_sha256"]:
         raise ValueError(
             f"{checkpoint or config.model.backbone} holds other weights than "
             f"those that made the embeddings of {trained.path}"
@@ -195,15 +231,17 @@ def _tensor(data: IconsData | PackData | ListData | EmbeddingsData, path: Path) 
     try:
         with Image.open(path) as image:
             if isinstance(data, IconsData | PackData):
-                return icon_tensor(torch.from_numpy(icon_image(image))[None])
+                # a pack of one's own is trained on as it is, whatever its ground
+                made = isinstance(data, IconsData) or data.name in MADE_BY
+                return icon_tensor(torch.from_numpy(icon_image(image, invert=made))[None])
             assert isinstance(data, ListData)
             return imagenet_test(data.image_size)(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except DECODE_ERRORS as error:
         raise ValueError(f"cannot read image {path}: {' '.join(str(error).split())}") from None
 
 
 def _answers(
-    trained: Trained, features: Tensor, paths: list[str], nearest: int
+    trained: Trained, features: Tensor, paths: Sequence[str], nearest: int
 ) -> list[Prediction]:
     head, names = trained.model.head, trained.class_names
     label, confidence = head.predict(features)

@@ -295,6 +295,17 @@ class Config(Strict):
     def _yaml_off(cls, value: object) -> object:
         return "off" if value is False else value  # a bare `off` is a boolean to YAML
 
+    @field_validator("stage2")
+    @classmethod
+    def _official_is_not_scaled(
+        cls, value: SecondStage | None, info: ValidationInfo
+    ) -> SecondStage | None:
+        official = isinstance(value, MemoryStage) and value.compat == "official"
+        if official and info.data.get("amp") == "fp16":
+            # that gradient ignores the loss scale, and would be divided by it all the same
+            raise ValueError("compat: official needs amp = off or bf16")
+        return value
+
     @field_validator("stage2", mode="before")
     @classmethod
     def _memory_unless_said(cls, value: object) -> object:

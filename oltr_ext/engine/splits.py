@@ -19,6 +19,7 @@ from oltr_ext.data import (
     imagenet_test,
     imagenet_train,
     read_embeddings,
+    read_names,
 )
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.pack import Pack, load_pack
@@ -155,8 +156,7 @@ def _list_splits(data: ListData) -> Splits:
     again.bad = train.bad  # they are the same files
     val, test = (ImageList(*parts[part], plain, max_bad=limit) for part in ("val", "test"))
     if data.class_names is not None:
-        text = data.file(data.class_names).read_text(encoding="utf-8")
-        names = [n for n in text.splitlines() if n.strip()]
+        names = read_names(data.file(data.class_names))
     else:
         last = int(train.labels.max())
         if last >= len(train):

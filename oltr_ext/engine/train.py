@@ -12,8 +12,6 @@ that dropout draws other masks.
 from __future__ import annotations
 
 import math
-import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -21,7 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -36,19 +33,24 @@ from oltr_ext.engine.build import (
     build_sampler,
     lr_factor,
     model_shape,
+    seed_everything,
 )
-from oltr_ext.engine.checks import AFTER_STAGE_1, OtherRunError, check_batches, check_same_run
+from oltr_ext.engine.checks import (
+    AFTER_STAGE_1,
+    OtherRunError,
+    check_batches,
+    check_last_stage,
+    check_same_run,
+)
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
-from oltr_ext.engine.predict import MODEL
+from oltr_ext.engine.predict import MODEL, read_model
 from oltr_ext.engine.schema import Config, Stage
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
-
-BEST = "best.safetensors"
 
 
 class TrainingError(RuntimeError):
@@ -81,11 +83,11 @@ def train(
     and `out` is on a file system that all of them see. Another number of them may go on with a run.
 
     Args:
-        out: folder of the run: `model.safetensors` (the result), `last`, `previous` and `best`
-            checkpoints, `log.csv`, `tensorboard/`.
+        out: folder of the run: `model.safetensors` (the result), `last`, `previous`, `best` and
+            `best_stage1` checkpoints, `log.csv`, `tensorboard/`.
         resume: False starts afresh and removes what an earlier run left in `out`.
-        stage1: a finished run of stage 1 alone (``stage2: null``), otherwise configured as this
-            one. Stage 2 starts from it, to the same bits as if this run had trained it.
+        stage1: folder or model of a finished run of stage 1 alone (``stage2: null``), otherwise
+            configured as this one. Stage 2 starts from it, as if this run had trained it.
         say: gets a line of text now and then.
 
     Returns:
@@ -98,7 +100,7 @@ def train(
     """
     out = Path(out)
     if not resume and distributed.lead():
-        _clear(out)
+        checkpoint.clear(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -130,6 +132,7 @@ class _Run:
             self.start_from(Path(stage1))
         else:
             self.enter_stage(1)
+            check_last_stage(config, splits, self.model)
 
     def go(self) -> Path:
         with self.open_logs() as self.logs:
@@ -138,9 +141,22 @@ class _Run:
                 if self.state.stage == len(self.stages):
                     return self.finish()
                 if self.config.select == "best":
-                    best = checkpoint.load(self.out / BEST)[0]
-                    self.model.load_state_dict(checkpoint.under("model.", best))
+                    self.model.load_state_dict(checkpoint.under("model.", self.stage_1_best()))
                 self.enter_stage(self.state.stage + 1)
+
+    @property
+    def best(self) -> Path:
+        """Where the best epoch of this stage is kept."""
+        final = self.state.stage == len(self.stages)
+        return self.out / (checkpoint.BEST if final else checkpoint.STAGE_1_BEST)
+
+    def stage_1_best(self) -> dict[str, Tensor]:
+        """Its tensors; those of a run from before it had a file of its own, too."""
+        path = self.best if self.best.exists() else self.out / checkpoint.BEST
+        tensors, header = checkpoint.load(path)
+        if header["state"]["stage"] != 1:
+            raise OtherRunError(f"{path} holds stage 2, written over the best epoch of stage 1")
+        return tensors
 
     def open_logs(self) -> AbstractContextManager[Logs | None]:
         if not distributed.lead():
@@ -151,7 +167,8 @@ class _Run:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
         seed_everything(self.config.seed, number)
         with distributed.lead_first():  # it fetches published weights, once
-            model = build_model(self.config, number, self.splits).to(self.device)
+            model = build_model(self.config, number, self.splits, weights=number == 1)
+        model.to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
             hand_over(self.model, model, self.config.stage2, self.splits, self.device)
@@ -163,18 +180,19 @@ class _Run:
         """Enter stage 2 from another run's stage 1."""
         if self.config.stage2 is None:
             raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
-        tensors, header = checkpoint.load(run / MODEL)
+        path, tensors, header = read_model(run)
         if header["config"]["stage2"] is not None:
-            raise ValueError(f"{run} holds the model of a stage 2; its stage 1 is overwritten")
+            raise ValueError(f"{path} holds the model of a stage 2; its stage 1 is overwritten")
         try:
-            check_same_run(run, header, self.config, self.splits, free=AFTER_STAGE_1)
+            check_same_run(path, header, self.config, self.splits, free=AFTER_STAGE_1)
         except OtherRunError as error:
             raise ValueError(error.args[0]) from None
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
         self.model.load_state_dict(checkpoint.under("model.", tensors))
+        check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"])
         self.enter_stage(2)
-        self.say(f"stage 1 taken from {run}")
+        self.say(f"stage 1 taken from {path}")
 
     def take(self, model: OLTRModel) -> None:
         if distributed.world() > 1:
@@ -282,7 +300,7 @@ class _Run:
         loss = self.log(steps, row)
         if row["val_overall"] > self.state.best:
             self.state.best = row["val_overall"]
-            self.save(threshold=threshold, path=self.out / BEST)
+            self.save(threshold=threshold, path=self.best)
         self.save(threshold=threshold)
         self.tell_bad_images()
         distributed.barrier()  # the files are there for all
@@ -351,8 +369,7 @@ class _Run:
         self.state = State(**header["state"])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(checkpoint.under("model.", tensors))
-        model.to(self.device)
-        self.take(model)
+        self.take(model.to(self.device))
         momentum = checkpoint.under("momentum.", tensors)
         for name, parameter in model.named_parameters():
             if name in momentum:
@@ -375,25 +392,9 @@ class _Run:
     def finish(self) -> Path:
         """The chosen epoch's weights and threshold alone: what `eval` and `predict` read."""
         if distributed.lead():
-            source = BEST if self.config.select == "best" else checkpoint.LAST
-            tensors, header = checkpoint.load(self.out / source)
+            source = self.best if self.config.select == "best" else self.out / checkpoint.LAST
+            tensors, header = checkpoint.load(source)
             weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
             checkpoint.save(self.out / MODEL, weights, header)
         distributed.barrier()
         return self.out / MODEL
-
-
-def seed_everything(seed: int, stage: int) -> None:
-    """Seed Python, NumPy and torch for the start of a stage."""
-    word = int(mix(seed, stage, 7))
-    random.seed(word)
-    np.random.seed(word & 0xFFFFFFFF)
-    torch.manual_seed(word >> 1)
-
-
-def _clear(out: Path) -> None:
-    """Remove a run's own files, and nothing else that may lie in its folder."""
-    for pattern in ("*.safetensors", "*.safetensors.damaged", ".*.safetensors.tmp", "log.csv"):
-        for file in out.glob(pattern):
-            file.unlink()
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oltr_ext.nn.scores import DISTANCE_SCORES, SCORES, UNKNOWN_SCORES, logit_scores, open_score
+from oltr_ext.nn.scores import SCORES, all_scores
 
 from .arrays import FloatArray, as_scores, to_numpy
 
@@ -53,11 +53,6 @@ def open_scores(
     for name, value in (("scale", scale), ("temperature", temperature), ("eps", eps)):
         if not value > 0:
             raise ValueError(f"open_scores: expected {name} > 0, got {value}")
-    found = logit_scores(z, temperature=temperature, dtype=torch.float64)
-    bad = int((~torch.isfinite(found["max_logit"])).sum())
-    if bad:
-        raise ValueError(f"open_scores: {bad} of {len(z)} rows of logits hold NaN or infinity")
-    scores = {name: score.cpu().numpy() for name, score in found.items()}
     if distance is not None:
         d = as_scores(distance, "open_scores: distance")
         if d.shape != (len(z),) or (d < 0).any():
@@ -65,9 +60,7 @@ def open_scores(
                 f"open_scores: expected {len(z)} distances >= 0, "
                 f"got shape {d.shape} with minimum {d.min(initial=np.inf)}"
             )
-        wide, none = torch.from_numpy(d.astype(np.float64)), torch.empty(len(d), 0)
-        for name in DISTANCE_SCORES:
-            scores[name] = open_score(name, none, wide, scale=scale, eps=eps).numpy()
+        distance = torch.from_numpy(d)
     if unknown is not None:
         p = as_scores(unknown, "open_scores: unknown")
         if p.shape != (len(z),) or (p < 0).any() or (p > 1).any():
@@ -75,7 +68,9 @@ def open_scores(
                 f"open_scores: expected {len(z)} probabilities of unknown in [0, 1], "
                 f"got shape {p.shape} from {p.min(initial=np.inf)} to {p.max(initial=-np.inf)}"
             )
-        wide, none = torch.from_numpy(p.astype(np.float64)), torch.empty(len(p), 0)
-        for name in UNKNOWN_SCORES:
-            scores[name] = open_score(name, none, unknown=wide).numpy()
-    return scores
+        unknown = torch.from_numpy(p)
+    scores = all_scores(z, distance, unknown, scale=scale, temperature=temperature, eps=eps)
+    bad = int((~torch.isfinite(scores["max_logit"])).sum())
+    if bad:
+        raise ValueError(f"open_scores: {bad} of {len(z)} rows of logits hold NaN or infinity")
+    return {name: score.cpu().numpy() for name, score in scores.items()}

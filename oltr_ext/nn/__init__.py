@@ -15,7 +15,7 @@ from oltr_ext.nn.rebalance import (
     prior_share,
     tau_normalise,
 )
-from oltr_ext.nn.scores import logit_scores, open_score
+from oltr_ext.nn.scores import all_scores, logit_scores, open_score
 
 __all__ = [
     "CentroidMemory",
@@ -34,6 +34,7 @@ __all__ = [
     "OLTRHead",
     "OpenMaxHead",
     "RangeLoss",
+    "all_scores",
     "best_tau",
     "class_directions",
     "fit_weibull",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
 from oltr_ext.nn.losses import DiscCentroidsLoss, wide
 from oltr_ext.nn.memory import CentroidMemory
-from oltr_ext.nn.scores import SCORES, open_score
+from oltr_ext.nn.scores import SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Features and labels of this process to those of the whole batch, with gradients."""
@@ -111,23 +111,35 @@ class Head(nn.Module, ABC):
         """Features (B, D) to logits (B, C)."""
         return self.outputs(features).logits
 
+    def scores(self, out: HeadOutput) -> dict[str, Tensor]:
+        """(B,) float64 under the name of each score that an output has; higher means known."""
+        return all_scores(out.logits, out.distance, out.unknown)
+
     def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
-        """(B,) a score of an output, by default the chosen one; higher means known."""
-        return open_score(name or self.score, out.logits, out.distance, out.unknown)
+        """One of `scores`, by default the chosen one.
+
+        Raises:
+            ValueError: this head has no such score.
+        """
+        name, scores = name or self.score, self.scores(out)
+        if name not in scores:
+            raise ValueError(
+                f"{type(self).__name__} has no score {name}; it has {', '.join(scores)}"
+            )
+        return scores[name]
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The answer for features (B, D).
 
         Returns:
-            (label (B,) int64 with -1 for unknown, confidence (B,)). The confidence is the value
-            of ``self.score``; a row without a number (NaN) is unknown.
+            (label (B,) int64 with -1 for unknown, confidence (B,) float64). The confidence is the
+            value of ``self.score``; a row without a number (NaN) is unknown.
         """
         out = self.outputs(features)
         confidence = self.score_of(out)
         label = out.logits.argmax(dim=1)
-        threshold = self.threshold.to(confidence.device)
-        known = confidence.to(threshold.dtype) >= threshold  # float64, where the device has it
+        known = confidence >= self.threshold.to(confidence)
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
 
@@ -286,9 +298,9 @@ class OLTRHead(Head):
         share = torch.softmax(match[:, present], dim=1)
         return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
 
-    def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
+    def scores(self, out: HeadOutput) -> dict[str, Tensor]:
         scale = self.classifier.scale
-        return open_score(name or self.score, out.logits, out.distance, out.unknown, scale=scale)
+        return all_scores(out.logits, out.distance, out.unknown, scale=scale)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.

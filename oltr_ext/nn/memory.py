@@ -107,7 +107,7 @@ class CentroidMemory(nn.Module):
         return Nearest(found.distance, self.present[found.index])
 
     def closest(self, x: Tensor, count: int) -> Nearest:
-        """The nearest centroids of each feature, best first; holds a B x C.
+        """The nearest centroids of each feature, nearest first; holds a B x C.
 
         Args:
             x: (B, D).
@@ -117,7 +117,9 @@ class CentroidMemory(nn.Module):
             (distance (B, count), class (B, count) int64).
         """
         present = self.present
-        distance = torch.cdist(x, self.centroids if present is None else self.centroids[present])
+        memory = self.centroids if present is None else self.centroids[present]
+        # By differences: close to a centroid, the products of the default cancel.
+        distance = torch.cdist(x, memory, compute_mode="donot_use_mm_for_euclid_dist")
         count = min(count, distance.shape[1])
         value, index = distance.topk(count, dim=1, largest=False)
         return Nearest(value, index if present is None else present[index])

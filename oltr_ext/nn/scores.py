@@ -87,3 +87,31 @@ def open_score(
     if name == "openmax" and unknown is not None:
         return 1 - unknown
     raise ValueError(f"open_score: expected one of {', '.join(SCORES)}, got {name!r}")
+
+
+def all_scores(
+    logits: Tensor,
+    distance: Tensor | None = None,
+    unknown: Tensor | None = None,
+    *,
+    scale: float = 10.0,
+    temperature: float = 1.0,
+    eps: float = 1e-6,
+) -> dict[str, Tensor]:
+    """Every score that there is an input for: calibrated, compared with thresholds and judged.
+
+    Args: as of `open_score`.
+
+    Returns:
+        (B,) float64 under each name; float32 on MPS, which has no other. In float32, max softmax is
+        1 as soon as the other classes share less than 3e-8.
+    """
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    scores = logit_scores(logits, temperature=temperature, dtype=dtype)
+    if distance is not None:
+        for name in DISTANCE_SCORES:
+            scores[name] = open_score(name, logits, distance.to(dtype), scale=scale, eps=eps)
+    if unknown is not None:
+        for name in UNKNOWN_SCORES:
+            scores[name] = open_score(name, logits, unknown=unknown.to(dtype))
+    return scores
