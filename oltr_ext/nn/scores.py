@@ -103,14 +103,15 @@ def all_scores(
     Args: as of `open_score`.
 
     Returns:
-        (B,) float64 under each name. In float32, max softmax is 1 as soon as the other classes
-        share less than 3e-8.
+        (B,) float64 under each name, or float32 on a device without it (MPS). In float32, max
+        softmax is 1 as soon as the other classes share less than 3e-8.
     """
-    scores = logit_scores(logits, temperature=temperature, dtype=torch.float64)
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    scores = logit_scores(logits, temperature=temperature, dtype=dtype)
     if distance is not None:
         for name in DISTANCE_SCORES:
-            scores[name] = open_score(name, logits, distance.double(), scale=scale, eps=eps)
+            scores[name] = open_score(name, logits, distance.to(dtype), scale=scale, eps=eps)
     if unknown is not None:
         for name in UNKNOWN_SCORES:
-            scores[name] = open_score(name, logits, unknown=unknown.double())
+            scores[name] = open_score(name, logits, unknown=unknown.to(dtype))
     return scores
