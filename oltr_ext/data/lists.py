@@ -56,15 +56,18 @@ def read_list(file: Path) -> Iterator[ListLine]:
 def read_names(file: Path) -> list[str]:
     """Class names, one a line that is not blank, with or without a BOM.
 
+    A name that is there again, such as ImageNet's second "crane", gets a number: "crane (2)".
+
     Raises:
-        FileNotFoundError: no such file. ValueError: it is not UTF-8 text, or a name is there twice.
+        FileNotFoundError: no such file. ValueError: it is not UTF-8 text.
     """
     if not file.is_file():
         raise FileNotFoundError(f"class_names: no file {file}")
-    names = [name for name in _text(file).splitlines() if name.strip()]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"class_names: {file} gives several classes the name {', '.join(twice)}")
+    seen: Counter[str] = Counter()
+    names = []
+    for name in filter(str.strip, _text(file).splitlines()):
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return names
 
 
