@@ -78,7 +78,7 @@ def _train(args: argparse.Namespace) -> int:
         config = load_config(args.config, args.set, method=args.method)
         name = "_".join(filter(None, (Path(args.config).stem, args.method)))
         out = args.out or Path("runs") / name
-        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=_say)
+        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=_tell)
         if distributed.lead():
             print(f"model  {path}")
     return 0
@@ -172,6 +172,14 @@ def _say(line: str) -> None:
 
     tqdm.write(line)  # above a progress bar, where there is one
     sys.stdout.flush()
+
+
+def _tell(line: str) -> None:
+    """How it goes, beside what comes out of it."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -349,7 +357,8 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the configuration by its dotted path; may be repeated",
+        help="override a key of the configuration by its dotted path, after the method has changed "
+        "it; may be repeated",
     )
 
 

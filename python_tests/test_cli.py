@@ -113,7 +113,7 @@ def test_stage_1_is_a_folder_or_its_model(folder, capsys, tmp_path):
     assert main([*command, str(tmp_path / "one"), "--set", "stage2=null"]) == 0
     model = str(tmp_path / "one" / "model.safetensors")
     assert main([*command, str(tmp_path / "two"), "--stage1", model]) == 0
-    assert f"stage 1 taken from {model}" in capsys.readouterr().out
+    assert f"stage 1 taken from {model}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_few_unreadable_images_are_told_and_left_out(folder, capsys, tmp_path)
     run = str(tmp_path / "out")
     assert main(["train", str(tmp_path / "few.yaml"), "--out", run]) == 0
     told = "1 of 30 images cannot be read, the first text.png"
-    assert f"{tmp_path / 'train.txt'}: {told}" in capsys.readouterr().out.splitlines()
+    assert f"{tmp_path / 'train.txt'}: {told}" in capsys.readouterr().err.splitlines()
     assert main(["eval", run, "--json", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["samples"] == {"known": 23, "open": 10}

@@ -412,3 +412,16 @@ def test_parameter_groups_and_no_decay_on_centroids(data):
     assert [tuple(p.shape) for p in groups["centroid"]["params"]] == [(4, 256)]
     expected = [*model.attention.parameters(), *model.fc.parameters()]
     assert {id(p) for p in groups["feature"]["params"]} == {id(p) for p in expected}
+
+
+def test_classes_without_an_image_are_told(data, tmp_path):
+    values = config(data)
+    lines = (data / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").write_text("\n".join(s for s in lines if s.split()[1] != "0") + "\n")
+    root = values["data"].get("root") or data
+    values["data"] = {**values["data"], "train": str(tmp_path / "train.txt"), "root": str(root)}
+    said = []
+    train(make_config({**values, "stage2": None}), tmp_path / "out", say=said.append)
+    assert said[0].endswith("\n1 of 4 classes have no training image: 0 (labels count from 0)"), (
+        said
+    )

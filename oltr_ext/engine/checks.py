@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from oltr_ext.engine import distributed
@@ -15,7 +16,14 @@ from oltr_ext.engine.schema import Config, MemoryStage
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel
 
-__all__ = ["AFTER_STAGE_1", "OtherRunError", "check_batches", "check_last_stage", "check_same_run"]
+__all__ = [
+    "AFTER_STAGE_1",
+    "OtherRunError",
+    "check_batches",
+    "check_last_stage",
+    "check_same_run",
+    "outline",
+]
 
 FREE = {"device", "threads", "checkpoint_every", "data.workers", "data.max_bad_images"}
 """Keys that may change without changing the result, but for that of a run that would stop."""
@@ -29,6 +37,29 @@ class OtherRunError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.args[0]}; choose another folder, or start afresh with --fresh"
+
+
+def outline(config: Config, splits: Splits, device: torch.device) -> str:
+    """What will be trained on what, in one line; a second one where classes have no image."""
+    counts = splits.train_counts
+    stages = [s for s in (config.stage1, config.stage2) if s is not None]
+    plan = ", ".join(
+        f"stage {number}: {stage.epochs} epochs in batches of {stage.batch_size}"
+        for number, stage in enumerate(stages, 1)
+        if stage.epochs
+    )
+    said = (
+        f"{len(counts):,} classes, {int(counts.sum()):,} training images ({counts.max():,} to "
+        f"{counts.min():,} a class); {plan}; on {device}"
+    )
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        some = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        said += (
+            f"\n{len(empty):,} of {len(counts):,} classes have no training image: {some} (labels "
+            "count from 0)"
+        )
+    return said
 
 
 def check_batches(config: Config, splits: Splits) -> None:

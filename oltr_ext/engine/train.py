@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
-from oltr_ext.engine import checkpoint, distributed
+from oltr_ext.engine import checkpoint, checks, distributed
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
     build_model,
@@ -35,13 +35,7 @@ from oltr_ext.engine.build import (
     model_shape,
     seed_everything,
 )
-from oltr_ext.engine.checks import (
-    AFTER_STAGE_1,
-    OtherRunError,
-    check_batches,
-    check_last_stage,
-    check_same_run,
-)
+from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.logs import Logs
@@ -101,8 +95,7 @@ def train(
     out = Path(out)
     if not resume and distributed.lead():
         checkpoint.clear(out)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
     return _Run(config, load_splits(config.data), out, stage1, told).go()
@@ -119,20 +112,22 @@ class _Run:
     ) -> None:
         self.config, self.splits, self.out, self.say = config, splits, out, say
         self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
-        check_batches(config, splits)
+        checks.check_batches(config, splits)
         self.device = distributed.device_of(config.device)
         self.state = State()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.told: set[str] = set()
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out)
+        if found is None:
+            say(checks.outline(config, splits, self.device))
         if found is not None:
             self.restore(*found)
         elif stage1 is not None:
             self.start_from(Path(stage1))
         else:
             self.enter_stage(1)
-            check_last_stage(config, splits, self.model)
+            checks.check_last_stage(config, splits, self.model)
 
     def go(self) -> Path:
         with self.open_logs() as self.logs:
@@ -184,12 +179,12 @@ class _Run:
         if header["config"]["stage2"] is not None:
             raise ValueError(f"{path} holds the model of a stage 2; its stage 1 is overwritten")
         try:
-            check_same_run(path, header, self.config, self.splits, free=AFTER_STAGE_1)
+            checks.check_same_run(path, header, self.config, self.splits, free=checks.AFTER_STAGE_1)
         except OtherRunError as error:
             raise ValueError(error.args[0]) from None
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
         self.model.load_state_dict(checkpoint.under("model.", tensors))
-        check_last_stage(self.config, self.splits, self.model)
+        checks.check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"])
         self.enter_stage(2)
         self.say(f"stage 1 taken from {path}")
@@ -216,10 +211,11 @@ class _Run:
         keys = distributed.share(self.batches(sampler, stage), stage.accumulate)
         # one loader for the stage: its processes start once, and fetch ahead while others validate
         parts = iter(make_loader(self.splits.train, keys, self.splits.workers))
+        name = f"stage {state.stage}/{len(self.stages)}"
         with tqdm(
             total=total,
             initial=state.step,
-            desc=f"stage {state.stage}/{len(self.stages)}",
+            desc=name,
             unit="step",
             disable=None if distributed.lead() else True,
         ) as bar:
@@ -227,7 +223,10 @@ class _Run:
                 self.step(islice(parts, stage.accumulate), steps)
                 bar.update()
                 if state.step % steps == 0:
-                    bar.set_postfix(self.end_epoch(steps))
+                    end = self.end_epoch(steps)
+                    bar.set_postfix_str(end)
+                    if bar.disable:  # no terminal
+                        self.say(f"{name}, epoch {state.step // steps}/{stage.epochs}: {end}")
                     continue
                 if state.step % self.config.log_every == 0:
                     self.log(steps)
@@ -286,15 +285,13 @@ class _Run:
         word = mix(self.config.seed, self.state.stage, 8, self.state.step, *keys)
         torch.manual_seed(int(word) >> 1)
 
-    def end_epoch(self, steps: int) -> dict[str, str]:
-        """Validate, calibrate, log, and write the checkpoints of this epoch."""
+    def end_epoch(self, steps: int) -> str:
+        """Validate, calibrate, log, and write the checkpoints of this epoch; a line on it."""
         self.weights()  # say so here, before their NaN shows up as a score
         seen = collect(self.model, self.splits.val, self.device, workers=self.splits.workers)
-        opened = None
-        if self.splits.open_val is not None:
-            opened = collect(
-                self.model, self.splits.open_val, self.device, workers=self.splits.workers
-            )
+        opened, strangers = None, self.splits.open_val
+        if strangers is not None:
+            opened = collect(self.model, strangers, self.device, workers=self.splits.workers)
         row = validate(seen, opened, self.splits.train_counts, self.config.data.shots)
         threshold = calibrate(self.model.head, seen, opened, self.config.open_set)
         loss = self.log(steps, row)
@@ -304,7 +301,7 @@ class _Run:
         self.save(threshold=threshold)
         self.tell_bad_images()
         distributed.barrier()  # the files are there for all
-        return {"loss": f"{loss:.3f}", "val": f"{100 * row['val_overall']:.1f}%"}
+        return f"loss {loss:.3f}, val {100 * row['val_overall']:.1f} %"
 
     def tell_bad_images(self) -> None:
         train = self.splits.train
@@ -365,7 +362,7 @@ class _Run:
         """Take up a checkpoint: model, momentum, scaler, place in the data and log."""
         for problem in problems:
             self.say(problem)
-        check_same_run(self.out, header, self.config, self.splits)
+        checks.check_same_run(self.out, header, self.config, self.splits)
         self.state = State(**header["state"])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(checkpoint.under("model.", tensors))
