@@ -40,7 +40,7 @@ if __name__ == "__main__":
             "ablation",
             "Ablations on the embedded icons",
             "icons",
-            tuple(range(5)),
+            tuple(range(3)),
             (
                 Row("oltr", "oltr"),
                 *rows("oltr", {**PARTS, "no attention": ("stage2.attention=false",), **MENDS}),
