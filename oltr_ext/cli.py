@@ -84,6 +84,18 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _config(args: argparse.Namespace) -> int:
+    import yaml
+
+    from oltr_ext.engine.config import load_config
+
+    config = load_config(args.config, args.set, method=args.method)
+    print(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
+    )
+    return 0
+
+
 def _eval(args: argparse.Namespace) -> int:
     from oltr_ext.engine.assess import REPORT, assess, report, table
     from oltr_ext.engine.predict import load_trained
@@ -186,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = argparse.ArgumentParser(
-        prog="oltr", description="Open long-tailed recognition: train, judge, predict, explain."
+        prog="oltr", description="Open long-tailed recognition: train, evaluate, predict, explain."
     )
     parser.add_argument("--version", action="version", version=f"oltr_ext {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -208,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "demo",
         _demo,
-        "train methods on the embedded icons, judge them, write a report",
+        "train methods on the embedded icons, evaluate them, write a report",
         "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain crt oltr",
     )
     sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
@@ -252,9 +264,19 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--fresh", action="store_true", help="start again, removing the old run")
 
     sub = command(
+        "config",
+        _config,
+        "print a configuration with every key: its own, the method's, the defaults",
+        "  oltr config icons --method oltr-plus\n  oltr config my.yaml --set amp=bf16 > whole.yaml",
+    )
+    _add_config(sub)
+    sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
+    _add_set(sub)
+
+    sub = command(
         "eval",
         _eval,
-        "judge a trained model on its test images, closed and open",
+        "evaluate a trained model on its test images, closed and open",
         "  oltr eval runs/demo/oltr\n"
         "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
     )
@@ -268,25 +290,28 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "predict",
         _predict,
-        "label images, or say that they are unknown",
+        "label images or embeddings, or say that they are unknown",
         "  oltr predict runs/demo/oltr house.png cat.png\n"
-        "  oltr predict runs/demo/oltr *.png --json",
+        "  oltr predict runs/demo/oltr *.png --json\n"
+        "  oltr predict runs/on_embeddings features.npy",
     )
     sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    sub.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files; or .npy files of embeddings (N, D)"
+    )
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
     sub.add_argument(
         "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
-    about = "look after data sets"
+    about = "check and make data sets"
     group = commands.add_parser("data", help=about, description=f"{about.capitalize()}.")
     parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sub = command(
         "check",
         _data_check,
-        "say whether a data set is whole: lists, image files, counts, duplicates",
+        "check a data set of lists: missing and damaged files, counts, duplicates, labels",
         "  oltr data check my.yaml\n"
         "  oltr data check imagenet_lt --decode all --set data.root=/data/imagenet "
         "--set data.lists=/data/ImageNet_LT",

@@ -18,6 +18,7 @@ from tiny import config, write_data
 
 from oltr_ext.cli import main
 from oltr_ext.data.icons import load_icons
+from oltr_ext.engine.config import load_config
 from oltr_ext.engine.methods import METHODS
 
 
@@ -299,3 +300,12 @@ def test_demo_trains_judges_and_runs_again(tmp_path):
     Image.fromarray(255 - icons.images[index]).save(tmp_path / "icon.png")
     said = oltr("predict", "demo/plain", "icon.png", cwd=tmp_path)
     assert said.returncode == 0 and said.stdout.startswith("icon.png: ")
+
+
+def test_config_prints_every_key_and_reads_back(folder, capsys, tmp_path):
+    command = ["config", str(folder / "tiny.yaml"), "--method", "oltr-plus", "--set", "seed=5"]
+    assert main(command) == 0
+    (tmp_path / "whole.yaml").write_text(capsys.readouterr().out)
+    whole = load_config(tmp_path / "whole.yaml")
+    assert whole == load_config(folder / "tiny.yaml", ["seed=5"], method="oltr-plus")
+    assert whole.stage2.test_prior == "val" and whole.seed == 5

@@ -24,7 +24,7 @@ from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.embed import embed
 from oltr_ext.engine.evaluate import answers, collect
 from oltr_ext.engine.methods import METHODS
-from oltr_ext.engine.predict import load_trained, predict_images
+from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.models import OLTRModel
@@ -225,6 +225,28 @@ def test_own_arrays_are_trained_on(tmp_path, dtype):
     assert result.splits.image_id(24) == "open_test row 0" and result.true_name(24) == "open"
     with pytest.raises(ValueError, match="trained on embeddings that do not say what made them"):
         predict_images(trained, ["x.png"])
+    rows = parts["test"][0]
+    found = predict_embeddings(trained, rows, name="mine")
+    features = torch.from_numpy(rows).float()[:, :, None, None]
+    with torch.no_grad():
+        closed = trained.model(features).argmax(1)
+    assert [p.closed for p in found] == ["abcd"[c] for c in closed] and found[3].path == "mine[3]"
+    np.save(tmp_path / "rows.npy", rows)
+    again = predict_images(trained, [tmp_path / "rows.npy"])
+    assert [p.confidence for p in again] == [p.confidence for p in found]
+    assert again[1].path == f"{tmp_path / 'rows.npy'}[1]"
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    told = []
+    both = [tmp_path / "bad.npy", tmp_path / "rows.npy"]
+    assert len(predict_images(trained, both, on_error=told.append)) == len(rows)
+    assert "cannot read" in str(told[0])
+    for bad, message in (
+        (rows[:, :5], r"shape \(N, 6\), floats, got \(\d+, 5\)"),
+        (rows * np.nan, "finite embeddings"),
+        (rows.astype(int), "floats, got .* of int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_embeddings(trained, bad)
     # what is there is not overwritten
     with pytest.raises(ValueError, match="own holds other embeddings; choose another folder"):
         write_embeddings(tmp_path / "own", arrays())

@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.methods import apply_method
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -17,9 +21,16 @@ def test_example(code, run_python):
 
 
 def test_examples_are_short():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     for code in BLOCKS:
         assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+def test_the_configuration_of_your_own_holds():
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    for method in (None, "oltr-plus", "crt"):
+        values = yaml.safe_load(text)
+        make_config(values if method is None else apply_method(values, method))
 
 
 def test_linked_files_exist():

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +25,15 @@ from oltr_ext.engine.schema import Config, EmbeddingsData, IconsData, ListData, 
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead, OLTRHead
 
-__all__ = ["Embedder", "Prediction", "Trained", "load_embedder", "load_trained", "predict_images"]
+__all__ = [
+    "Embedder",
+    "Prediction",
+    "Trained",
+    "load_embedder",
+    "load_trained",
+    "predict_embeddings",
+    "predict_images",
+]
 
 MODEL = "model.safetensors"
 
@@ -166,7 +176,7 @@ def predict_images(
     batch_size: int = 64,
     on_error: Callable[[Exception], None] | None = None,
 ) -> list[Prediction]:
-    """Label or unknown for image files, in order.
+    """Label or unknown for image files, in order; or for the rows of .npy files of embeddings.
 
     Images are read as those of training. For icons and the package's own packs, that is as bright
     ink on a dark ground, inverted where their border is light; for a pack of your own, as they are.
@@ -181,6 +191,12 @@ def predict_images(
         FileNotFoundError: no such image. ValueError: a file that is no image; a model trained on
             embeddings of which it is not known how to make them.
     """
+    if isinstance(trained.config.data, EmbeddingsData) and all(
+        str(p).endswith(".npy") for p in paths
+    ):
+        return [
+            each for path in paths for each in _predict_rows(trained, Path(path), nearest, on_error)
+        ]
     embedder = _embedder_of(trained)
     data = trained.config.data if embedder is None else embedder.config.data
     found: list[Prediction] = []
@@ -204,14 +220,70 @@ def predict_images(
     return found
 
 
+@torch.no_grad()
+def predict_embeddings(
+    trained: Trained,
+    embeddings: ArrayLike,
+    *,
+    name: str = "row",
+    nearest: int = 3,
+    batch_size: int = 256,
+) -> list[Prediction]:
+    """Label or unknown for embeddings like those that the model was trained on, in order.
+
+    Args:
+        embeddings: (N, D) floats.
+        name: what to call them: each prediction's `path` is ``name[n]``.
+        nearest: see `predict_images`.
+
+    Raises:
+        ValueError: a model that was not trained on embeddings, another shape, or NaN or infinity.
+    """
+    if not isinstance(trained.config.data, EmbeddingsData):
+        raise ValueError(f"{trained.path} was trained on images, not on embeddings")
+    rows, width = np.asarray(embeddings), trained.model.backbone.feature_dim
+    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind != "f":
+        raise ValueError(
+            f"{name}: expected embeddings of shape (N, {width}), floats, got {rows.shape} of "
+            f"{rows.dtype}"
+        )
+    found: list[Prediction] = []
+    for begin in range(0, len(rows), batch_size):
+        part = torch.from_numpy(rows[begin : begin + batch_size].astype(np.float32))
+        if not torch.isfinite(part).all():
+            raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity")
+        features = trained.model.features(part[:, :, None, None].to(trained.device)).float()
+        names = [f"{name}[{begin + n}]" for n in range(len(part))]
+        found += _answers(trained, features, names, nearest)
+    return found
+
+
+def _predict_rows(
+    trained: Trained, path: Path, nearest: int, on_error: Callable[[Exception], None] | None
+) -> list[Prediction]:
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}")
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path}: {error}") from None
+        return predict_embeddings(trained, rows, name=str(path), nearest=nearest)
+    except (FileNotFoundError, ValueError) as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return []
+
+
 def _embedder_of(trained: Trained) -> Embedder | None:
     """What made the embeddings that the model was trained on; None for a model of images."""
     if not isinstance(trained.config.data, EmbeddingsData):
         return None
     if trained.source is None:
         raise ValueError(
-            f"{trained.path} was trained on embeddings that do not say what made them: make those "
-            f"of the images likewise, and ask the model's head"
+            f"{trained.path} was trained on embeddings that do not say what made them: give "
+            f"embeddings made likewise, (N, {trained.model.backbone.feature_dim}) in .npy files"
         )
     config = make_config(trained.source["config"], source=str(trained.path))
     checkpoint, device = trained.source["checkpoint"], str(trained.device)
