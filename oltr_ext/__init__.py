@@ -4,7 +4,17 @@ Importing never raises: without a native library the ops run in pure PyTorch and
 `oltr_ext.ops` holds the ops, `oltr_ext.nn` the layers, `oltr_ext.engine` the training package.
 """
 
+import importlib
+from typing import Any
+
 from oltr_ext._version import __version__
 from oltr_ext.ops import backend, use_backend
 
 __all__ = ["__version__", "backend", "use_backend"]
+
+
+def __getattr__(name: str) -> Any:
+    """`oltr_ext.nn` after `import oltr_ext` alone, at the cost of its import only then."""
+    if name in ("data", "engine", "metrics", "nn", "report"):
+        return importlib.import_module(f"oltr_ext.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -106,3 +106,18 @@ def test_a_broken_library_does_not_break_import(bare_package, run_python):
         "import oltr_ext\nfrom oltr_ext.ops._backend import STATUS\nprint(STATUS.cpu_error)"
     )
     assert "_oltr_cpu.abi3.so did not load under torch" in run_python(code)
+
+
+def test_an_unknown_instruction_set_is_told(run_python):
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import oltr_ext\n"
+        "print([str(w.message) for w in seen if 'OLTR_EXT_CPU' in str(w.message)])\n"
+        "print(oltr_ext.nn.OLTRHead.__name__, oltr_ext.engine.__name__)\n"
+    )
+    told = run_python(code, OLTR_EXT_CPU="avx").splitlines()
+    assert "expected one of avx512_bf16, avx512, avx2, generic, got 'avx'" in told[0]
+    assert told[1] == "OLTRHead oltr_ext.engine"
+    assert run_python(code, OLTR_EXT_CPU="avx2").startswith("[]")

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "native", "reference")
+INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "generic")
 OPS = (
     "memory_attention",
     "nearest_centroid",
@@ -71,6 +72,14 @@ def _has_kernel(name: str, key: str) -> bool:
 
 def _start() -> Status:
     status = Status()
+    asked = os.environ.get("OLTR_EXT_CPU", "")
+    if asked and asked not in INSTRUCTION_SETS:  # the library takes it for the slowest
+        warnings.warn(
+            f"OLTR_EXT_CPU: expected one of {', '.join(INSTRUCTION_SETS)}, got {asked!r}; the "
+            "kernels run on generic instructions",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     status.cpu_error = _load("_oltr_cpu")
     if status.cpu_error is not None:
         status.cuda_error = "the CPU library, which holds the schemas, is not loaded"
