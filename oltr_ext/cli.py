@@ -116,8 +116,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from oltr_ext.engine.predict import load_trained, predict_images
+    from oltr_ext.nn import OLTRHead
 
     trained = load_trained(args.checkpoint, device=args.device)
+    by = "distance" if isinstance(trained.model.head, OLTRHead) else "probability"
     bad: list[Exception] = []
     on_error = None if args.debug else bad.append
     for found in predict_images(trained, args.images, nearest=args.nearest, on_error=on_error):
@@ -126,7 +128,7 @@ def _predict(args: argparse.Namespace) -> int:
             continue
         near = ", ".join(f"{name} {value:.3g}" for name, value in found.nearest)
         label = found.label or "unknown"
-        print(f"{found.path}: {label}  {found.score} {found.confidence:.3g}  nearest: {near}")
+        print(f"{found.path}: {label}  {found.score} {found.confidence:.3g}  by {by}: {near}")
     for error in bad:
         print(f"oltr: {_one_line(error)}", file=sys.stderr)
     return 1 if bad else 0
