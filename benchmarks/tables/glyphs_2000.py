@@ -5,8 +5,9 @@ from compare import EVERY, MANY, Table, make
 from runs import SLOW
 
 NOTES = (
-    "Rates and weights of a method are those that the icons asked for: range loss collapses the "
-    "features to one point with its own. For OLTR another rate was tried, on validation images."
+    "The rates of methods with a second stage were tuned here, on validation images; all else is "
+    "what the icons asked for: range loss collapses the features to one point with its own weight, "
+    "and with a hundredth of it."
 )
 
 if __name__ == "__main__":
