@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from evidence import cuda_sources
+from evidence import built_from
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -73,7 +73,7 @@ def main() -> None:
         if stack or local
     ]  # fmt: skip
     print("# Resources of the CUDA kernels\n")
-    print(f"CUDA sources `{cuda_sources()[:12]}`. Registers a thread. Blocks have 256 threads and")
+    print(f"CUDA sources `{built_from(library)[:12]}`. Registers a thread. Blocks have 256 threads and")
     print("128 bytes of dynamic shared memory; 1,024 or 2,048 where columns are summed.\n")
     print(f"Stack or local memory (spills): {'; '.join(spilling) if spilling else 'none'}.\n")
     print(f"| kernel | {' | '.join(archs)} |")

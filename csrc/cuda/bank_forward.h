@@ -29,12 +29,12 @@ struct Attention {
 // its rounding error of the best is measured as sum (x-c)^2, so the winner is the true one.
 template <class S>
 struct Nearest {
-  const Acc<S>* products;            // (B, stride) x memory'
-  const Acc<S>* norms2;              // (count)
-  const S *x, *memory;               // (B,D), (count,D)
-  Acc<S>*length, *largest;           // (B) |x|; the largest |c|^2 so far
-  Acc<S>*best, *distance2;           // (B) smallest score so far; smallest true square
-  int64_t* index;                    // (B)
+  const Acc<S>* products;   // (B, stride) x memory'
+  const Acc<S>* norms2;     // (count)
+  const S *x, *memory;      // (B,D), (count,D)
+  Acc<S>*length, *largest;  // (B) |x|; the largest |c|^2 so far
+  Acc<S>*best, *distance2;  // (B) smallest score so far; smallest true square
+  int64_t* index;           // (B)
   int64_t width;
   Acc<S> unit;  // rounding error of a score per unit of |x| |c| and of |c|^2
 };
@@ -237,8 +237,17 @@ struct BankForward {
         row_norms(queue, centroids, n, D, SquaredNorm<T>(), norms2);
         product<S>(queue, precision, B, n, D, plain(x, D), transposed(centroids, D), products,
                    chunk);
-        found = {products, norms2,    x,     centroids, length, largest,
-                 best,     distance2, index, D,         score_error<S>(D, precision)};
+        found = {products,
+                 norms2,
+                 x,
+                 centroids,
+                 length,
+                 largest,
+                 best,
+                 distance2,
+                 index,
+                 D,
+                 score_error<S>(D, precision)};
       }
       const auto kernel = keys == nullptr ? bank_forward_kernel<S, false, true>
                           : nearest       ? bank_forward_kernel<S, true, true>

@@ -213,18 +213,10 @@ void enqueue(const DiscCentroidsForward& p, Queue& queue) {
     sum(centroids, C, work.sums_c, work.squares_c, p.sums + 1 + D);
     launch(queue, own_distances_kernel<S>, blocks_of(B, kWarps), x, centroids, p.target, B, C, D,
            work.own);
-    const Terms<T> terms{work.own,
-                         work.squares_x,
-                         work.squares_c,
-                         B,
-                         C,
-                         D,
-                         parts_of(B) * slices,
-                         parts_of(C) * slices,
-                         p.margin,
-                         p.repel_weight,
-                         p.sums,
-                         rows_of<T>(p.loss)};
+    const Terms<T> terms{
+        work.own, work.squares_x,       work.squares_c,       B,        C,
+        D,        parts_of(B) * slices, parts_of(C) * slices, p.margin, p.repel_weight,
+        p.sums,   rows_of<T>(p.loss)};
     launch(queue, finish_loss_kernel<T>, blocks_of(1), terms);
   });
 }

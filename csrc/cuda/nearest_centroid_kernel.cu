@@ -66,16 +66,9 @@ void enqueue(const NearestCentroidBackward& p, Queue& queue) {
     const S *x = rows_of<S>(p.x), *memory = rows_of<S>(p.memory);
     launch(queue, distance_gradient_kernel<S>, blocks_of(B, kWarps), rows_of<S>(p.grad_distance), x,
            memory, p.index, B, C, D, weight);
-    const Winners<S> winners{x,
-                             memory,
-                             p.index,
-                             weight,
-                             nullptr,
-                             rows_of<S>(p.grad_x),
-                             rows_of<S>(p.grad_memory),
-                             B,
-                             C,
-                             D};
+    const Winners<S> winners{
+        x, memory, p.index, weight, nullptr, rows_of<S>(p.grad_x), rows_of<S>(p.grad_memory),
+        B, C,      D};
     launch(queue, winners_kernel<S>, blocks_of(B), winners);
   });
 }
