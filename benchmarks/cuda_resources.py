@@ -73,7 +73,8 @@ def main() -> None:
         if stack or local
     ]  # fmt: skip
     print("# Resources of the CUDA kernels\n")
-    print(f"CUDA sources `{built_from(library)[:12]}`. Registers a thread. Blocks have 256 threads and")
+    sources = built_from(library)[:12]
+    print(f"CUDA sources `{sources}`. Registers a thread. Blocks have 256 threads and")
     print("128 bytes of dynamic shared memory; 1,024 or 2,048 where columns are summed.\n")
     print(f"Stack or local memory (spills): {'; '.join(spilling) if spilling else 'none'}.\n")
     print(f"| kernel | {' | '.join(archs)} |")
