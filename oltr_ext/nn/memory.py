@@ -75,6 +75,7 @@ class CentroidMemory(nn.Module):
     centroids: Tensor
     counts: Tensor
     present: Tensor | None
+    _complete = False  # whether every class has a centroid
 
     def __init__(self, num_classes: int, feat_dim: int, *, learnable: bool = True) -> None:
         super().__init__()
@@ -184,7 +185,9 @@ class CentroidMemory(nn.Module):
         kept = torch.where(self.counts > 0, momentum, 0.0).to(means.dtype).unsqueeze(1)
         moved = kept * self.centroids + (1 - kept) * means
         self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, self.centroids))
-        self._set_counts(self.counts + count)
+        self.counts += count
+        if not self._complete:
+            self._find_present()
 
     def save(self, path: str | Path) -> None:
         """Writes centroids and counts as safetensors."""
@@ -219,7 +222,9 @@ class CentroidMemory(nn.Module):
         self._find_present()
 
     def _find_present(self) -> None:
+        """Waits for the device, as `update` therefore does until every class has been seen."""
         present = self.counts.nonzero()[:, 0]
+        self._complete = len(present) == self.num_classes
         self.present = present if 0 < len(present) < self.num_classes else None
 
     def _load_from_state_dict(self, *args: Any) -> None:
