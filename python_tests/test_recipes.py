@@ -29,6 +29,7 @@ def test_every_recipe_has_a_layout_and_a_section_to_read():
 def test_a_recipe_trains_and_is_judged(recipe, tmp_path, capsys):
     command = ["train", recipe, "--out", str(tmp_path / "run")]
     assert main([*command, *small(write_published(tmp_path, recipe)), *TRAINED]) == 0
+    assert "stage 1: 1 epoch in batches of 8" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
     said = capsys.readouterr()
     assert "report " in said.out and said.err == ""

@@ -44,7 +44,8 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
     counts = splits.train_counts
     stages = [s for s in (config.stage1, config.stage2) if s is not None]
     plan = ", ".join(
-        f"stage {number}: {stage.epochs} epochs in batches of {stage.batch_size}"
+        f"stage {number}: {stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in batches of "
+        f"{stage.batch_size}"
         for number, stage in enumerate(stages, 1)
         if stage.epochs
     )
