@@ -156,6 +156,12 @@ def test_a_part_that_breaks_off_keeps_what_it_had(on_a_gpu, tmp_path: Path):
     assert kept == {"half": 1, "error": "RuntimeError: the GPU is gone"}
 
 
+def test_a_benchmark_of_ours_that_fails_is_no_pass():
+    good, failed = {"times": {}}, {"error": "RuntimeError: x"}
+    assert gpu_check.passed("bench", {"a": good, "a, compiled": failed, "accuracy": []})
+    assert not gpu_check.passed("bench", {"a": failed, "accuracy": []})
+
+
 def test_a_library_of_other_sources_is_refused(on_a_gpu, tmp_path: Path, capsys):
     on_a_gpu.setattr(gpu_check, "built_from", lambda library: "0" * 64)
     assert gpu_check.main(["tests", "--out", str(tmp_path)]) == 1

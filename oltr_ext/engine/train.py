@@ -119,11 +119,11 @@ class _Run:
         self.told: set[str] = set()
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out)
-        if found is None:
-            say(checks.outline(config, splits, self.device))
         if found is not None:
             self.restore(*found)
-        elif stage1 is not None:
+            return
+        say(checks.outline(config, splits, self.device))
+        if stage1 is not None:
             self.start_from(Path(stage1))
         else:
             self.enter_stage(1)
