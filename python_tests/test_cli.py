@@ -55,6 +55,34 @@ def test_eval_judges_and_reports(folder, capsys):
     assert summary["samples"] == {"known": 24, "open": 10}
 
 
+def test_eval_compares_runs(folder, capsys, tmp_path):
+    run, model = folder / "runs/tiny", folder / "runs/tiny/model.safetensors"
+    names = ["--name", "first", "--name", "second"]
+    assert main(["eval", str(run), str(model), *names, "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
+    assert lines[1].split()[1:] == lines[2].split()[1:]
+    assert "second" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert main(["eval", str(run), str(model), *names, "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["name"] == "first" and first["closed"] == second["closed"]
+
+
+def test_eval_compares_like_with_like(folder, capsys, tmp_path):
+    run = str(folder / "runs/tiny")
+    assert main(["eval", run, run]) == 1
+    assert (
+        "expected 2 names for 2 models, no two the same, got tiny, tiny" in capsys.readouterr().err
+    )
+    short = tmp_path / "short.txt"
+    short.write_text("".join((folder / "data/test.txt").read_text().splitlines(True)[:-1]))
+    other = ["train", str(folder / "tiny.yaml"), "--set", f"data.test={short}"]
+    assert main([*other, "--set", "stage1.epochs=1", "--out", str(tmp_path / "other")]) == 0
+    capsys.readouterr()
+    assert main(["eval", run, str(tmp_path / "other")]) == 1
+    assert "was tested on other data than" in capsys.readouterr().err
+
+
 def test_eval_finds_data_that_has_moved(folder, capsys, tmp_path):
     write_data(tmp_path / "moved")
     moved = [f"data.{part}={tmp_path}/moved/{part}.txt" for part in ("train", "val", "test")]
@@ -136,7 +164,7 @@ def test_the_line_of_an_error_says_what_happened(error, line, capsys, monkeypatc
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("oltr_ext.cli._methods", fail)
+    monkeypatch.setattr("oltr_ext.cli.commands.run_methods", fail)
     assert main(["methods"]) == 1
     assert capsys.readouterr().err == f"oltr: {line or 'CUDA error: out of memory'}\n"
 
@@ -144,20 +172,20 @@ def test_the_line_of_an_error_says_what_happened(error, line, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("command", "words", "told"),
     [
-        ("_train", ["train", "icons"], "interrupted; the same command goes on from here"),
+        ("run_train", ["train", "icons"], "interrupted; the same command goes on from here"),
         (
-            "_train",
+            "run_train",
             ["train", "icons", "--fresh"],
             "interrupted; the same command without --fresh goes on from here",
         ),
-        ("_methods", ["methods"], "interrupted"),
+        ("run_methods", ["methods"], "interrupted"),
     ],
 )
 def test_an_interrupt_says_what_goes_on(command, words, told, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"oltr_ext.cli.{command}", interrupt)
+    monkeypatch.setattr(f"oltr_ext.cli.commands.{command}", interrupt)
     assert main(words) == 130
     assert capsys.readouterr().err == f"\noltr: {told}\n"
 

@@ -5,9 +5,9 @@
 // logits are keys[c,:] times x transposed, their softmax runs along lanes without a horizontal
 // step, and P' M and dS' X are the same product.
 //
-// Six rows by four vectors of C in registers: each k costs four loads and six broadcasts for 24
-// multiplications, so the multipliers, not the loads, set the pace, and six rows a power of two
-// apart still fit into one set of an 8-way cache. Columns are the outer loop: their panel of B is
+// Six rows by four vectors of C in registers, by two where there are 16 of them: each k costs four
+// loads and six broadcasts for 24 multiplications, so the multipliers, not the loads, set the pace,
+// and six rows a power of two apart still fit into one set of an 8-way cache. Columns are the outer loop: their panel of B is
 // read once from L2 and then from L1.
 #pragma once
 
@@ -80,8 +80,37 @@ static void product_columns(const ProductArgs<typename M::Acc>& g, int64_t m, in
                             Ahead& ahead) {
   int64_t i = 0;
   for (; i + 6 <= m; i += 6) product_tile<M, 6, NV>(g, i, column, ahead);
+  for (; i + 4 <= m; i += 4) product_tile<M, 4, NV>(g, i, column, ahead);
   for (; i + 2 <= m; i += 2) product_tile<M, 2, NV>(g, i, column, ahead);
   for (; i < m; ++i) product_tile<M, 1, NV>(g, i, column, ahead);
+}
+
+// As many whole panels of B as there are, each copied before it is read for every six rows: where a
+// panel is one cache line wide, its lines would lie a power of two apart, and so meet in few sets of
+// the first cache and, with wide rows, take a TLB entry each. Returns the columns done. The sums are
+// those of the plain loop, bit by bit.
+template <class M, int NV, class T = typename M::Acc>
+static int64_t product_packed(const ProductArgs<T>& g, int64_t m, int64_t n, Ahead& ahead) {
+  constexpr int64_t L = Lanes<T>::n, kWidth = NV * L, kDepth = 256;  // half of a 32 KB cache
+  alignas(64) T panel[kDepth * kWidth];
+  const int64_t columns = n / kWidth * kWidth;
+  for (int64_t k0 = 0; k0 < g.k; k0 += kDepth) {
+    ProductArgs<T> part = g;
+    part.k = g.k - k0 < kDepth ? g.k - k0 : kDepth;
+    part.a = g.a + k0 * g.a_col;
+    part.b = panel;
+    part.b_row = kWidth;
+    part.accumulate = g.accumulate || k0 > 0;
+    for (int64_t j = 0; j < columns; j += kWidth) {
+      const T* b = g.b + k0 * g.b_row + j;
+      for (int64_t k = 0; k < part.k; ++k)
+        for (int64_t i = 0; i < kWidth; i += L)
+          store<T>(panel + k * kWidth + i, load<T>(b + k * g.b_row + i));
+      part.c = g.c + j;
+      product_columns<M, NV>(part, m, 0, ahead);
+    }
+  }
+  return columns;
 }
 
 template <class M, class T = typename M::Acc>
@@ -89,7 +118,9 @@ static void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, 
                     const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate, Ahead& ahead) {
   constexpr int L = Lanes<T>::n, kWide = OLTR_VECTOR_BYTES == 64 ? 4 : 2;  // 32 registers or 16
   const ProductArgs<T> g{k, a, a_row, a_col, b, b_row, c, c_row, accumulate};
-  int64_t j = 0;
+  constexpr bool kNarrow = kWide * OLTR_VECTOR_BYTES <= 64;
+  constexpr int64_t kWorthACopy = 24;  // rows
+  int64_t j = kNarrow && m >= kWorthACopy && k > 0 ? product_packed<M, kWide>(g, m, n, ahead) : 0;
   for (; j + kWide * L <= n; j += kWide * L) product_columns<M, kWide>(g, m, j, ahead);
   if constexpr (kWide > 2)
     for (; j + 2 * L <= n; j += 2 * L) product_columns<M, 2>(g, m, j, ahead);

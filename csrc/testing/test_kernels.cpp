@@ -27,9 +27,9 @@ std::vector<const KernelTable*> tables() {
   return all;
 }
 
-constexpr Sizes kSizes[] = {{4, 6, 150}, {0, 3, 5},   {1, 1, 1},    {1, 1, 16},
-                            {2, 3, 5},   {7, 13, 17}, {3, 64, 33},  {17, 65, 31},
-                            {65, 7, 64}, {5, 300, 3}, {66, 530, 19}};
+constexpr Sizes kSizes[] = {{4, 6, 150}, {0, 3, 5},   {1, 1, 1},     {1, 1, 16},
+                            {2, 3, 5},   {7, 13, 17}, {3, 64, 33},   {17, 65, 31},
+                            {65, 7, 64}, {5, 300, 3}, {66, 530, 19}, {25, 31, 270}};
 
 template <class Op>
 class Kernels : public ::testing::Test {};

@@ -27,7 +27,7 @@ from oltr_ext.report import (
     write_report,
 )
 
-__all__ = ["Assessment", "assess", "report", "table"]
+__all__ = ["Assessment", "assess", "compare", "report", "table"]
 
 REPORT = "report.html"
 
@@ -85,6 +85,31 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
         thresholds={threshold["score"]: threshold["value"]},
     )
     return Assessment(name, trained, splits, seen, summary)
+
+
+def compare(trained: Sequence[Trained], names: Sequence[str]) -> list[Assessment]:
+    """Each model on the test images of its own configuration, for one table and one report.
+
+    Raises:
+        ValueError: not a name for each, each another; models that know other classes, or were
+            tested on other images; and see `assess`.
+    """
+    if len(set(names)) != len(trained):
+        raise ValueError(
+            f"expected {len(trained)} names for {len(trained)} models, no two the same, got "
+            f"{', '.join(names)}"
+        )
+    results: list[Assessment] = []
+    for each, name in zip(trained, names, strict=True):
+        read = [r.splits for r in results if r.trained.config.data == each.config.data]
+        result = assess(each, name=name, splits=read[0] if read else None)
+        first = results[0] if results else result
+        if result.splits.class_names != first.splits.class_names or not np.array_equal(
+            result.seen.target, first.seen.target
+        ):
+            raise ValueError(f"{each.path} was tested on other data than {first.trained.path}")
+        results.append(result)
+    return results
 
 
 def report(

@@ -3,9 +3,10 @@
 from oltr_ext.nn.attention import ModulatedAttention
 from oltr_ext.nn.classifiers import CosineClassifier, MetaEmbedding, MetaEmbeddingClassifier
 from oltr_ext.nn.fslwf import FSLwFHead
-from oltr_ext.nn.heads import Head, HeadOutput, LinearHead, OLTRHead
+from oltr_ext.nn.heads import Head, HeadOutput, LinearHead
 from oltr_ext.nn.losses import DiscCentroidsLoss, FocalLoss, LiftedStructureLoss, RangeLoss
 from oltr_ext.nn.memory import CentroidMemory
+from oltr_ext.nn.oltr_head import OLTRHead
 from oltr_ext.nn.openmax import OpenMaxHead, fit_weibull
 from oltr_ext.nn.rebalance import (
     LWSHead,

@@ -1,17 +1,16 @@
-"""Heads: features in; logits, loss and an open-set answer out."""
+"""Heads: features in; logits, loss and an open-set answer out. Here what all of them share, and the
+linear one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
-from oltr_ext.nn.losses import DiscCentroidsLoss, wide
-from oltr_ext.nn.memory import CentroidMemory
+from oltr_ext.nn.losses import wide
 from oltr_ext.nn.scores import SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -175,7 +174,7 @@ class LinearHead(Head):
         self.linear = nn.Linear(feat_dim, num_classes)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.metric, self.metric_weight = metric, metric_weight
-        self.register_buffer("class_prior", _prior(class_prior, num_classes))
+        self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
 
     def outputs(self, features: Tensor) -> HeadOutput:
         return HeadOutput(self.linear(features))
@@ -213,189 +212,6 @@ class LinearHead(Head):
             self.linear.bias.copy_(bias)
 
 
-class OLTRHead(Head):
-    """All of OLTR behind a feature: memory, meta-embedding, cosine classifier, both losses.
-
-    Args:
-        feat_dim: D.
-        num_classes: C.
-        feature_loss_weight: of the centroid loss against the cross-entropy.
-        class_prior: class frequencies (C,) whose logarithm is added to the logits in training. The
-            buffer ``prior_share`` says how many times it is added afterwards too: 0, as it is at
-            first, where all classes are as likely, 1 where they are as in training.
-        label_smoothing: of the cross-entropy.
-        reachability_scale: s of r = s / d.
-        logit_scale: of the cosine classifier.
-        learnable_memory: whether the centroids are trained.
-        memory_grad: whether the classifier's loss reaches the centroids too.
-        margin, repel_weight, compat: of the centroid loss.
-        without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
-    """
-
-    EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32, "prior_share": torch.float32}
-
-    class_prior: Tensor | None
-    prior_share: Tensor
-
-    def __init__(
-        self,
-        feat_dim: int,
-        num_classes: int,
-        *,
-        feature_loss_weight: float = 0.01,
-        class_prior: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        reachability_scale: float = 10.0,
-        logit_scale: float = 16.0,
-        learnable_memory: bool = True,
-        memory_grad: bool = False,
-        margin: float = 10.0,
-        repel_weight: float = 0.01,
-        compat: str = "fixed",
-        without: Iterable[str] = (),
-    ) -> None:
-        super().__init__()
-        self.feature_loss_weight = feature_loss_weight
-        self.label_smoothing = label_smoothing
-        self.memory = CentroidMemory(num_classes, feat_dim, learnable=learnable_memory)
-        self.classifier = MetaEmbeddingClassifier(
-            feat_dim,
-            num_classes,
-            logit_scale=logit_scale,
-            scale=reachability_scale,
-            memory_grad=memory_grad,
-            without=without,
-        )
-        self.centroid_loss = DiscCentroidsLoss(margin, repel_weight, compat)
-        self.register_buffer("class_prior", _prior(class_prior, num_classes))
-        self.register_buffer("prior_share", torch.zeros(()))
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        # absent from checkpoints of version 0.1
-        state.setdefault(f"{prefix}prior_share", torch.zeros(()))
-        super()._load_from_state_dict(state, prefix, *args)
-
-    def outputs(self, features: Tensor) -> HeadOutput:
-        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
-        logits = self.classifier.cosnorm_classifier(parts.embedding)
-        if self.class_prior is not None:
-            log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
-            logits = logits + (self.prior_share * log_prior).to(logits.dtype)
-        return HeadOutput(
-            logits,
-            parts.distance,
-            parts.nearest,
-            parts.embedding,
-            parts.memory_feature,
-            parts.selector,
-        )
-
-    def recall(self, features: Tensor) -> Tensor:
-        """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
-        match, present = self.classifier.fc_hallucinator(features), self.memory.present
-        if present is None:
-            return torch.softmax(match, dim=1)
-        share = torch.softmax(match[:, present], dim=1)
-        return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
-
-    def scores(self, out: HeadOutput) -> dict[str, Tensor]:
-        scale = self.classifier.scale
-        return all_scores(out.logits, out.distance, out.unknown, scale=scale)
-
-    def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
-        """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.
-
-        Args:
-            features: (B, D).
-            target: (B,) int64 in [0, C).
-            gather: for the centroid loss, whose repel term clamps a mean over the batch. It is
-                O((B + C) D), so gathering costs little; the cross-entropy, O(B C D), stays local.
-        """
-        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
-        loss = self.classifier.cosnorm_classifier.loss(
-            parts.embedding,
-            target,
-            class_prior=self.class_prior,
-            label_smoothing=self.label_smoothing,
-        )
-        if self.feature_loss_weight == 0:
-            return loss
-        pull = self.centroid_loss(*gather(features, target), self.memory.centroids)
-        return loss + self.feature_loss_weight * pull
-
-    @torch.no_grad()
-    def init_from(
-        self,
-        linear: nn.Linear | None,
-        features: Tensor,
-        target: Tensor,
-        *,
-        classifier: str = "random",
-        selector: str = "random",
-    ) -> None:
-        """The start of stage 2, from features (N, D) of the whole training set and labels (N,).
-
-        See :meth:`init_from_batches`, which takes them piece by piece.
-        """
-        self.init_from_batches(
-            linear, [(features, target)], classifier=classifier, selector=selector
-        )
-
-    @torch.no_grad()
-    def init_from_batches(
-        self,
-        linear: nn.Linear | None,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        *,
-        classifier: str = "random",
-        selector: str = "random",
-    ) -> None:
-        """The start of stage 2, in one pass and in memory that does not grow with the data.
-
-        Args:
-            linear: stage 1's classifier, from which the attention starts. None: keys are the class
-                means themselves.
-            batches: features (B, D) and labels (B,), together the whole training set as stage 2
-                will see it.
-            classifier: cosine classifier ``"random"`` (the paper's) or at the class ``"means"``.
-            selector: ``"random"`` (the paper's) or ``"zero"``: the embedding then starts as the
-                feature itself, and the gate opens as far as it helps.
-
-        Raises:
-            ValueError: an unknown choice, or a linear layer of another shape.
-        """
-        for name, value, choices in (
-            ("classifier", classifier, ("random", "means")),
-            ("selector", selector, ("random", "zero")),
-        ):
-            if value not in choices:
-                raise ValueError(
-                    f"OLTRHead.init_from: expected {name} to be one of {', '.join(choices)}, "
-                    f"got {value!r}"
-                )
-        self.memory.initialise_from(batches, lambda x: x)
-        keys = self.classifier.fc_hallucinator
-        if linear is None:
-            keys.weight.copy_(self.memory.centroids)
-            keys.bias.zero_()
-        else:
-            if linear.weight.shape != keys.weight.shape:
-                raise ValueError(
-                    f"OLTRHead.init_from: expected a linear layer of shape "
-                    f"{tuple(keys.weight.shape)}, got {tuple(linear.weight.shape)}"
-                )
-            keys.weight.copy_(linear.weight)
-            keys.bias.copy_(linear.bias)
-        if classifier == "means":
-            self.classifier.cosnorm_classifier.start_at(self.memory.centroids)
-        if selector == "zero":
-            self.classifier.fc_selector.weight.zero_()
-            self.classifier.fc_selector.bias.zero_()
-
-    def extra_repr(self) -> str:
-        return f"feature_loss_weight={self.feature_loss_weight}, score={self.score!r}"
-
-
 def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
     """What `fn`, as `nn.Module._apply` takes it, makes of a buffer, but in `dtype`."""
     try:
@@ -406,7 +222,12 @@ def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> 
         return value.to(fn(value).device)
 
 
-def _prior(prior: Any, num_classes: int) -> Tensor | None:
+def checked_prior(prior: Any, num_classes: int) -> Tensor | None:
+    """Class frequencies (C,) as float32; None stays None.
+
+    Raises:
+        ValueError: another shape, or what is no frequency.
+    """
     if prior is None:
         return None
     prior = torch.as_tensor(prior, dtype=torch.float32)

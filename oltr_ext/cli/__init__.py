@@ -1,0 +1,44 @@
+"""The command `oltr`. Exit codes: 0 done, 1 an error told in one line, 2 usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from oltr_ext.cli import commands
+from oltr_ext.cli.commands import one_line
+from oltr_ext.cli.parser import make_parser
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code (usage errors exit from argparse with 2)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack the letters of a class name
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = make_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print(f"\noltr: {_interrupted(args)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        if args.debug:
+            raise
+        print(f"oltr: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _interrupted(args: argparse.Namespace) -> str:
+    if args.run not in (commands.run_demo, commands.run_train, commands.run_embed):
+        return "interrupted"
+    again = "the same command"
+    if getattr(args, "fresh", False):
+        again += " without --fresh"
+    return f"interrupted; {again} goes on from here"

@@ -1,0 +1,169 @@
+"""What each command does with its arguments. Imports wait until a command needs them: torch alone
+takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from oltr_ext.engine.methods import METHODS
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.demo import demo
+
+    demo(
+        args.out,
+        methods=args.methods,
+        seed=args.seed,
+        fresh=args.fresh,
+        overrides=args.set,
+        say=_say,
+    )
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from oltr_ext.engine import distributed
+    from oltr_ext.engine.config import load_config
+    from oltr_ext.engine.train import train
+
+    with distributed.joined():
+        config = load_config(args.config, args.set, method=args.method)
+        name = "_".join(filter(None, (Path(args.config).stem, args.method)))
+        out = args.out or Path("runs") / name
+        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=_tell)
+        if distributed.lead():
+            print(f"model  {path}")
+    return 0
+
+
+def run_config(args: argparse.Namespace) -> int:
+    import yaml
+
+    from oltr_ext.engine.config import load_config
+
+    config = load_config(args.config, args.set, method=args.method)
+    print(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
+    )
+    return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.assess import REPORT, compare, report, table
+    from oltr_ext.engine.predict import load_trained
+
+    trained = [
+        load_trained(path, device=args.device, overrides=args.set) for path in args.checkpoints
+    ]
+    folders = [each.path.parent for each in trained]
+    names = [each.path.parent.name or each.path.stem for each in trained]
+    results = compare(trained, args.name or names)
+    for line in dict.fromkeys(line for each in results for line in each.splits.problems()):
+        print(f"oltr: {line}", file=sys.stderr)
+    if args.json:
+        for each in results:
+            print(json.dumps({"name": each.name, **each.summary}))
+        return 0
+    print(table(results))
+    out = args.out or folders[0]
+    if len(folders) > 1 and args.out is None:
+        out = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    files = report(results, out / REPORT)
+    print(f"\nreport  {files.html}\nnumbers {files.json}")
+    return 0
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.predict import load_trained, predict_images
+    from oltr_ext.nn import OLTRHead
+
+    trained = load_trained(args.checkpoint, device=args.device)
+    by = "distance" if isinstance(trained.model.head, OLTRHead) else "probability"
+    bad: list[Exception] = []
+    on_error = None if args.debug else bad.append
+    for found in predict_images(trained, args.images, nearest=args.nearest, on_error=on_error):
+        if args.json:
+            print(json.dumps(dataclasses.asdict(found)))
+            continue
+        near = ", ".join(f"{name} {value:.3g}" for name, value in found.nearest)
+        label = found.label or "unknown"
+        print(f"{found.path}: {label}  {found.score} {found.confidence:.3g}  by {by}: {near}")
+    for error in bad:
+        print(f"oltr: {one_line(error)}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def run_data_check(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.check import check_data, check_table
+    from oltr_ext.engine.config import load_config
+    from oltr_ext.engine.schema import ListData
+
+    data = load_config(args.config, args.set).data
+    if not isinstance(data, ListData):
+        raise ValueError(f"{args.config}: data.kind is {data.kind}; only lists have files to check")
+    found = check_data(data, decode=args.decode)
+    print(json.dumps(dataclasses.asdict(found)) if args.json else check_table(found))
+    return 1 if found.problems else 0
+
+
+def run_data_make(args: argparse.Namespace) -> int:
+    from oltr_ext.data.make import make
+
+    make(args.name, args.source, say=_say)
+    return 0
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.embed import embed
+
+    path = embed(args.source, args.out, overrides=args.set, dtype=args.dtype, device=args.device)
+    print(f"embeddings  {path.parent}")
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    from oltr_ext.info import main as info
+
+    return info(["--json"] if args.json else [])
+
+
+def run_methods(args: argparse.Namespace) -> int:
+    rows = [("method", "paper", "what it changes", "command")]
+    rows += [
+        (name, method.paper, method.changes, f"oltr train icons --method {name}")
+        for name, method in METHODS.items()
+    ]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(w) for cell, w in zip(row, width, strict=True))
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:  # of a loader process, with the message at its end
+        text = (re.findall(r"^[\w.]+Error: (.+)", text, re.MULTILINE) or text.splitlines())[-1]
+    return text.splitlines()[0]
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line)  # above a progress bar, where there is one
+    sys.stdout.flush()
+
+
+def _tell(line: str) -> None:
+    """How it goes, beside what comes out of it."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()

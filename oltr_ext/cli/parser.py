@@ -1,0 +1,236 @@
+"""The words of the command `oltr`, and their help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from oltr_ext._version import __version__
+from oltr_ext.cli import commands
+from oltr_ext.engine.methods import DEMO
+
+
+def make_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    whole = argparse.ArgumentParser(
+        prog="oltr", description="Open long-tailed recognition: train, evaluate, predict, explain."
+    )
+    whole.add_argument("--version", action="version", version=f"oltr_ext {__version__}")
+    groups = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: object, about: str, examples: str, within: Any = groups
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = within.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"examples:\n{examples}",
+            parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "demo",
+        commands.run_demo,
+        "train methods on the embedded icons, evaluate them, write a report",
+        "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain crt oltr",
+    )
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sub.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(DEMO),
+        metavar="NAME",
+        help=f"see oltr methods; default: {' '.join(DEMO)}",
+    )
+    sub.add_argument("--fresh", action="store_true", help="train again what is already there")
+    _add_set(sub)
+
+    sub = command(
+        "train",
+        commands.run_train,
+        "train by a configuration, or go on with an interrupted run",
+        "  oltr train icons --method oltr\n"
+        "  oltr train my.yaml --method crt --set stage1.epochs=90 --set amp=bf16\n"
+        "  oltr train icons --out runs/plain\n"
+        "  oltr train icons --method tau-norm --stage1 runs/plain\n"
+        "  oltr train imagenet_lt --set data.root=/data/imagenet "
+        "--set data.lists=/data/ImageNet_LT\n"
+        "  torchrun --nproc-per-node 4 -m oltr_ext train imagenet_lt --out runs/on_four_gpus",
+    )
+    _add_config(sub)
+    sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
+    sub.add_argument("--out", type=Path, help="folder of the run; default: runs/CONFIG_METHOD")
+    sub.add_argument(
+        "--stage1",
+        type=Path,
+        metavar="RUN",
+        help="take stage 1 from a finished run of it alone: its folder or model",
+    )
+    _add_set(sub)
+    again = sub.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", default=True, help="go on with the run in --out (default)"
+    )
+    again.add_argument("--fresh", action="store_true", help="start again, removing the old run")
+
+    sub = command(
+        "config",
+        commands.run_config,
+        "print a configuration with every key: its own, the method's, the defaults",
+        "  oltr config icons --method oltr-plus\n  oltr config my.yaml --set amp=bf16 > whole.yaml",
+    )
+    _add_config(sub)
+    sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
+    _add_set(sub)
+
+    sub = command(
+        "eval",
+        commands.run_eval,
+        "evaluate trained models on their test images, closed and open, side by side",
+        "  oltr eval runs/demo/oltr\n"
+        "  oltr eval runs/icons_plain runs/icons_crt runs/icons_oltr\n"
+        "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
+    )
+    sub.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="checkpoint",
+        help="a checkpoint, or the folder of a run",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the report; default: the run's, of several the one that they are in",
+    )
+    sub.add_argument(
+        "--name",
+        action="append",
+        help="what to call the model, in turn for each; default: its folder",
+    )
+    sub.add_argument(
+        "--json", action="store_true", help="print all numbers, a line a model; write no report"
+    )
+    _add_set(sub)
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    sub = command(
+        "predict",
+        commands.run_predict,
+        "label images or embeddings, or say that they are unknown",
+        "  oltr predict runs/demo/oltr house.png cat.png\n"
+        "  oltr predict runs/demo/oltr *.png --json\n"
+        "  oltr predict runs/on_embeddings features.npy",
+    )
+    sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
+    sub.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files; or .npy files of embeddings (N, D)"
+    )
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+    sub.add_argument(
+        "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
+    )
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    about = "check and make data sets"
+    group = groups.add_parser("data", help=about, description=f"{about.capitalize()}.")
+    parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    sub = command(
+        "check",
+        commands.run_data_check,
+        "check a data set of lists: missing and damaged files, counts, duplicates, labels",
+        "  oltr data check my.yaml\n"
+        "  oltr data check imagenet_lt --decode all --set data.root=/data/imagenet "
+        "--set data.lists=/data/ImageNet_LT",
+        within=parts,
+    )
+    _add_config(sub)
+    sub.add_argument(
+        "--decode",
+        type=_how_many,
+        default=200,
+        metavar="N",
+        help="images of each list to decode, or all; default: %(default)s",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    _add_set(sub)
+
+    sub = command(
+        "make",
+        commands.run_data_make,
+        "render a larger data set into the cache ($OLTR_EXT_CACHE, else ~/.cache/oltr_ext)",
+        "  oltr data make glyphs\n  oltr data make icons-large --source iconify-json-2.2.535.tgz",
+        within=parts,
+    )
+    sub.add_argument("name", metavar="NAME", help="glyphs (two sizes) or icons-large")
+    sub.add_argument(
+        "--source",
+        type=Path,
+        help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
+    )
+
+    sub = command(
+        "embed",
+        commands.run_embed,
+        "write the features of a configuration's images, to train heads on; goes on when killed",
+        "  oltr embed runs/mine --out embeddings\n"
+        "  oltr embed imagenet_lt --out embeddings --set data.root=/data/imagenet \\\n"
+        "      --set model.backbone=torchvision:resnet50 --set model.weights=DEFAULT\n"
+        "  oltr train embeddings --method oltr-plus --set data.root=embeddings",
+    )
+    sub.add_argument(
+        "source", metavar="CONFIG_OR_CHECKPOINT", help="a configuration, a checkpoint or a run"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder of the embeddings")
+    sub.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    _add_set(sub)
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    sub = command(
+        "info",
+        commands.run_info,
+        "show versions, libraries, CPU features and backends",
+        "  oltr info",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    command(
+        "methods",
+        commands.run_methods,
+        "list the methods on offer, with their papers and what each changes",
+        "  oltr methods",
+    )
+    return whole
+
+
+def _add_config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the configuration by its dotted path, after the method has changed "
+        "it; may be repeated",
+    )
+
+
+def _how_many(text: str) -> int | None:
+    """None is all."""
+    return None if text == "all" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
