@@ -7,19 +7,17 @@ import multiprocessing
 import random
 import time
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import COUNTS, config, same_run, stop_after, write_data
 
-from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
-from oltr_ext.engine.train import OtherRunError, TrainingError, _Run, train
+from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import prior_share
 
@@ -41,6 +39,7 @@ def finished(data, tmp_path_factory):
 def test_a_run_leaves_model_checkpoints_and_logs(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
+        ".lock",
         "best.safetensors",
         "best_stage1.safetensors",
         "last.safetensors",
@@ -130,19 +129,6 @@ def test_stage_1_of_another_run_gives_the_same_bits(data, finished, tmp_path, se
         assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
-    values = {**config(data), "stage2": None}
-    with pytest.raises(ValueError, match="no stage 2"):
-        train(make_config(values), tmp_path / "a", stage1=finished)
-    with pytest.raises(ValueError, match="holds the model of a stage 2"):
-        train(make_config(config(data)), tmp_path / "b", stage1=finished)
-    train(make_config({**values, "seed": 3}), tmp_path / "one")
-    with pytest.raises(ValueError, match=r"seed = 3, and this one asks for 0$"):
-        train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "one")
-    with pytest.raises(ValueError, match="no checkpoint"):
-        train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
-
-
 def test_published_weights_are_loaded_for_stage_1_alone(data, tmp_path, monkeypatch):
     calls = []
 
@@ -172,42 +158,6 @@ def test_generators_resume_too(data, tmp_path, monkeypatch):
     torch.manual_seed(123)
     train(make_config(config(data)), tmp_path / "parts")
     same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_finished_run_is_not_trained_again(data, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(OLTRModel, "features", None)
-    path = train(make_config(config(data)), finished)
-    assert path == finished / "model.safetensors"
-
-
-def test_another_run_is_never_overwritten_unasked(data, finished, tmp_path):
-    values = config(data)
-    values["stage1"] = {**values["stage1"], "epochs": 4}
-    with pytest.raises(
-        OtherRunError, match=r"stage1.epochs = 2, and this one asks for 4; .*--fresh"
-    ):
-        train(make_config(values), finished)
-    # what cannot change the result may change
-    assert train(make_config({**config(data), "checkpoint_every": 5}), finished).exists()
-
-
-def test_a_run_of_other_classes_is_told_by_the_first(data, tmp_path):
-    names = tmp_path / "names.txt"
-    values = {**config(data), "stage2": None}
-    values["data"] = {**values["data"], "class_names": str(names)}
-    names.write_text("a\nb\nc\nd\n")
-    train(make_config(values), tmp_path / "run")
-    names.write_text("a\nc\nb\nd\n")
-    with pytest.raises(OtherRunError, match=r"run holds a run whose class 1 is 'b', not 'c'; "):
-        train(make_config(values), tmp_path / "run")
-
-
-def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    train(make_config({**config(data), "seed": 5, "stage2": None}), tmp_path)
-    train(make_config({**config(data), "stage2": None}), tmp_path, resume=False)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert checkpoint.load(tmp_path / "last.safetensors")[1]["config"]["seed"] == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_a_good_checkpoint(data, tmp_path):
@@ -262,63 +212,6 @@ def test_mixed_precision_trains(data, tmp_path, amp):
     assert bool(scale) == (amp == "fp16")
 
 
-def test_errors_of_data_and_size(data, tmp_path):
-    values = config(data)
-    values["stage1"] = {**values["stage1"], "batch_size": 31}
-    with pytest.raises(
-        ValueError, match=r"stage1\.batch_size: 31 is more than the 30 training images"
-    ):
-        train(make_config(values), tmp_path)
-    (tmp_path / "val.txt").write_text((data / "val.txt").read_text() + "val_0_0.png 4\n")
-    values = config(data)
-    values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
-    with pytest.raises(
-        ValueError, match=r"val.txt:17: label 4 is out of range: there are 4 classes"
-    ):
-        load_splits(make_config(values).data)
-
-
-FITTED = {"lr": {"feature": 0, "classifier": 0.1}, "epochs": 1, "batch_size": 8}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"stage2": {"fc": 32}}, r"stage2\.fc: .* features have 256 numbers, and not 32"),
-        ({"stage2": {"fc": None}, "stage1": {"fc": 32}}, r"features have 32 numbers, and not 256"),
-        ({"stage2": {"freeze": ["trunk"]}}, r"stage2: OLTRModel\.freeze: no part named 'trunk'"),
-        ({"stage2": {"kind": "fslwf", **FITTED, "base_shots": 99}}, "stage2: .* 99 images, got no"),
-        ({"open_set": {"rule": "f_measure"}, "data": {"open_val": None}}, "open validation images"),
-        ({"open_set": {"score": "openmax"}}, r"open_set\.score: OLTRHead has no score openmax"),
-        (
-            {"stage2": {"kind": "ncm"}, "open_set": {"score": "reachability"}},
-            r"open_set\.score: LinearHead has no score reachability",
-        ),
-        ({"stage2": None, "open_set": {"score": "nearest_distance"}}, "LinearHead has no score"),
-    ],
-)
-def test_what_stage_2_lacks_is_told_before_stage_1(data, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(_Run, "train_stage", None)
-    values = config(data)
-    for group, keys in changes.items():
-        whole = keys is None or "kind" in keys
-        values[group] = keys if whole else {**values.get(group, {}), **keys}
-    with pytest.raises(ValueError, match=message):
-        train(make_config(values), tmp_path)
-
-
-def test_an_odd_width_for_the_attention_is_told_before_stage_1(tmp_path):
-    rng = np.random.default_rng(0)
-    labels = np.arange(8) % 2
-    parts = {part: (rng.random((8, 5), np.float32), labels) for part in ("train", "val", "test")}
-    write_embeddings(tmp_path / "odd", parts, ["a", "b"])
-    stage = {**config(tmp_path)["stage1"], "batch_size": 4}
-    values = {"data": {"kind": "embeddings", "root": str(tmp_path / "odd")}, "stage1": stage}
-    with pytest.raises(ValueError, match=r"stage2: .* even number of channels, got 5"):
-        train(make_config({**values, "stage2": stage}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_stage_1_may_lack_the_score_of_stage_2(data, tmp_path):
     values = {**config(data), "open_set": {"score": "reachability"}}
     train(make_config(values), tmp_path)
@@ -327,14 +220,6 @@ def test_stage_1_may_lack_the_score_of_stage_2(data, tmp_path):
         for name in ("best_stage1", "model")
     )
     assert (first, last) == ("max_softmax", "reachability")
-
-
-def test_validation_needs_known_images(data, tmp_path):
-    values = config(data)
-    (tmp_path / "val.txt").write_text("val_0_0.png -1\n")
-    values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
-    with pytest.raises(ValueError, match=r"val\.txt lists no image of a known class"):
-        load_splits(make_config(values).data)
 
 
 def test_a_class_without_images_is_carried_along(data, tmp_path):
@@ -412,16 +297,3 @@ def test_parameter_groups_and_no_decay_on_centroids(data):
     assert [tuple(p.shape) for p in groups["centroid"]["params"]] == [(4, 256)]
     expected = [*model.attention.parameters(), *model.fc.parameters()]
     assert {id(p) for p in groups["feature"]["params"]} == {id(p) for p in expected}
-
-
-def test_classes_without_an_image_are_told(data, tmp_path):
-    values = config(data)
-    lines = (data / "train.txt").read_text().splitlines()
-    (tmp_path / "train.txt").write_text("\n".join(s for s in lines if s.split()[1] != "0") + "\n")
-    root = values["data"].get("root") or data
-    values["data"] = {**values["data"], "train": str(tmp_path / "train.txt"), "root": str(root)}
-    said = []
-    train(make_config({**values, "stage2": None}), tmp_path / "out", say=said.append)
-    assert said[0].endswith("\n1 of 4 classes have no training image: 0 (labels count from 0)"), (
-        said
-    )

@@ -40,7 +40,7 @@ class OtherRunError(ValueError):
 
 
 def outline(config: Config, splits: Splits, device: torch.device) -> str:
-    """What will be trained on what, in one line; a second one where classes have no image."""
+    """What will be trained on what, in one line; a line more for what to look at first."""
     counts = splits.train_counts
     stages = [s for s in (config.stage1, config.stage2) if s is not None]
     plan = ", ".join(
@@ -60,7 +60,18 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
             f"\n{len(empty):,} of {len(counts):,} classes have no training image: {some} (labels "
             "count from 0)"
         )
+    if _emulated(config.amp, device):
+        said += f"\namp: {config.amp} is emulated on this processor; amp: off is many times faster"
     return said
+
+
+def _emulated(amp: str, device: torch.device) -> bool:
+    """Whether torch makes do without the processor's own arithmetic, ten times slower and more."""
+    native = {
+        "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return device.type == "cpu" and amp in native and not native[amp]()
 
 
 def check_batches(config: Config, splits: Splits) -> None:

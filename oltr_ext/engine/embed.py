@@ -12,6 +12,7 @@ from oltr_ext.data import FeatureStream, write_embeddings
 from oltr_ext.engine.checkpoint import SUFFIX
 from oltr_ext.engine.config import load_config
 from oltr_ext.engine.evaluate import BATCH, stream
+from oltr_ext.engine.lock import locked
 from oltr_ext.engine.predict import Embedder, load_embedder, load_trained
 from oltr_ext.engine.schema import ListData
 from oltr_ext.engine.splits import Images, Splits, load_splits
@@ -44,6 +45,7 @@ def embed(
     Raises:
         ValueError, FileNotFoundError: see `load_embedder`, `load_splits` and `write_embeddings`; an
             image that cannot be read, whatever `data.max_bad_images`.
+        BusyError: another process writes to `out`.
     """
     path = Path(path)
     if path.is_dir() or path.suffix == SUFFIX:
@@ -63,19 +65,20 @@ def embed(
         "open_test": splits.open_test,
     }
     shown = len(splits.test) + (0 if splits.open_test is None else len(splits.open_test))
-    return write_embeddings(
-        out,
-        {
-            name: (_features(embedder, name, images, splits), images.labels)
-            for name, images in parts.items()
-            if images is not None
-        },
-        splits.class_names,
-        dtype=dtype,
-        test_ids=[splits.image_id(i) for i in range(shown)],
-        open_names=splits.open_names,
-        source=embedder.source,
-    )
+    with locked(Path(out)):
+        return write_embeddings(
+            out,
+            {
+                name: (_features(embedder, name, images, splits), images.labels)
+                for name, images in parts.items()
+                if images is not None
+            },
+            splits.class_names,
+            dtype=dtype,
+            test_ids=[splits.image_id(i) for i in range(shown)],
+            open_names=splits.open_names,
+            source=embedder.source,
+        )
 
 
 def _features(embedder: Embedder, name: str, images: Images, splits: Splits) -> FeatureStream:

@@ -40,7 +40,7 @@ class Logs:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.csv"
         known = path.stat().st_size if path.exists() else 0
-        self._file = path.open("r+" if known else "w", encoding="utf-8", newline="")
+        self._file = path.open("r+" if known else "w", 1, encoding="utf-8", newline="")
         self._file.truncate(min(position, known))
         self._file.seek(0, os.SEEK_END)
         self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")

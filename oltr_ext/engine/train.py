@@ -38,6 +38,7 @@ from oltr_ext.engine.build import (
 from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
+from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.predict import MODEL, read_model
 from oltr_ext.engine.schema import Config, Stage
@@ -45,6 +46,8 @@ from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
+
+Say = Callable[[str], None]
 
 
 class TrainingError(RuntimeError):
@@ -69,7 +72,7 @@ def train(
     *,
     resume: bool = True,
     stage1: str | Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Path:
     """Train as configured, or go on where an earlier call with the same arguments stopped.
 
@@ -90,25 +93,22 @@ def train(
     Raises:
         ValueError: data, configuration and number of processes do not fit; `out` or `stage1`
             holds another run; an image cannot be read, beyond `data.max_bad_images`.
+        BusyError: another process works in `out`.
         TrainingError: the loss is no longer finite.
     """
     out = Path(out)
-    if not resume and distributed.lead():
-        checkpoint.clear(out)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
-    return _Run(config, load_splits(config.data), out, stage1, told).go()
+    splits = load_splits(config.data)
+    with locked(out) if distributed.lead() else nullcontext():
+        first = None if stage1 is None else Path(stage1)
+        return _Run(config, splits, out, told, resume=resume, stage1=first).go()
 
 
 class _Run:
     def __init__(
-        self,
-        config: Config,
-        splits: Splits,
-        out: Path,
-        stage1: str | Path | None,
-        say: Callable[[str], None],
+        self, config: Config, splits: Splits, out: Path, say: Say, resume: bool, stage1: Path | None
     ) -> None:
         self.config, self.splits, self.out, self.say = config, splits, out, say
         self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
@@ -118,16 +118,18 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.told: set[str] = set()
         with distributed.lead_first():  # it sets damaged files aside
-            found = checkpoint.load_latest(out)
+            found = checkpoint.load_latest(out) if resume else None
         if found is not None:
             self.restore(*found)
             return
         say(checks.outline(config, splits, self.device))
         if stage1 is not None:
-            self.start_from(Path(stage1))
+            self.start_from(stage1)
         else:
             self.enter_stage(1)
             checks.check_last_stage(config, splits, self.model)
+        if not resume and distributed.lead():  # not before the new run is known to start
+            checkpoint.clear(out)
 
     def go(self) -> Path:
         with self.open_logs() as self.logs:
