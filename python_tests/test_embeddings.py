@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import pickle
 import weakref
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import COUNTS, config, same_run, stop_after, write_data
+from tiny import COUNTS, arrays, config, same_embeddings, same_run, stop_after, write_data
 
 from oltr_ext.cli import main
-from oltr_ext.data import FeatureStream, read_embeddings, write_embeddings
+from oltr_ext.data import read_embeddings, write_embeddings
 from oltr_ext.engine import evaluate
 from oltr_ext.engine.assess import assess, report
 from oltr_ext.engine.build import build_model
@@ -25,7 +22,7 @@ from oltr_ext.engine.embed import embed
 from oltr_ext.engine.evaluate import answers, collect
 from oltr_ext.engine.methods import METHODS
 from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
-from oltr_ext.engine.splits import load_splits, make_loader
+from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import LinearHead
@@ -51,24 +48,6 @@ def on_embeddings(root, **changes):
     data = {"kind": "embeddings", "root": str(root), "shots": [8, 4]}
     stage2 = {**values["stage2"], "fc": None, "attention": False}
     return {**values, "data": data, "stage2": stage2, **changes}
-
-
-def arrays(classes=4, width=6, dtype=np.float32):
-    """Features and labels of every split, as a user has them."""
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(classes + 1, width)) * 3
-
-    def part(rows, low=0):
-        labels = np.arange(rows) % classes if low == 0 else np.full(rows, classes)
-        return (centres[labels] + rng.normal(size=(rows, width))).astype(dtype), labels
-
-    return {
-        "train": part(40),
-        "val": part(16),
-        "test": part(24),
-        "open_val": (part(8, 1)[0], None),
-        "open_test": part(10, 1),
-    }
 
 
 def test_embeddings_answer_as_their_images_do(run):
@@ -166,43 +145,10 @@ def test_interrupted_it_goes_on_and_never_reads_as_whole(run, tmp_path, monkeypa
             read_embeddings(tmp_path / "parts")
     embed(run / "images", tmp_path / "parts", device="cpu")
     assert sum(calls) - sum(calls[n - 1] for n in stops) == sum(COUNTS) + 16 + 24 + 8 + 10
-    same_files(whole, tmp_path / "parts")
+    same_embeddings(whole, tmp_path / "parts")
     calls.clear()
     embed(run / "images", tmp_path / "parts", device="cpu")  # all there
     assert not calls
-
-
-def same_files(a, b):
-    names = sorted(p.name for p in a.iterdir())
-    assert names == sorted(p.name for p in b.iterdir()) and len(names) == 11
-    for name in names:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-
-
-@settings(max_examples=25, deadline=None)
-@given(cut=st.integers(0, 40 * 24 + 128), batch=st.integers(1, 9))
-def test_a_kill_that_leaves_any_number_of_bytes_costs_a_batch(tmp_path_factory, cut, batch):
-    folder, parts = tmp_path_factory.mktemp("kill"), arrays()
-    made = []
-
-    def start(row):
-        for n in range(row, 40, batch):
-            made.append(n)
-            yield parts["train"][0][n : n + batch]
-
-    source = {"model": "a"}
-    streamed = {**parts, "train": (FeatureStream((40, 6), start, batch), parts["train"][1])}
-    write_embeddings(folder / "a", streamed, source=source)
-    whole = (folder / "a" / "train_features.npy").read_bytes()
-    write_embeddings(folder / "b", streamed, source=source)
-    (folder / "b" / "manifest.json").rename(folder / "b" / ".manifest.json.partial")
-    (folder / "b" / "train_features.npy").write_bytes(whole[:cut])
-    (folder / "b" / "open_test_features.npy").unlink()
-    made.clear()
-    write_embeddings(folder / "b", streamed, source=source)
-    same_files(folder / "a", folder / "b")
-    left = max(cut - 128, 0) // 24  # whole rows behind a header of 128 bytes
-    assert (made[0] if made else 40) == (left if left == 40 else left - left % batch)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -250,108 +196,6 @@ def test_own_arrays_are_trained_on(tmp_path, dtype):
     # what is there is not overwritten
     with pytest.raises(ValueError, match="own holds other embeddings; choose another folder"):
         write_embeddings(tmp_path / "own", arrays())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"val": None}, "expected splits train, val, test and perhaps .*, got train, test, open"),
-        ({"extra": (np.ones((2, 6)), np.zeros(2))}, "expected splits train, val, test"),
-        ({"test": (np.ones((2, 5)), np.zeros(2, int))}, r"one width, got .*'test': 5"),
-        ({"test": (np.ones(6), np.zeros(6, int))}, r"test features \(N, D\), got shape \(6,\)"),
-        ({"test": (np.ones((2, 6)), np.zeros(3, int))}, "expected 2 integer labels of test, got"),
-        ({"test": (np.ones((2, 6)), np.zeros(2))}, "expected 2 integer labels of test, got float"),
-        ({"test": (np.ones((2, 6)), np.array([0, 4]))}, "label 4 of test, row 1, is out of range"),
-        ({"train": (np.ones((2, 6)), np.array([-1, 3]))}, "label -1 of train, row 0, .* 0 to 3"),
-        ({"val": (np.ones((2, 6)), np.array([-1, -1]))}, "val holds no image of a known class"),
-        ({"val": (np.full((2, 6), np.nan), np.array([0, 1]))}, "val_features.npy: row 0 is not"),
-    ],
-)
-def test_wrong_arrays_are_told_and_leave_nothing_whole(tmp_path, change, message):
-    parts = {k: v for k, v in {**arrays(), **change}.items() if v is not None}
-    with pytest.raises(ValueError, match=message):
-        write_embeddings(tmp_path / "own", parts)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"is not finished|no embeddings in"):
-        read_embeddings(tmp_path / "own")
-
-
-def test_what_does_not_fit_is_told(tmp_path):
-    parts = arrays()
-    parts["train"][0][37, 2] = 1e6
-    with pytest.raises(ValueError, match=r"train_features\.npy: row 37 is not finite as float16"):
-        write_embeddings(tmp_path, parts, dtype="float16")
-    write_embeddings(tmp_path, parts)  # nobody can tell whose the rest is: begun again
-    with pytest.raises(ValueError, match="expected 34 test_ids, got 1"):
-        write_embeddings(tmp_path / "b", parts, test_ids=["a"])
-    with pytest.raises(ValueError, match="expected dtype float32 or float16, got 'float64'"):
-        write_embeddings(tmp_path / "b", parts, dtype="float64")
-    short = {**parts, "test": (FeatureStream((24, 6), lambda row: [np.ones((3, 6))]), [0] * 24)}
-    with pytest.raises(ValueError, match=r"test_features.npy: expected 24 rows, the stream gave 3"):
-        write_embeddings(tmp_path / "c", short)
-    short["test"] = (FeatureStream((24, 6), lambda row: [np.ones((3, 5))]), [0] * 24)
-    with pytest.raises(ValueError, match=r"expected features \(B, 6\), got shape \(3, 5\)"):
-        write_embeddings(tmp_path / "d", short)
-    write_embeddings(tmp_path / "e", parts, source={"n": 1})
-    (tmp_path / "e" / "manifest.json").rename(tmp_path / "e" / ".manifest.json.partial")
-    with pytest.raises(ValueError, match="e holds the unfinished writing of other embeddings"):
-        write_embeddings(tmp_path / "e", parts, source={"n": 2})
-
-
-def test_damage_is_told_when_it_is_read(tmp_path):
-    def fresh(name):
-        return write_embeddings(tmp_path / name, arrays()).parent
-
-    with pytest.raises(FileNotFoundError, match=r"no embeddings in .*none: it has no manifest"):
-        read_embeddings(tmp_path / "none")
-    folder = fresh("cut")
-    file = folder / "val_features.npy"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"val_features.npy is truncated or damaged"):
-        read_embeddings(folder)
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no file .*val_features.npy"):
-        read_embeddings(folder)
-    folder = fresh("shape")
-    np.save(folder / "test_features.npy", np.ones((24, 7), np.float32))
-    with pytest.raises(ValueError, match=r"says float32 \(24, 6\), the file holds .*\(24, 7\)"):
-        read_embeddings(folder)
-    folder = fresh("labels")
-    np.save(folder / "train_labels.npy", np.zeros(40, np.int64))
-    with pytest.raises(ValueError, match=r"train_labels.npy is not what manifest.json describes"):
-        read_embeddings(folder)
-    folder = fresh("manifest")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for change, message in (
-        ({"class_names": ["a"]}, "label 1 of train, row 1, is out of range: there are 1 classes"),
-        ({"width": 0}, "manifest.json is no manifest of embeddings: width: "),
-        ({"format": 2}, "manifest.json is no manifest of embeddings: format: "),
-        ({"splits": {}}, "expected a split train"),
-    ):
-        (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
-        with pytest.raises(ValueError, match=message):
-            read_embeddings(folder)
-    # a number that is none is seen when its row is used, and no sooner
-    folder = fresh("nan")
-    file = np.lib.format.open_memmap(folder / "train_features.npy", "r+")
-    file[7, 3] = np.inf
-    file.flush()
-    rows = read_embeddings(folder).splits["train"]
-    rows.__getitems__(np.array([6, 8]))
-    with pytest.raises(ValueError, match=r"train_features.npy: row 7 is not finite"):
-        rows.__getitems__(np.array([[0, 6], [1, 7]]))
-
-
-def test_rows_travel_to_loader_processes_as_a_path(tmp_path):
-    write_embeddings(tmp_path, arrays())
-    rows = read_embeddings(tmp_path).splits["train"]
-    assert len(pickle.dumps(rows)) < 2000
-    keys = [np.array([[0, 3], [1, 39]]), np.array([[2, 0]])]
-    got = list(make_loader(rows, keys, 1))
-    for (features, labels), key in zip(got, keys, strict=True):
-        want = rows.__getitems__(key)
-        assert torch.equal(features, want[0]) and torch.equal(labels, want[1])
-        assert features.shape == (len(key), 6, 1, 1) and features.dtype == torch.float32
-    assert rows[3][0].shape == (6, 1, 1) and rows[3][1] == 3
 
 
 def test_the_logits_of_a_batch_are_gone_before_the_next(tmp_path, monkeypatch):

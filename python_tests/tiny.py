@@ -90,3 +90,29 @@ def stop_after(monkeypatch, row):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Logs, "row", interrupt)
+
+
+def arrays(classes=4, width=6, dtype=np.float32):
+    """Features and labels of every split, as a user has them."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(classes + 1, width)) * 3
+
+    def part(rows, low=0):
+        labels = np.arange(rows) % classes if low == 0 else np.full(rows, classes)
+        return (centres[labels] + rng.normal(size=(rows, width))).astype(dtype), labels
+
+    return {
+        "train": part(40),
+        "val": part(16),
+        "test": part(24),
+        "open_val": (part(8, 1)[0], None),
+        "open_test": part(10, 1),
+    }
+
+
+def same_embeddings(a, b):
+    """Two folders of embeddings."""
+    names, others = (sorted(p.name for p in x.iterdir() if p.name != ".lock") for x in (a, b))
+    assert names == others and len(names) == 11
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
