@@ -14,6 +14,7 @@ from oltr_ext.data import (
     icon_image,
     imagenet_test,
     imagenet_train,
+    read_image,
     read_names,
 )
 from oltr_ext.data.lists import UNREADABLE
@@ -109,6 +110,16 @@ def test_an_image_too_large_to_be_decoded_is_an_unreadable_one(folder, monkeypat
     with pytest.raises(ValueError, match=r"train.txt:1: cannot read image .* decompression bomb"):
         images[0]
     assert ImageList(folder / "train.txt", folder, imagenet_test(), max_bad=1)[0][1] == UNREADABLE
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path):
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    assert Image.open(tmp_path / "deep.png").mode.startswith("I;16")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "deep.png")), grey >> 8)
+    with pytest.raises(ValueError, match=r"pixels of 32 bits \(mode F\); expected 8 or 16"):
+        read_image(tmp_path / "float.tiff")
 
 
 @pytest.fixture

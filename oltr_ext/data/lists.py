@@ -14,15 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from oltr_ext.data.decode import DECODE_ERRORS, read_image
 from oltr_ext.data.samplers import mix
 
-__all__ = ["DECODE_ERRORS", "UNREADABLE", "ImageList", "ListLine", "read_list", "read_names"]
+__all__ = ["UNREADABLE", "ImageList", "ListLine", "read_list", "read_names"]
 
 UNREADABLE = -2
 """Label in a batch of an image that stands for none."""
-
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
-"""What PIL raises on files that are damaged, or no images, or too large."""
 
 
 class ListLine(NamedTuple):
@@ -146,8 +144,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         """The RGB image as stored, before any transform."""
         path = self.root / self.paths[index]
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            return read_image(path).convert("RGB")
         except DECODE_ERRORS as error:
             raise ValueError(
                 f"{self.file}:{self.lines[index]}: cannot read image {path}: {error}"

@@ -10,10 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from oltr_ext.data import DECODE_ERRORS, PUBLISHED, ListLine, Published, read_list, read_names
+from oltr_ext.data import (
+    DECODE_ERRORS,
+    PUBLISHED,
+    ListLine,
+    Published,
+    read_image,
+    read_list,
+    read_names,
+)
 from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
@@ -217,8 +224,7 @@ def _damaged(part: str, paths: Sequence[Path], workers: int) -> list[str]:
 
 def _why_not(path: Path) -> str | None:
     try:
-        with Image.open(path) as image:
-            image.convert("RGB")
+        read_image(path).convert("RGB")
     except DECODE_ERRORS as error:
         return " ".join(str(error).split()).replace(f" {str(path)!r}", "")
     return None

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image
 from torch import Tensor
 
-from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test
+from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test, read_image
 from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
@@ -301,13 +300,13 @@ def _tensor(data: IconsData | PackData | ListData | EmbeddingsData, path: Path) 
     if not path.is_file():
         raise FileNotFoundError(f"no image {path}")
     try:
-        with Image.open(path) as image:
-            if isinstance(data, IconsData | PackData):
-                # a pack of one's own is trained on as it is, whatever its ground
-                made = isinstance(data, IconsData) or data.name in MADE_BY
-                return icon_tensor(torch.from_numpy(icon_image(image, invert=made))[None])
-            assert isinstance(data, ListData)
-            return imagenet_test(data.image_size)(image.convert("RGB"))
+        image = read_image(path)
+        if isinstance(data, IconsData | PackData):
+            # a pack of one's own is trained on as it is, whatever its ground
+            made = isinstance(data, IconsData) or data.name in MADE_BY
+            return icon_tensor(torch.from_numpy(icon_image(image, invert=made))[None])
+        assert isinstance(data, ListData)
+        return imagenet_test(data.image_size)(image.convert("RGB"))
     except DECODE_ERRORS as error:
         raise ValueError(f"cannot read image {path}: {' '.join(str(error).split())}") from None
 
