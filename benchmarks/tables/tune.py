@@ -76,10 +76,11 @@ def chosen(method: str, config: str) -> list[str]:
 
 
 def carried(method: str, config: str) -> list[str]:
-    """What another set's tuning says to this one. Rate and decay of plain training belong to the
+    """What another set's tuning says to this one. A rate or decay of stage 1 alone belongs to the
     data: each configuration has its own, for all methods."""
-    plain = ("stage1.lr", "stage1.weight_decay")
-    return [each for each in chosen(method, LIKE[config]) if not each.startswith(plain)]
+    found = chosen(method, LIKE[config])
+    alone = len(found) == 1 and found[0].startswith(("stage1.lr", "stage1.weight_decay"))
+    return [] if alone else found
 
 
 def tuned(config: str, method: str, folder: Path) -> dict[str, Any]:
