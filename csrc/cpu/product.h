@@ -7,8 +7,8 @@
 //
 // Six rows by four vectors of C in registers, by two where there are 16 of them: each k costs four
 // loads and six broadcasts for 24 multiplications, so the multipliers, not the loads, set the pace,
-// and six rows a power of two apart still fit into one set of an 8-way cache. Columns are the outer loop: their panel of B is
-// read once from L2 and then from L1.
+// and six rows a power of two apart still fit into one set of an 8-way cache. Columns are the outer
+// loop: their panel of B is read once from L2 and then from L1.
 #pragma once
 
 #include "cpu/operand.h"

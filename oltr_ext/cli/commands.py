@@ -63,7 +63,11 @@ def run_eval(args: argparse.Namespace) -> int:
         load_trained(path, device=args.device, overrides=args.set) for path in args.checkpoints
     ]
     folders = [each.path.parent for each in trained]
-    names = [each.path.parent.name or each.path.stem for each in trained]
+    names = [
+        folder.name or path.stem for folder, path in zip(folders, args.checkpoints, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in args.checkpoints]
     results = compare(trained, args.name or names)
     for line in dict.fromkeys(line for each in results for line in each.splits.problems()):
         print(f"oltr: {line}", file=sys.stderr)

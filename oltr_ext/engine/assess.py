@@ -94,7 +94,7 @@ def compare(trained: Sequence[Trained], names: Sequence[str]) -> list[Assessment
         ValueError: not a name for each, each another; models that know other classes, or were
             tested on other images; and see `assess`.
     """
-    if len(set(names)) != len(trained):
+    if not len(set(names)) == len(names) == len(trained):
         raise ValueError(
             f"expected {len(trained)} names for {len(trained)} models, no two the same, got "
             f"{', '.join(names)}"

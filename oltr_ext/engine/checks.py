@@ -67,11 +67,9 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
 
 def _emulated(amp: str, device: torch.device) -> bool:
     """Whether torch makes do without the processor's own arithmetic, ten times slower and more."""
-    native = {
-        "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return device.type == "cpu" and amp in native and not native[amp]()
+    if amp == "off" or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{amp}_supported")()
 
 
 def check_batches(config: Config, splits: Splits) -> None:
