@@ -112,19 +112,20 @@ def test_rows_made_anew_leave_the_others_in_place(tmp_path, monkeypatch):
     assert kept() == {"b": 4.0}
 
 
-def test_another_set_keeps_its_own_rates(tmp_path, monkeypatch):
-    tuned = ["stage1.lr={feature: 9, classifier: 9}", "stage2.tau=0.5"]
-    found = {"icons": {"methods": {"logit-adjustment": {"chosen": tuned}}}}
+def test_another_set_keeps_its_own_rates_unless_they_belong_to_the_method(tmp_path, monkeypatch):
+    rate = "stage1.lr={feature: 9, classifier: 9}"
+    chosen = {"plain": [rate], "logit-adjustment": ["stage2.tau=0.5"], "ncm": []}
+    chosen["range"] = ["stage1.samples_per_class=2", rate]
+    found = {"icons": {"methods": {name: {"chosen": what} for name, what in chosen.items()}}}
     (tmp_path / "tuning.json").write_text(json.dumps(found))
     monkeypatch.setattr(tune, "OUT", tmp_path / "tuning.json")
-    row = compare.Row("logit-adjustment", "logit-adjustment")
-    rates = {}
     for name in ("icons", "glyphs-2000", "icons-large"):
-        made = compare.configured(compare.Table("t", "T", name, (0,), [row]), row, 0)
-        assert made.stage2.tau == 0.5
-        rates[name] = made.stage1.lr.feature
-    assert rates.pop("icons") == 9
-    assert rates == {name: load_config(name).stage1.lr.feature for name in rates}
+        own = 9 if name == "icons" else load_config(name).stage1.lr.feature
+        for method, want in {"plain": own, "range": 9}.items():
+            row = compare.Row(method, method)
+            made = compare.configured(compare.Table("t", "T", name, (0,), [row]), row, 0)
+            assert made.stage1.lr.feature == want
+        assert tune.chosen("logit-adjustment", name) == ["stage2.tau=0.5"]
     found["glyphs-2000"] = {"methods": {"logit-adjustment": {"chosen": ["stage2.tau=0.75"]}}}
     (tmp_path / "tuning.json").write_text(json.dumps(found))
     assert tune.chosen("logit-adjustment", "icons-large") == ["stage2.tau=0.75"]
