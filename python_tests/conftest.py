@@ -40,3 +40,27 @@ def device(request):
     """Each device in turn, as the one where new tensors are made."""
     with torch.device(request.param):
         yield request.param
+
+
+# Imported where they are used: the ops' tests also run where only torch and pytest are.
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The tiny data set of list files."""
+    from tiny import write_data
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A finished run of the tiny configuration on it."""
+    from tiny import config
+
+    from oltr_ext.engine.config import make_config
+    from oltr_ext.engine.train import train
+
+    out = tmp_path_factory.mktemp("finished")
+    train(make_config(config(data)), out)
+    return out

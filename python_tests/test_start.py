@@ -7,7 +7,8 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
-from tiny import config, write_data
+from filelock import FileLock
+from tiny import config
 
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
@@ -16,20 +17,6 @@ from oltr_ext.engine.lock import BusyError, locked
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, _Run, train
 from oltr_ext.models import OLTRModel
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished")
-    train(make_config(config(data)), out)
-    return out
 
 
 def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
@@ -191,6 +178,16 @@ def test_a_folder_belongs_to_one_process(data, tmp_path):
         other.kill()  # its lock goes with it
         other.join()
     assert train(make_config({**config(data), "stage2": None}), tmp_path / "out").exists()
+
+
+def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
+    def refuse(self):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with locked(tmp_path / "run"), locked(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    assert (tmp_path / "run" / "file").exists()
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import COUNTS, config, same_run, stop_after, write_data
+from tiny import COUNTS, config, same_run, stop_after
 
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
@@ -20,20 +20,6 @@ from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import prior_share
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished")
-    train(make_config(config(data)), out)
-    return out
 
 
 def test_a_run_leaves_model_checkpoints_and_logs(finished):

@@ -66,7 +66,7 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
 
 
 def _emulated(amp: str, device: torch.device) -> bool:
-    """Whether torch makes do without the processor's own arithmetic, ten times slower and more."""
+    """Whether torch makes do without the processor's own arithmetic, many times slower."""
     if amp == "off" or device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{amp}_supported")()
