@@ -25,7 +25,7 @@ from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_im
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.models import OLTRModel
-from oltr_ext.nn import LinearHead
+from oltr_ext.nn import LinearHead, heads
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "val", "test", "open_val", "open_test")
@@ -152,7 +152,7 @@ def test_interrupted_it_goes_on_and_never_reads_as_whole(run, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_own_arrays_are_trained_on(tmp_path, dtype):
+def test_own_arrays_are_trained_on(tmp_path, dtype, monkeypatch):
     parts = arrays()
     big = np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.float64, (40, 6))
     big[:] = parts["train"][0]
@@ -177,6 +177,12 @@ def test_own_arrays_are_trained_on(tmp_path, dtype):
     with torch.no_grad():
         closed = trained.model(features).argmax(1)
     assert [p.closed for p in found] == ["abcd"[c] for c in closed] and found[3].path == "mine[3]"
+    with monkeypatch.context() as patch:  # with many classes, few rows at a time
+        patch.setattr(heads, "LOGITS", 5 * 4)
+        pieces = predict_embeddings(trained, rows, name="mine")
+        assert [(p.path, p.closed) for p in pieces] == [(p.path, p.closed) for p in found]
+        few = assess(trained, name="own").summary
+    assert few["closed"] == result.summary["closed"] and few["samples"] == result.summary["samples"]
     np.save(tmp_path / "rows.npy", rows)
     again = predict_images(trained, [tmp_path / "rows.npy"])
     assert [p.confidence for p in again] == [p.confidence for p in found]

@@ -14,6 +14,7 @@ from oltr_ext.nn import (
     LWSHead,
     OLTRHead,
     OpenMaxHead,
+    heads,
     open_score,
 )
 
@@ -85,6 +86,21 @@ class TestOLTRHead:
                 assert torch.equal(confidence, again)
                 assert torch.equal(label == -1, confidence < middle)
                 assert torch.equal(label[label >= 0], closed[label >= 0])
+
+    def test_predict_holds_a_bounded_number_of_logits(self, backend, monkeypatch):
+        head, x, _ = self.make()
+        x = x[:39]
+        with use_backend(backend):
+            head.set_threshold(head.predict(x)[1].median().item(), "max_softmax")
+            whole, rows, outputs = head.predict(x), [], head.outputs
+            monkeypatch.setattr(heads, "LOGITS", 2 * head.num_classes + 1)
+            monkeypatch.setattr(head, "outputs", lambda x: rows.append(len(x)) or outputs(x))
+            label, confidence = head.predict(x)
+            assert rows == [2] * 19 + [1]
+            torch.testing.assert_close(confidence, whole[1])
+            far = (confidence - head.threshold).abs() > 1e-5
+            assert torch.equal(label[far], whole[0][far]) and far.sum() >= 38
+            assert [len(part) for part in head.predict(x[:0])] == [0, 0]
 
     def test_nan_is_unknown(self, backend):
         head, x, _ = self.make()

@@ -110,8 +110,14 @@ def _padded(values: Tensor, rows: int) -> Tensor:
 
 def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0) -> Outputs:
     """Outputs for every image in order, in eval mode and without augmentation; see `stream`."""
-    batches = stream(model, images, device, workers=workers)
-    return Outputs.join([answers(model.head, features, target) for features, target in batches])
+    head = model.head
+    return Outputs.join(
+        [
+            answers(head, rows, labels)
+            for features, target in stream(model, images, device, workers=workers)
+            for rows, labels in zip(head.pieces(features), head.pieces(target), strict=True)
+        ]
+    )
 
 
 def validate(

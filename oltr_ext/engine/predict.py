@@ -315,21 +315,24 @@ def _answers(
     trained: Trained, features: Tensor, paths: Sequence[str], nearest: int
 ) -> list[Prediction]:
     head, names = trained.model.head, trained.class_names
-    label, confidence = head.predict(features)
-    logits = head(features)
-    order, value = nearest_classes(trained, features, logits, nearest)
-    return [
-        Prediction(
-            path=path,
-            label=None if label[n] < 0 else names[int(label[n])],
-            confidence=float(confidence[n]),
-            score=trained.threshold["score"],
-            threshold=float(trained.threshold["value"]),
-            closed=names[int(logits[n].argmax())],
-            nearest=[(names[c], v) for c, v in zip(order[n], value[n], strict=True)],
-        )
-        for n, path in enumerate(paths)
-    ]
+    found: list[Prediction] = []
+    for piece in head.pieces(features):
+        out = head.outputs(piece)
+        label, confidence = head.answer(out)
+        order, value = nearest_classes(trained, piece, out.logits, nearest)
+        found += [
+            Prediction(
+                path=path,
+                label=None if label[n] < 0 else names[int(label[n])],
+                confidence=float(confidence[n]),
+                score=trained.threshold["score"],
+                threshold=float(trained.threshold["value"]),
+                closed=names[int(out.logits[n].argmax())],
+                nearest=[(names[c], v) for c, v in zip(order[n], value[n], strict=True)],
+            )
+            for n, path in enumerate(paths[len(found) : len(found) + len(piece)])
+        ]
+    return found
 
 
 def nearest_classes(

@@ -154,6 +154,10 @@ class FSLwFHead(Head):
         self._kept = None  # a cast keeps the parameters and their versions
         return super()._apply(fn, recurse)
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.base)
+
     def outputs(self, features: Tensor) -> HeadOutput:
         return HeadOutput(self._cosine(features, self._kept_weights()))
 

@@ -16,6 +16,9 @@ from oltr_ext.nn.scores import SCORES, all_scores
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Features and labels of this process to those of the whole batch, with gradients."""
 
+LOGITS = 1 << 26
+"""Logits that `Head.predict` holds at a time: 256 MB of float32."""
+
 
 def alone(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Gathers over one process: what it has is the whole batch."""
@@ -74,6 +77,11 @@ class Head(nn.Module, ABC):
         return self
 
     @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """C."""
+
+    @property
     def score(self) -> str:
         """Name of the score that is compared with the threshold."""
         return SCORES[int(self.score_index)]
@@ -127,17 +135,25 @@ class Head(nn.Module, ABC):
             )
         return scores[name]
 
+    def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows (B, ...) in pieces of at most `LOGITS` logits each."""
+        return rows.split(max(1, LOGITS // self.num_classes))
+
     @torch.no_grad()
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The answer for features (B, D).
+        """The answer for features (B, D), in memory that does not grow with B x C.
 
         Returns:
             (label (B,) int64 with -1 for unknown, confidence (B,) float64). The confidence is the
             value of ``self.score``; a row without a number (NaN) is unknown.
         """
-        out = self.outputs(features)
-        confidence = self.score_of(out)
-        label = out.logits.argmax(dim=1)
+        parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
+        label, confidence = map(torch.cat, zip(*parts, strict=True))
+        return label, confidence
+
+    def answer(self, out: HeadOutput) -> tuple[Tensor, Tensor]:
+        """As `predict`, from what `outputs` gave."""
+        confidence, label = self.score_of(out), out.logits.argmax(dim=1)
         known = confidence >= self.threshold.to(confidence)
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
@@ -175,6 +191,10 @@ class LinearHead(Head):
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.metric, self.metric_weight = metric, metric_weight
         self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
+
+    @property
+    def num_classes(self) -> int:
+        return self.linear.out_features
 
     def outputs(self, features: Tensor) -> HeadOutput:
         return HeadOutput(self.linear(features))

@@ -77,6 +77,10 @@ class OLTRHead(Head):
         state.setdefault(f"{prefix}prior_share", torch.zeros(()))
         super()._load_from_state_dict(state, prefix, *args)
 
+    @property
+    def num_classes(self) -> int:
+        return self.memory.num_classes
+
     def outputs(self, features: Tensor) -> HeadOutput:
         parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
