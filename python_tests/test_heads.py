@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -264,6 +266,34 @@ def test_heads_can_be_cast(dtype):
             torch.testing.assert_close(out.unknown, want.unknown, rtol=0, atol=digits)
         if getattr(head, "class_prior", None) is not None:
             assert head.class_prior.tolist() == [70_000, 300, 2, 0]
+
+
+class Predict(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head.predict(x)
+
+
+def test_predict_is_one_graph_for_any_number_of_rows():
+    rows = ({0: torch.export.Dim("rows")},)
+    for head, x, _ in heads_of_every_kind():
+        head.eval().requires_grad_(False)
+        score = "openmax" if isinstance(head, OpenMaxHead) else "max_softmax"
+        middle = head.score_of(head.outputs(x), score).median().item()
+        other = copy.deepcopy(head)
+        head.set_threshold(middle, score)
+        other.load_state_dict(head.state_dict())  # the score too
+        with torch.no_grad():
+            program = torch.export.export(Predict(other), (x[:2],), dynamic_shapes=rows).module()
+        for part in (x, x[:1], x[:7]):
+            want, got = head.predict(part), program(part)
+            torch.testing.assert_close(got[1], want[1])
+            clear = (want[1] - middle).abs() > 1e-5
+            assert torch.equal(got[0][clear], want[0][clear])
+        assert 0 < (head.predict(x)[0] == -1).sum() < len(x)
 
 
 def test_a_device_without_float64_gets_float32():

@@ -132,6 +132,15 @@ def run_embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_export(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.export import export
+    from oltr_ext.engine.predict import load_trained
+
+    trained = load_trained(args.checkpoint, device="cpu")
+    print(f"program  {export(trained, args.out or trained.path.with_suffix('.pt2'))}")
+    return 0
+
+
 def run_info(args: argparse.Namespace) -> int:
     from oltr_ext.info import main as info
 

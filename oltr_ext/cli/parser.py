@@ -139,6 +139,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
+    sub = command(
+        "export",
+        commands.run_export,
+        "write a trained model as one program of torch.export, for use without this package's "
+        "configurations",
+        "  oltr export runs/demo/oltr-plus\n"
+        "  OLTR_EXT_BACKEND=reference oltr export runs/demo/oltr-plus --out plain_torch.pt2",
+    )
+    sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: the model's, as .pt2")
+
     about = "check and make data sets"
     group = groups.add_parser("data", help=about, description=f"{about.capitalize()}.")
     parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")

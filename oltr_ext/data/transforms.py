@@ -16,7 +16,14 @@ from torchvision.transforms import v2
 
 from oltr_ext.data.samplers import mix
 
-__all__ = ["Augment", "icon_image", "icon_tensor", "imagenet_test", "imagenet_train"]
+__all__ = [
+    "Augment",
+    "icon_image",
+    "icon_tensor",
+    "imagenet_test",
+    "imagenet_train",
+    "photo_tensor",
+]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ImageTransform = Callable[[Image.Image], Tensor]
@@ -36,8 +43,13 @@ def imagenet_test(size: int = 224) -> ImageTransform:
 
 def _compose(*steps: ImageTransform) -> ImageTransform:
     """The steps on a uint8 tensor, faster than on a PIL image; then float32 with mean and std."""
-    end = (v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD, inplace=True))
-    return v2.Compose([v2.PILToTensor(), *steps, *end])
+    return v2.Compose([v2.PILToTensor(), *steps, photo_tensor])
+
+
+def photo_tensor(images: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 with ImageNet mean and std."""
+    images = v2.functional.to_dtype(images, torch.float32, scale=True)
+    return v2.functional.normalize(images, list(MEAN), list(STD), inplace=True)
 
 
 def icon_image(image: Image.Image, size: int = 32, *, invert: bool = True) -> NDArray[np.uint8]:

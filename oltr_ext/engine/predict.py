@@ -46,6 +46,7 @@ class Trained:
     class_names: list[str]
     threshold: dict[str, Any]  # score, value, rule, words
     train_counts: list[int]
+    image_shape: tuple[int, int, int]  # channels, height, width
     device: torch.device
     path: Path
     source: dict[str, Any] | None = None  # of the embeddings it was trained on, where known
@@ -121,6 +122,7 @@ def load_trained(
         header["class_names"],
         threshold,
         shape["train_counts"],
+        (shape["channels"], shape["size"], shape["size"]),
         where,
         path,
         shape.get("source"),

@@ -57,12 +57,13 @@ class Head(nn.Module, ABC):
 
     threshold: Tensor
     score_index: Tensor
+    _score = "max_softmax"  # what score_index says, for a graph cannot ask it
 
     def __init__(self) -> None:
         super().__init__()
         # The released code's rule, until a threshold is calibrated.
         self.register_buffer("threshold", torch.tensor(0.1, dtype=torch.float64))
-        self.register_buffer("score_index", torch.tensor(SCORES.index("max_softmax")))
+        self.register_buffer("score_index", torch.tensor(SCORES.index(self._score)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: self._buffers[name] for name in self.EXACT}
@@ -76,6 +77,10 @@ class Head(nn.Module, ABC):
                 self._buffers[name] = _move(buffer, fn, self.EXACT[name])
         return self
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._score = SCORES[int(self.score_index)]
+
     @property
     @abstractmethod
     def num_classes(self) -> int:
@@ -84,7 +89,7 @@ class Head(nn.Module, ABC):
     @property
     def score(self) -> str:
         """Name of the score that is compared with the threshold."""
-        return SCORES[int(self.score_index)]
+        return self._score
 
     def set_threshold(self, value: float, score: str) -> None:
         """Calls unknown what scores below ``value`` by ``score`` (see oltr_ext.nn.scores).
@@ -98,6 +103,7 @@ class Head(nn.Module, ABC):
             raise ValueError("set_threshold: expected a number, got NaN")
         self.threshold.fill_(value)
         self.score_index.fill_(SCORES.index(score))
+        self._score = score
 
     @abstractmethod
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
@@ -136,7 +142,10 @@ class Head(nn.Module, ABC):
         return scores[name]
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Rows (B, ...) in pieces of at most `LOGITS` logits each."""
+        """Rows (B, ...) in pieces of at most `LOGITS` logits each; whole in a compiled graph, which
+        is made for a number of pieces."""
+        if torch.compiler.is_compiling():
+            return (rows,)
         return rows.split(max(1, LOGITS // self.num_classes))
 
     @torch.no_grad()

@@ -28,9 +28,9 @@ def logit_scores(
     Returns:
         (B,) under each name, as `open_score` gives it.
     """
-    rows = max(1, CHUNK // logits.shape[1])
-    parts = []
-    for part in logits.split(rows):
+    rows, parts = max(1, CHUNK // logits.shape[1]), []
+    # a compiled graph is made for a number of parts
+    for part in (logits,) if torch.compiler.is_compiling() else logits.split(rows):
         part = part.to(dtype or logits.dtype)
         top, total = part.amax(dim=1), part.logsumexp(dim=1)
         energy = total

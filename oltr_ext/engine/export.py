@@ -1,0 +1,88 @@
+"""A trained model as one program file, for where neither its run nor its configuration is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from oltr_ext.data.transforms import icon_tensor, photo_tensor
+from oltr_ext.engine.predict import Trained
+from oltr_ext.engine.schema import EmbeddingsData, ListData
+from oltr_ext.models import OLTRModel
+
+__all__ = ["ABOUT", "export"]
+
+ABOUT = "oltr.json"
+"""What the file holds beside the program."""
+
+
+class _Answers(nn.Module):
+    """Pixels or embeddings -> (label, confidence), as `Head.predict`."""
+
+    def __init__(self, model: OLTRModel, photos: bool) -> None:
+        super().__init__()
+        self.model, self.photos = copy.deepcopy(model).requires_grad_(False), photos
+        self.model.to(memory_format=torch.contiguous_format)  # as the file holds them
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if inputs.dim() == 2:
+            images = inputs[:, :, None, None]
+        else:
+            images = photo_tensor(inputs) if self.photos else icon_tensor(inputs)
+        return self.model.head.predict(self.model.features(images).float())
+
+
+@torch.no_grad()
+def export(trained: Trained, path: str | Path) -> Path:
+    """Write a trained model as a program of `torch.export`.
+
+    It takes uint8 pixels (B, channels, size, size) as the model is trained on, before their mean
+    and std, or embeddings (B, D) float32, of any number of rows; and gives the label (B,) int64,
+    -1 for unknown, and the confidence (B,) float64::
+
+        about = {"oltr.json": ""}
+        program = torch.export.load("model.pt2", extra_files=about)
+        label, confidence = program.module()(pixels)
+        names = json.loads(about["oltr.json"])["class_names"]
+
+    A memory head's ops are those of `import oltr_ext`, which must come first; or, exported under
+    the backend ``reference``, torch's own.
+
+    Args:
+        trained: on the CPU.
+
+    Raises:
+        ValueError: a model on another device, or a file of another name than .pt2.
+    """
+    path = Path(path)
+    if trained.device.type != "cpu":
+        raise ValueError(f"export: expected a model on the CPU, got one on {trained.device}")
+    if path.suffix != ".pt2":
+        raise ValueError(f"export: expected a file named .pt2, got {path}")
+    data, shape = trained.config.data, trained.image_shape
+    example = torch.zeros(2, *shape, dtype=torch.uint8)
+    if isinstance(data, EmbeddingsData):
+        example = torch.zeros(2, shape[0])
+    program = torch.export.export(
+        _Answers(trained.model, isinstance(data, ListData)),
+        (example,),
+        dynamic_shapes=({0: torch.export.Dim("rows")},),
+    )
+    about = {
+        "class_names": trained.class_names,
+        "score": trained.threshold["score"],
+        "threshold": trained.threshold["value"],
+        "input": f"{str(example.dtype).removeprefix('torch.')} (rows, "
+        f"{', '.join(map(str, example.shape[1:]))})",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    torch.export.save(
+        program, unfinished, extra_files={ABOUT: json.dumps(about, ensure_ascii=False)}
+    )
+    unfinished.replace(path)
+    return path

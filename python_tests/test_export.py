@@ -1,0 +1,92 @@
+"""A trained model as one program: it answers as the model does, alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tiny import arrays, config
+from torchvision.transforms import v2
+
+from oltr_ext.cli import main
+from oltr_ext.data import write_embeddings
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.export import ABOUT, export
+from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
+from oltr_ext.engine.splits import load_splits
+from oltr_ext.engine.train import train
+
+
+def read(path):
+    about = {ABOUT: ""}
+    program = torch.export.load(path, extra_files=about).module()
+    return program, json.loads(about[ABOUT])
+
+
+def same(found, label, confidence, names):
+    want = torch.tensor([p.confidence for p in found], dtype=torch.float64)
+    torch.testing.assert_close(confidence, want, rtol=1e-4, atol=1e-6)
+    clear = [abs(p.confidence - p.threshold) > 1e-4 for p in found]
+    told = [None if n < 0 else names[n] for n in label.tolist()]
+    assert [t for t, c in zip(told, clear, strict=True) if c] == [
+        p.label for p, c in zip(found, clear, strict=True) if c
+    ]
+    assert sum(clear) > len(clear) // 2
+
+
+def test_photos(data, finished, tmp_path, capsys):
+    assert main(["export", str(finished), "--out", str(tmp_path / "new" / "model.pt2")]) == 0
+    assert capsys.readouterr().out == f"program  {tmp_path / 'new' / 'model.pt2'}\n"
+    program, about = read(tmp_path / "new" / "model.pt2")
+    trained = load_trained(finished, device="cpu")
+    assert about["class_names"] == trained.class_names
+    assert about["threshold"] == trained.threshold["value"]
+    assert about["score"] == trained.threshold["score"]
+    assert about["input"] == "uint8 (rows, 3, 16, 16)"
+
+    files = [data / f"test_{n % 4}_{n % 6}.png" for n in range(9)]
+    found = predict_images(trained, files)
+    steps = load_splits(trained.config.data).test.transform.transforms
+    crop = v2.Compose(steps[:-1])  # all but mean and std
+    pixels = torch.stack([crop(Image.open(file).convert("RGB")) for file in files])
+    same(found, *program(pixels), trained.class_names)
+    same(found[:1], *program(pixels[:1]), trained.class_names)
+    assert main(["export", str(finished), "--out", str(tmp_path / "model.zip")]) == 1
+    assert "expected a file named .pt2, got" in capsys.readouterr().err
+    elsewhere = dataclasses.replace(trained, device=torch.device("meta"))
+    with pytest.raises(ValueError, match="export: expected a model on the CPU, got one on meta"):
+        export(elsewhere, tmp_path / "no.pt2")
+
+
+def test_of_the_reference_needs_torch_alone(finished, tmp_path, run_python):
+    run_python(
+        f"from oltr_ext.cli import main; main(['export', {str(finished)!r}, '--out', 'plain.pt2'])",
+        OLTR_EXT_BACKEND="reference",
+    )
+    told = run_python(
+        "import sys, torch\n"
+        "program = torch.export.load('plain.pt2').module()\n"
+        "print(program(torch.full((5, 3, 16, 16), 7, dtype=torch.uint8))[1].tolist())\n"
+        "assert 'oltr_ext' not in sys.modules"
+    )
+    program = read(export(load_trained(finished, device="cpu"), tmp_path / "native.pt2"))[0]
+    want = program(torch.full((5, 3, 16, 16), 7, dtype=torch.uint8))[1]
+    torch.testing.assert_close(
+        torch.tensor(json.loads(told), dtype=torch.float64), want, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_embeddings(tmp_path):
+    parts = arrays()
+    write_embeddings(tmp_path / "embeddings", parts)
+    settings = {**config(tmp_path), "model": {"backbone": "embedding"}}
+    settings["data"] = {"kind": "embeddings", "root": str(tmp_path / "embeddings")}
+    settings["stage2"] = None
+    trained = load_trained(train(make_config(settings), tmp_path / "run"), device="cpu")
+    program, about = read(export(trained, tmp_path / "model.pt2"))
+    assert about["input"] == "float32 (rows, 6)"
+    rows = parts["test"][0]
+    same(predict_embeddings(trained, rows), *program(torch.from_numpy(rows)), trained.class_names)
