@@ -5,9 +5,9 @@ from compare import EVERY, MANY, Table, make
 from runs import SLOW
 
 NOTES = (
-    "Methods with a second stage and range loss were tuned here, on validation images; all else is "
-    "what the icons asked for. Range loss, which draws all features to one point with the icons' "
-    "settings, was tuned and trained in float32 and on an older processor, the others in bfloat16."
+    "Every method was tuned here, on validation images; range loss, which draws all features to "
+    "one point with the icons' settings, in float32 and on an older processor, and its row was "
+    "trained there too, the others in bfloat16."
 )
 
 if __name__ == "__main__":
