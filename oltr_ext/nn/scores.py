@@ -12,7 +12,7 @@ SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES  # heads store an index
 
 CHUNK = 1 << 19
 """Logits that `logit_scores` works on at a time: near a processor's cache, and below the size at
-which malloc takes fresh pages for every temporary, which costs more than the arithmetic."""
+which malloc takes fresh pages for every temporary."""
 
 
 def logit_scores(
