@@ -19,12 +19,13 @@ MENDS = {
 }
 PLUS = {
     "no class prior in stage 2": ("stage2.class_prior=0",),
-    "no class prior in stage 1": ("stage1.class_prior=0",),
+    "a class prior in stage 1 too": ("stage1.class_prior=1",),
     "no label smoothing": ("stage2.label_smoothing=0",),
     "class-aware batches": ("stage2.sampler=class_aware", "stage2.class_prior=0"),
     "classifier from random": ("stage2.classifier_init=random",),
     "selector from random": ("stage2.selector_init=random",),
     "backbone at a tenth of its rate": ("stage2.lr.feature=0.01",),
+    "no warm-up": ("stage1.schedule.warmup=0",),
     "cosine stage 1": ("stage1.schedule.kind=cosine",),
     "with attention": ("stage2.attention=true",),
 }

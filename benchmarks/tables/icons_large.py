@@ -13,10 +13,9 @@ DIAL = tuple(Row(n, "oltr-plus", (f"stage2.test_prior={v}",)) for n, v in SHARES
 NOTES = (
     "Validation and test images have the training's tail, so that overall is mostly the many-shot "
     "classes. The methods that retrain or adjust a classifier, and the last row, expect all "
-    "classes alike. The settings of methods with a second stage and of range loss are those that "
-    "2,000 characters asked for; those of the others the icons', for these rows are from before "
-    "2,000 characters were asked about them. Range loss was trained in float32 and on an older "
-    "processor, the others in bfloat16."
+    "classes alike. The settings are those that 2,000 characters asked for, but for rate and decay "
+    "of plain training, which are the configuration's. Range loss was trained in float32 and on an "
+    "older processor, the others in bfloat16."
 )
 
 if __name__ == "__main__":
