@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 PRESET ?= debug
 BENCH_ARGS ?=
 OLDEST_TORCH := 2.11.0
-OP_TESTS := test_ops.py test_op_arguments.py test_nearest_centroid.py test_meta_embedding.py \
+OP_TESTS := test_ops.py test_precision.py test_op_arguments.py test_nearest_centroid.py test_meta_embedding.py \
   test_cosine_cross_entropy.py test_disc_centroids_loss.py
 
 ENV := $(VENV)/.env-done

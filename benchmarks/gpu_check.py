@@ -36,8 +36,8 @@ from evidence import RECORD, built_from, cuda_sources
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "bench", "train")
 TESTS = (
-    "test_cuda.py", "test_ops.py", "test_nearest_centroid.py", "test_meta_embedding.py",
-    "test_cosine_cross_entropy.py", "test_disc_centroids_loss.py",
+    "test_cuda.py", "test_ops.py", "test_precision.py", "test_nearest_centroid.py",
+    "test_meta_embedding.py", "test_cosine_cross_entropy.py", "test_disc_centroids_loss.py",
 )  # fmt: skip
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TEST_SECONDS, TOOL_SECONDS = 540, 120

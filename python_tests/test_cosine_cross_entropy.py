@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,22 @@ def test_zero_rows_give_zero_logits_and_finite_gradients(backend):
         logits = ops.cosine_logits(v, weight)
         assert (logits == 0).all()
         grads = torch.autograd.grad((logits * torch.randn(2, 3)).sum(), (v, weight))
+        rows = torch.randn(2, 5)
+        loss = ops.cosine_cross_entropy(rows, weight, torch.tensor([0, 1]))
+        grads += torch.autograd.grad(loss, weight)
     assert all(torch.isfinite(g).all() for g in grads)
+    assert all((g[1] == 0).all() for g in grads[1:])  # no direction, and none to turn in
+
+
+@BACKENDS
+def test_a_scale_of_zero_leaves_nothing_of_the_rows(backend):
+    v, weight, target = workload()
+    with use_backend(backend):
+        logits = ops.cosine_logits(v, weight, scale=0)
+        loss = ops.cosine_cross_entropy(v, weight, target, scale=0, label_smoothing=0.1)
+        grads = torch.autograd.grad(logits.sum() + loss, (v, weight))
+    assert (logits == 0).all() and all((g == 0).all() for g in grads)
+    torch.testing.assert_close(loss.item(), math.log(30))
 
 
 @BACKENDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from op_cases import CASES, cast
@@ -89,8 +90,12 @@ def test_options():
         ops.cosine_cross_entropy(x, w, t, label_smoothing=1.5)
     with pytest.raises(ValueError, match="compat to be one of fixed, official, got 'new'"):
         ops.disc_centroids_loss(x, t, w, compat="new")
-    with pytest.raises(ValueError, match="scale to be finite"):
-        ops.cosine_logits(x, w, scale=float("nan"))
+    for bad in ("nan", "inf", "-inf"):
+        with pytest.raises(ValueError, match=f"scale to be finite, at least 0, got {bad}"):
+            ops.cosine_logits(x, w, scale=float(bad))
+    for prior in ([1.0] * 5, np.ones(5)):
+        with pytest.raises(TypeError, match=r"class_prior to be a Tensor, got (list|ndarray)"):
+            ops.cosine_cross_entropy(x, w, t, class_prior=prior)
     with pytest.raises(ValueError, match="at least one class, got 0"):
         ops.nearest_centroid(x, w[:0])
     with pytest.raises(ValueError, match="num_classes of at least 1, got 0"):

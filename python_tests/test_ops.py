@@ -49,68 +49,6 @@ def test_half_precision_accumulates_in_float32(case: Case, dtype, bound, device)
         assert relative_error(got, want[name]) < bound, name
 
 
-@pytest.fixture
-def medium_precision():
-    torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision("highest")
-
-
-@every_device
-@every_op
-@pytest.mark.parametrize("shape", [(5, 7, 17), (65, 300, 40)], ids=str)
-def test_medium_precision_rounds_operands_only(case: Case, shape, medium_precision, device):
-    """At most bfloat16's own rounding; values stay float32, near distances exact."""
-    inputs = cast(case.make(*shape), torch.float32, case, device=device)
-    want = run(case, cast(inputs, torch.float64, case), "reference")
-    for name, got in run(case, inputs).items():
-        if name == "out1" and case.name == "nearest_centroid":
-            continue  # two classes at nearly one distance may change places
-        assert got.dtype in (torch.float32, want[name].dtype), name
-        assert relative_error(got, want[name]) < 2e-2, name
-
-
-@pytest.mark.parametrize("setting", ["cuda.matmul", "mkldnn.matmul"])
-def test_precision_that_torch_was_told_for_one_backend(setting, run_python):
-    """From then on torch has no one answer for all of them."""
-    code = (
-        "import torch\n"
-        f"torch.backends.{setting}.fp32_precision = 'tf32'\n"
-        "from op_cases import CASES, cast, run\n"
-        "from oltr_ext.ops._register import precision\n"
-        "for case in CASES:\n"
-        "    inputs = cast(case.make(5, 9, 16), torch.float32, case)\n"
-        "    run(case, inputs)\n"
-        "    torch.compile(case.call, fullgraph=True, backend='eager')(**inputs)\n"
-        "print(precision('cpu'), precision('cuda'))\n"
-    )
-    want = "highest high" if "cuda" in setting else "high highest"
-    assert run_python(code).strip() == want
-
-
-@every_device
-def test_medium_precision_measures_the_winner_exactly(medium_precision, device):
-    memory = torch.randn(200, 64).to(device)
-    x = memory[::4] * (1 + 1e-4)
-    distance, index = ops.nearest_centroid(x, memory)
-    assert index.tolist() == list(range(0, 200, 4))
-    want = (x.double() - memory[index].double()).norm(dim=1)
-    assert ((distance - want).abs() / want).max() < 1e-3
-
-
-@every_device
-def test_medium_precision_when_later_centroids_are_shorter(medium_precision, device):
-    """The best so far may have lost more of its score to rounding than any class still to come."""
-    x, noise = torch.randn(144, 40), torch.randn(144, 40)
-    noise -= (noise * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
-    longer = 2 * x + 0.05 * noise  # a little farther from x than zero is
-    memory = torch.cat([longer, torch.zeros(144, 40)]).to(device)
-    x = x.to(device)
-    distance, _ = ops.nearest_centroid(x, memory)
-    want = torch.cdist(x.double(), memory.double()).amin(1)
-    assert ((distance - want).abs() / want).max() < 1e-6
-
-
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(isa, run_python):
     """The choice is made once per process, so each instruction set runs in its own."""
@@ -219,6 +157,36 @@ def test_fullgraph_compile(case: Case, device):
     got = run(Case(case.name, case.make, compiled, case.differentiable), inputs)
     for name in want:
         torch.testing.assert_close(got[name], want[name])
+
+
+@every_device
+def test_fullgraph_compile_where_options_change(device):
+    x, w = torch.randn(4, 6, device=device), torch.randn(5, 6, device=device)
+    target = torch.tensor([0, 4, 2, 2], device=device)
+
+    def call(scale, smoothing, margin):
+        loss = ops.cosine_cross_entropy(x, w, target, scale=scale, label_smoothing=smoothing)
+        return loss + ops.disc_centroids_loss(x, target, w, margin=margin)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for options in ((16.0, 0.1, 10.0), (20.0, 0.2, 30.0), (24.0, 0.0, 5.0)):
+        torch.testing.assert_close(compiled(*options), call(*options))
+
+
+@every_device
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_any_offset(case: Case, dtype, device):
+    """Contiguous rows that start where no vector load may."""
+    inputs = cast(case.make(6, 9, 16), dtype, case, device=device)
+    moved = dict(inputs)
+    for name in case.differentiable:
+        t = inputs[name].detach()
+        storage = torch.full([t.numel() + 1], torch.nan, device=device, dtype=t.dtype)
+        moved[name] = storage[1:].view(t.shape).copy_(t).requires_grad_()
+    want, got = run(case, inputs), run(case, moved)
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
 
 
 @every_device
@@ -346,6 +314,12 @@ def test_other_ways_to_differentiate_go_to_the_reference(case: Case):
     with use_backend("auto"):
         jacobians = torch.func.jacrev(call, argnums=tuple(range(len(leaves))))(*leaves)
         parts = [j * leaf for j, leaf in zip(jacobians, leaves, strict=True)]
+        each = torch.stack([leaves[0], 2 * leaves[0]])
+        batched = torch.func.vmap(lambda lead: call(lead, *leaves[1:]))
+        grad = torch.func.grad(lambda lead: batched(lead).sum())(each)
+        torch.testing.assert_close(
+            grad[0], torch.func.grad(lambda v: call(v, *leaves[1:]).sum())(leaves[0])
+        )
         rank = call(*leaves).dim()
         want = torch.stack([p.flatten(rank).sum(-1) for p in parts]).sum(0)
         assert want.abs().max() > 0

@@ -9,7 +9,7 @@
 //   given          G = grad_logits[r, c]
 // and then  grad_keys_c = sum_r G x_r,  grad_bias_c = sum_r G,  grad_memory_c = sum_r P g_r,
 //           grad_x_r = sum_c G s_c keys_c.
-// With s_c = cosine / |keys_c|, grad_keys is projected off keys_c:
+// With s_c = scale / |keys_c|, grad_keys is projected off keys_c:
 //   grad_keys_c = s_c (h - k (k . h)),  h = sum_r G x_r,  k = keys_c / |keys_c|.
 #pragma once
 
@@ -172,7 +172,7 @@ struct BankGradient {
                  int64_t{1}, g.rows(block), batch.interleaved_row, s.grad_memory.data(), width,
                  more, s.next_memory);
     const T* scaled = gradient;
-    if (p.logits.cosine != T(0)) {
+    if (p.logits.cosine) {
       for (int64_t c = 0; c < n; ++c)
         for (int64_t r = 0; r < lanes; r += L)
           store<T>(s.scaled.data() + c * lanes + r,
@@ -225,7 +225,7 @@ struct BankGradient {
           recompute(s, c0, n, block);
         apply(s, n, block, part_grad_x, c0 == range.begin);
       }
-      if (p.logits.cosine != T(0) && B > 0) project(s, c0, n);
+      if (p.logits.cosine && B > 0) project(s, c0, n);
       keys.write(s.grad_keys.data(), layout.full, c0, n, range.end);
       if (p.grad_memory.data != nullptr)
         memory.write(s.grad_memory.data(), layout.full, c0, n, range.end);

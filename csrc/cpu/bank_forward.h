@@ -15,18 +15,19 @@ namespace OLTR_ISA {
 template <class T>
 struct LogitRule {
   const T* bias = nullptr;  // b (C); optional
-  T cosine = 0;             // not 0: s_c = cosine / |keys_c|, 0 for a zero row; else s_c = 1
+  bool cosine = false;      // s_c = scale / |keys_c|, 0 for a zero row; else s_c = 1
+  T scale = 1;
 
   // s of one staged tile.
   template <class M>
   OLTR_INLINE void scales(const Layout<M>& layout, const T* keys, int64_t n, T* out) const {
     for (int64_t c = 0; c < n; ++c) {
-      if (cosine == T(0)) {
+      if (!cosine) {
         out[c] = 1;
         continue;
       }
       const T norm = std::sqrt(M::norm2(keys + c * layout.natural_row, layout.words));
-      out[c] = norm == T(0) ? T(0) : cosine / norm;
+      out[c] = norm == T(0) ? T(0) : scale / norm;
     }
   }
 };
@@ -53,7 +54,7 @@ struct BankForward {
 template <class T>
 OLTR_INLINE void tile_logits(const LogitRule<T>& rule, const T* scales, int64_t first, int64_t n,
                              int64_t block, T* scores) {
-  if (rule.bias == nullptr && rule.cosine == T(0)) return;
+  if (rule.bias == nullptr && !rule.cosine) return;
   for (int64_t c = 0; c < n; ++c) {
     const T b = rule.bias != nullptr ? rule.bias[first + c] : T(0);
     T* row = scores + c * block;

@@ -60,7 +60,7 @@ static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
   bank.size = p.size;
   bank.x = {u.data(), NativeDtype<T>::value};
   bank.keys = p.weight;
-  bank.logits = {prior, scale};
+  bank.logits = {prior, true, scale};
   bank.target = p.target;
   bank.picked = picked.data();
   bank.lse = lse;
@@ -98,7 +98,7 @@ static void cosine_cross_entropy_backward(const CosineCrossEntropyBackward& p,
   bank.kind = LogitGradient::kCrossEntropy;
   bank.x = {u.data(), NativeDtype<T>::value};
   bank.keys = p.weight;
-  bank.logits = {prior, static_cast<T>(p.scale)};
+  bank.logits = {prior, true, static_cast<T>(p.scale)};
   bank.lse = static_cast<const T*>(p.lse.data);
   bank.grad_loss = grad_loss.data();
   bank.target = p.target;

@@ -42,7 +42,7 @@ static void cosine_logits_forward(const CosineLogitsForward& p, const Parallel& 
   const Buffer<T> u(B * D);
   squash(v.data(), B, D, u.data(), parallel);
   bank_logits<M>(p.size, {u.data(), NativeDtype<T>::value}, p.weight,
-                 LogitRule<T>{nullptr, static_cast<T>(p.scale)}, p.logits, parallel,
+                 LogitRule<T>{nullptr, true, static_cast<T>(p.scale)}, p.logits, parallel,
                  [](Vec<T> z) { return z; });
 }
 
@@ -58,7 +58,7 @@ static void cosine_logits_backward(const CosineLogitsBackward& p, const Parallel
   bank.kind = LogitGradient::kGiven;
   bank.x = {u.data(), NativeDtype<T>::value};
   bank.keys = p.weight;
-  bank.logits.cosine = static_cast<T>(p.scale);
+  bank.logits = {nullptr, true, static_cast<T>(p.scale)};
   bank.grad_logits = p.grad_logits;
   bank.grad_x = grad_u.data();
   bank.grad_keys = p.grad_weight;

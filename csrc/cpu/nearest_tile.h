@@ -36,13 +36,14 @@ struct NearestTile {
     }
   }
 
-  // Rounding error of a score per unit of |x| |c| and of |c|^2: the sum's own, and that of numbers
-  // rounded to a pair's half, which are independent and average out over the width.
+  // How far rounding can set two scores apart per unit of |x| |c| + |c|^2 / 2: the sums' own error,
+  // and that of numbers rounded to a pair's half, which is 2^-8 a product. Nothing of it averages
+  // out where one coordinate is far larger than the others.
   OLTR_INLINE T unit() const {
     const T root = std::sqrt(static_cast<T>(width));
     const T sum = 4 * std::numeric_limits<T>::epsilon() * (8 + root);
     const bool rounding = M::group > 1 && memory.dtype != Dtype::kBFloat16;
-    return rounding ? sum + T(1.0 / 64) / root : sum;
+    return rounding ? sum + T(1.0 / 120) : sum;
   }
 
   OLTR_INLINE void run() const {

@@ -36,11 +36,12 @@ struct Nearest {
   Acc<S>*best, *distance2;  // (B) smallest score so far; smallest true square
   int64_t* index;           // (B)
   int64_t width;
-  Acc<S> unit;  // rounding error of a score per unit of |x| |c| and of |c|^2
+  Acc<S> unit;  // of rounding, which may set two scores apart by unit (|x| |c| + |c|^2 / 2)
 };
 
-// The rounding error of scores: the sum's own, and that of operands that the product rounds. These
-// errors average out over the width in bfloat16, which rounds to nearest; TF32 may cut.
+// How far rounding can set two scores apart: the sums' own error, and that of operands that the
+// product rounds: to bfloat16 by 2^-8 a product, up or down; to TF32, which may cut, by 2^-9 towards
+// zero. Nothing of it averages out where one coordinate is far larger than the others.
 template <class S>
 Acc<S> score_error(int64_t width, Precision precision) {
   using T = Acc<S>;
@@ -48,7 +49,7 @@ Acc<S> score_error(int64_t width, Precision precision) {
   T error = 8 * std::numeric_limits<T>::epsilon() * (8 + root);
   if (DtypeOf<S>::value == Dtype::kFloat32 && precision == Precision::kHigh) error += T(1.0 / 512);
   if (DtypeOf<S>::value == Dtype::kFloat32 && precision == Precision::kMedium)
-    error += T(1.0 / 64) / root + T(1.0 / 4096);
+    error += T(1.0 / 120);
   return error;
 }
 

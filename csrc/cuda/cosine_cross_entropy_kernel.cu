@@ -53,17 +53,45 @@ __global__ void entropy_kernel(Entropy<S> p, Chunk chunk) {
   p.total[r] = chunk.opens ? total : p.total[r] + total;
 }
 
-// u = 1 / the number of classes that are possible. One block.
+// Classes that a block counts: a million must not wait for one block.
+constexpr int64_t kCounted = 4 * kThreads;
+
+// parts[b] = how many of the b-th kCounted classes are possible.
 template <class T>
-__global__ void uniform_kernel(const T* prior, int64_t classes, T* uniform) {
+__global__ void possible_kernel(const T* prior, int64_t classes, int64_t* parts) {
   OLTR_DYNAMIC_SHARED(shared);
-  int64_t count = prior == nullptr && threadIdx.x == 0 ? classes : 0;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kCounted, left = classes - first;
+  int64_t count = 0;
   OLTR_UNROLL(8)
-  for (int64_t c = threadIdx.x; c < (prior == nullptr ? 0 : classes); c += kThreads)
-    count += read(prior + c) > Identity<T>::max;
+  for (int64_t c = threadIdx.x; c < (left < kCounted ? left : kCounted); c += kThreads)
+    count += prior == nullptr || read(prior + first + c) > Identity<T>::max;
+  count = block_reduce(count, Add(), shared);
+  if (threadIdx.x == 0) parts[blockIdx.x] = count;
+}
+// u = 1 / the number of possible classes. One block.
+template <class T>
+__global__ void uniform_kernel(const int64_t* parts, int64_t n, T* uniform) {
+  OLTR_DYNAMIC_SHARED(shared);
+  int64_t count = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) count += read(parts + i);
   count = block_reduce(count, Add(), shared);
   if (threadIdx.x == 0) *uniform = count > 0 ? 1 / static_cast<T>(count) : T(0);
 }
+template <class T>
+struct Uniform {
+  int64_t blocks;
+  int64_t* parts;
+  T* share;  // u
+  Uniform(Carver& carve, int64_t classes)
+      : blocks(div_up(classes, kCounted)),
+        parts(carve.array<int64_t>(blocks)),
+        share(carve.array<T>(1)) {}
+  void run(Queue& queue, const T* prior, int64_t classes) const {
+    launch(queue, possible_kernel<T>, blocks_of(blocks), prior, classes, parts);
+    launch(queue, uniform_kernel<T>, blocks_of(1), parts, blocks, share);
+  }
+};
+
 // Losses and the number of rows that count. One block.
 template <class T>
 struct Losses {
@@ -98,9 +126,10 @@ template <class S>
 struct Forward {
   using T = Acc<S>;
   int64_t chunk;
-  T *products, *row, *column, *max, *sum, *picked, *total, *uniform;
+  Uniform<T> uniform;
+  T *products, *row, *column, *max, *sum, *picked, *total;
   int64_t bytes;
-  Forward(Carver carve, Sizes size, int64_t chunk_bytes) {
+  Forward(Carver carve, Sizes size, int64_t chunk_bytes) : uniform(carve, size.classes) {
     const int64_t B = size.batch;
     chunk = chunk_classes(
         size.classes, static_cast<int64_t>(B * sizeof(T) + size.width * sizeof(S)), chunk_bytes);
@@ -111,7 +140,6 @@ struct Forward {
     sum = carve.array<T>(B);
     picked = carve.array<T>(B);
     total = carve.array<T>(B);
-    uniform = carve.array<T>(1);
     bytes = carve.bytes();
   }
 };
@@ -119,12 +147,10 @@ struct Forward {
 template <class S>
 struct Backward {
   CosineBackward<S> bank;
-  Acc<S>* uniform;
+  Uniform<Acc<S>> uniform;
   int64_t bytes;
   Backward(Carver carve, Sizes size, int64_t chunk_bytes)
-      : bank(carve, size, true, chunk_bytes),
-        uniform(carve.array<Acc<S>>(1)),
-        bytes(carve.bytes()) {}
+      : bank(carve, size, true, chunk_bytes), uniform(carve, size.classes), bytes(carve.bytes()) {}
 };
 
 }  // namespace
@@ -158,13 +184,12 @@ void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
           work.total};
       launch(queue, entropy_kernel<S>, blocks_of(B), entropy, Chunk{c0, n, work.chunk, c0 == 0});
     }
-    if (p.label_smoothing > 0)
-      launch(queue, uniform_kernel<T>, blocks_of(1), prior, C, work.uniform);
+    if (p.label_smoothing > 0) work.uniform.run(queue, prior, C);
     const Losses<T> losses{work.max,
                            work.sum,
                            work.picked,
                            work.total,
-                           work.uniform,
+                           work.uniform.share,
                            p.target,
                            B,
                            C,
@@ -192,8 +217,7 @@ void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
     const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
     const CosineBackward<S>& bank = work.bank;
     const T* prior = rows_of<T>(p.log_prior);
-    if (p.label_smoothing > 0)
-      launch(queue, uniform_kernel<T>, blocks_of(1), prior, p.size.classes, work.uniform);
+    if (p.label_smoothing > 0) work.uniform.run(queue, prior, p.size.classes);
     bank.run(queue, p, [&](int64_t first) {
       return CrossEntropyGradient<S>{bank.products,
                                      bank.row,
@@ -202,7 +226,7 @@ void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
                                      rows_of<T>(p.lse),
                                      rows_of<T>(p.grad_loss),
                                      p.target,
-                                     work.uniform,
+                                     work.uniform.share,
                                      static_cast<T>(p.label_smoothing),
                                      first,
                                      p.size.classes,

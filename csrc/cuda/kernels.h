@@ -19,7 +19,7 @@ namespace oltr::cuda {
 // What a launcher enqueues on, and with. The first error stops all that follows.
 struct Queue {
   cudaStream_t stream;
-  Products products;
+  Status (*multiply)(const Product& product);
   void* workspace;  // workspace_bytes(params, chunk_bytes) of device memory, aligned to 256 bytes
   int64_t chunk_bytes = kChunkBytes;
   Status error = nullptr;

@@ -31,9 +31,4 @@ struct Product {
   Precision precision;  // of float32 operands
 };
 
-struct Products {
-  Status (*run)(void* handle, const Product& product);
-  void* handle;
-};
-
 }  // namespace oltr::cuda

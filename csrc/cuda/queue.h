@@ -73,8 +73,7 @@ template <class S, class Out>
 void product(Queue& queue, Precision precision, int64_t m, int64_t n, int64_t k, Operand a,
              Operand b, Out* out, int64_t out_stride, bool add = false) {
   if (queue.error != nullptr || m == 0 || n == 0) return;
-  queue.error = queue.products.run(
-      queue.products.handle,
+  queue.error = queue.multiply(
       {m, n, k, a, b, DtypeOf<S>::value, out, out_stride, DtypeOf<Out>::value, add, precision});
 }
 

@@ -13,10 +13,12 @@ namespace {
 // Small enough that a few hundred classes make several chunks.
 int64_t chunk_bytes = 1;
 
+cuda::Status multiply(const cuda::Product& p) { return cuda::product_cublas(nullptr, p); }
+
 template <class Params>
 void on_host(const Params& p, const Parallel&) {
   Fenced workspace(static_cast<size_t>(cuda::workspace_bytes(p, chunk_bytes)));
-  cuda::Queue queue{nullptr, {cuda::product_cublas, nullptr}, workspace.data(), chunk_bytes};
+  cuda::Queue queue{nullptr, multiply, workspace.data(), chunk_bytes};
   cuda::enqueue(p, queue);
   EXPECT_EQ(queue.error, nullptr);
   EXPECT_TRUE(workspace.intact()) << "wrote beyond the workspace";
@@ -73,6 +75,16 @@ TYPED_TEST(CudaOnHost, MatchesNaiveLoops) {
   }
 }
 
+// So many classes that several blocks count the possible ones.
+TEST(CudaOnHost, CrossEntropySmoothedOverManyClasses) {
+  std::mt19937 random(13);
+  const CosineCrossEntropy typed(Sizes{1, 1100, 1}, random);
+  const Op& op = typed;
+  const Arrays grads = gradients_of(op, random);
+  const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
+  expect_naive(op, cuda_kernels, grads, op.naive(op.inputs), exact, 2);
+}
+
 TYPED_TEST(CudaOnHost, SameBitsUnderAnySchedule) {
   std::mt19937 random(11);
   const TypeParam typed(Sizes{5, 140, 40}, random);
@@ -104,10 +116,11 @@ TYPED_TEST(CudaOnHost, OneChunkOrManyGiveTheSame) {
 struct Found {
   Array distance, index;
 };
-Found nearest_on_host(Sizes size, Dtype dtype, const Array& x, const Array& memory) {
+Found nearest_on_host(Sizes size, Dtype dtype, const Array& x, const Array& memory,
+                      Precision precision = Precision::kHighest) {
   Storage s(dtype);
   NearestCentroidForward p{
-      size, dtype, s.in(x), s.in(memory), s.out(size.batch), s.out_index(size.batch)};
+      size, dtype, s.in(x), s.in(memory), s.out(size.batch), s.out_index(size.batch), precision};
   on_host(p, parallel);
   EXPECT_TRUE(s.intact()) << "wrote out of bounds";
   return {read(p.distance, size.batch), read(p.index, size.batch)};
@@ -129,6 +142,30 @@ TEST(CudaOnHost, NearestCentroidMeasuresWhatTheProductCannotTellApart) {
     const auto [distance, index] = nearest(&x[b * 32], memory, 150, 32);
     EXPECT_EQ(got.index[b], index);
     EXPECT_NEAR(got.distance[b], distance, 2e-6 * distance);
+  }
+}
+
+// One coordinate far larger than the others: the products' rounding errors do not average out.
+TEST(CudaOnHost, NearestCentroidWhereRoundedProductsMisleadMost) {
+  constexpr int64_t D = 512;
+  const Sizes size{8, 150, D};
+  std::mt19937 random(4);
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform(50, 150);
+  const auto dominated = [&](int64_t n) {
+    Array a(static_cast<size_t>(n));
+    for (size_t i = 0; i < a.size(); ++i)
+      a[i] = static_cast<float>(i % D == 0 ? uniform(random) : 0.05 * normal(random));
+    return a;
+  };
+  const Array x = dominated(8 * D), memory = dominated(150 * D);
+  for (const Precision precision : {Precision::kHigh, Precision::kMedium}) {
+    const Found got = nearest_on_host(size, Dtype::kFloat32, x, memory, precision);
+    for (int64_t b = 0; b < size.batch; ++b) {
+      const auto [distance, index] = nearest(&x[b * D], memory, 150, D);
+      EXPECT_EQ(got.index[b], index);
+      EXPECT_NEAR(got.distance[b], distance, 1e-5 * distance);
+    }
   }
 }
 
@@ -230,7 +267,7 @@ TEST(CudaPlan, ChunksCoverTheBankEvenly) {
 }
 
 TEST(CudaPlan, AGridTooLargeIsAnErrorAndEndsTheQueue) {
-  cuda::Queue queue{nullptr, {cuda::product_cublas, nullptr}, nullptr};
+  cuda::Queue queue{nullptr, multiply, nullptr};
   Labels nothing;
   ClassMeansForward p{};
   p.size = {0, int64_t{1} << 31, 4};

@@ -30,21 +30,26 @@ int64_t chunk_bytes() {
   return asked > 0 ? asked << 20 : cuda::kChunkBytes;
 }
 
+// With torch's handle, which its first user in a thread makes. An op without products is none, so
+// that it may be the first thing captured in a graph, where a handle cannot be made.
+cuda::Status multiply(const cuda::Product& p) {
+  void* blas = nullptr;
+  if (torch_get_current_cuda_blas_handle(&blas) != 0) return "torch has no cuBLAS handle";
+  return cuda::product_cublas(blas, p);
+}
+
 struct Cuda {
   template <class Params>
   static void run(const char* op, const Tensor& lead, const Params& p) {
     const int32_t device = lead.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
-    void *stream = nullptr, *blas = nullptr;
+    void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas));
     const int64_t chunk = chunk_bytes();
     // Freed when this returns, for whoever comes next on this stream.
     const Tensor workspace =
         torch::stable::new_empty(lead, {cuda::workspace_bytes(p, chunk)}, ScalarType::Byte);
-    cuda::Queue queue{static_cast<cudaStream_t>(stream),
-                      {cuda::product_cublas, blas},
-                      workspace.mutable_data_ptr(),
+    cuda::Queue queue{static_cast<cudaStream_t>(stream), multiply, workspace.mutable_data_ptr(),
                       chunk};
     cuda::enqueue(p, queue);
     if (queue.error != nullptr) fail(op, queue.error);

@@ -37,6 +37,7 @@ OPS = (
 )
 _PACKAGE = Path(__file__).resolve().parent.parent
 _REFERENCE = "run this part under oltr_ext.use_backend('reference')"
+_MOVE = "move the tensors to a CPU or a CUDA device"
 _REPAIR = "reinstall with `pip install --no-build-isolation --force-reinstall --no-deps oltr_ext`"
 
 
@@ -108,7 +109,7 @@ def backend() -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs a block under another backend.
+    """Runs a block under another backend, in every thread of the process.
 
     Args:
         name: ``"auto"``, ``"native"`` or ``"reference"``.
@@ -178,10 +179,20 @@ def _transformed(tensors: tuple[Tensor, ...]) -> bool:
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return any(torch._C._functorch.is_gradtrackingtensor(t) for t in tensors)
+        return any(_tracked(t) for t in tensors)
     return forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
+
+
+def _tracked(t: Tensor) -> bool:
+    """Whether torch.func.grad, vjp or jvp watches a tensor, under whatever vmap there is."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_gradtrackingtensor(t):
+            return True
+        t = functorch.get_unwrapped(t)
+    return False
 
 
 def _unavailable(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, str] | None:
@@ -197,7 +208,7 @@ def _unavailable(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, str] | None
         if device.type == "meta" and LOADED:
             return None
         reason = _reason(op, device, backward)
-    return reason, _REPAIR
+    return reason, _REPAIR if device.type in ("cpu", "cuda") else _MOVE
 
 
 def use_native(op: str, *tensors: Tensor) -> bool:

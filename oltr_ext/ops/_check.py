@@ -67,7 +67,8 @@ def number(op: str, name: str, value: float, low: float, high: float = math.inf)
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}")
     value = float(value)
-    if not (math.isfinite(value) and low <= value <= high):
+    # by comparisons, NaN failing them: a compiled graph may hold the number as a symbol
+    if not low <= value <= high or value == math.inf:
         upper = "" if high == math.inf else f" and at most {high:g}"
         raise ValueError(
             f"{op}: expected {name} to be finite, at least {low:g}{upper}, got {value}"

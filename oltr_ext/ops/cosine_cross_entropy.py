@@ -103,6 +103,10 @@ def cosine_cross_entropy(
         )
     log_prior = None
     if class_prior is not None:
+        if not isinstance(class_prior, Tensor):
+            raise TypeError(
+                f"{_OP}: expected class_prior to be a Tensor, got {type(class_prior).__name__}"
+            )
         if tuple(class_prior.shape) != (classes,):
             raise ValueError(
                 f"{_OP}: expected class_prior of shape ({classes},), got {tuple(class_prior.shape)}"

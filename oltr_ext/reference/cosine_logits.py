@@ -12,8 +12,9 @@ def _norm(t: Tensor) -> Tensor:
 
 
 def cosine_logits(v: Tensor, weight: Tensor, *, scale: float) -> Tensor:
-    """scale |v| / (1 + |v|) cos(v, weight_c), written so that zero rows have zero logits."""
+    """scale |v| / (1 + |v|) cos(v, weight_c); a zero row has zero logits and gradients."""
     wide, w = widen(v, weight)
     norm = _norm(w)
-    direction = w / torch.where(norm == 0, torch.ones_like(norm), norm)
+    zero = norm == 0
+    direction = w / norm.masked_fill(zero, 1) * ~zero
     return (scale * (wide / (1 + _norm(wide))) @ direction.t()).to(v.dtype)

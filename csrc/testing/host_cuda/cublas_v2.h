@@ -47,6 +47,16 @@ inline oltr::Dtype dtype_of(cudaDataType_t type) {
                               : oltr::Dtype::kBFloat16;
 }
 
+// As the units for products see a float32 operand; TF32 by cutting, the worse of what they may do.
+inline double rounded(double value, cublasComputeType_t) { return value; }
+inline float rounded(float value, cublasComputeType_t compute) {
+  if (compute == CUBLAS_COMPUTE_32F_FAST_16BF)
+    return oltr::bfloat16_to_float(oltr::float_to_bfloat16(value));
+  if (compute == CUBLAS_COMPUTE_32F_FAST_TF32)
+    return oltr::bits_to_float(oltr::float_to_bits(value) & ~0x1fffu);
+  return value;
+}
+
 template <class Sum>
 Sum element(const void* data, cudaDataType_t type, int64_t at) {
   Sum value = 0;
@@ -57,13 +67,16 @@ Sum element(const void* data, cudaDataType_t type, int64_t at) {
 template <class Sum>
 void multiply(cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, Sum alpha,
               const void* a, int lda, const void* b, int ldb, cudaDataType_t type, Sum beta,
-              void* c, cudaDataType_t c_type, int ldc) {
+              void* c, cudaDataType_t c_type, int ldc, cublasComputeType_t compute) {
+  const auto read = [&](const void* data, int64_t at) {
+    return rounded(element<Sum>(data, type, at), compute);
+  };
   for (int64_t j = 0; j < n; ++j) {
     for (int64_t i = 0; i < m; ++i) {
       Sum sum = 0;
       for (int64_t l = 0; l < k; ++l)
-        sum += element<Sum>(a, type, op_a == CUBLAS_OP_N ? l * lda + i : i * lda + l) *
-               element<Sum>(b, type, op_b == CUBLAS_OP_N ? j * ldb + l : l * ldb + j);
+        sum += read(a, op_a == CUBLAS_OP_N ? l * lda + i : i * lda + l) *
+               read(b, op_b == CUBLAS_OP_N ? j * ldb + l : l * ldb + j);
       sum *= alpha;
       if (beta != 0) sum += beta * element<Sum>(c, c_type, j * ldc + i);
       oltr::convert_out(&sum, 1, c, dtype_of(c_type), j * ldc + i);
@@ -90,9 +103,9 @@ inline cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cubla
     return CUBLAS_STATUS_NOT_SUPPORTED;
   if (wide)
     host_cuda::multiply(op_a, op_b, m, n, k, *static_cast<const double*>(alpha), a, lda, b, ldb,
-                        a_type, *static_cast<const double*>(beta), c, c_type, ldc);
+                        a_type, *static_cast<const double*>(beta), c, c_type, ldc, compute);
   else
     host_cuda::multiply(op_a, op_b, m, n, k, *static_cast<const float*>(alpha), a, lda, b, ldb,
-                        a_type, *static_cast<const float*>(beta), c, c_type, ldc);
+                        a_type, *static_cast<const float*>(beta), c, c_type, ldc, compute);
   return CUBLAS_STATUS_SUCCESS;
 }
