@@ -188,10 +188,11 @@ def test_own_arrays_are_trained_on(tmp_path, dtype, monkeypatch):
     assert [p.confidence for p in again] == [p.confidence for p in found]
     assert again[1].path == f"{tmp_path / 'rows.npy'}[1]"
     (tmp_path / "bad.npy").write_bytes(b"no array")
+    (tmp_path / "empty.npy").touch()
     told = []
-    both = [tmp_path / "bad.npy", tmp_path / "rows.npy"]
-    assert len(predict_images(trained, both, on_error=told.append)) == len(rows)
-    assert "cannot read" in str(told[0])
+    files = [tmp_path / f"{name}.npy" for name in ("bad", "empty", "rows")]
+    assert len(predict_images(trained, files, on_error=told.append)) == len(rows)
+    assert len(told) == 2 and all("cannot read" in str(each) for each in told)
     for bad, message in (
         (rows[:, :5], r"shape \(N, 6\), floats, got \(\d+, 5\)"),
         (rows * np.nan, "finite embeddings"),

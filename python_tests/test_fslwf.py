@@ -215,6 +215,8 @@ def test_a_label_out_of_range_is_named():
     for wrong in (-1, 2):
         with pytest.raises(RuntimeError, match=rf"FSLwFHead.loss: .* got {wrong} at row 1"):
             head.loss(torch.randn(3, 3), torch.tensor([0, wrong, 1]))
+        with pytest.raises(ValueError, match=rf"FSLwFHead.init_from: .*\[0, 2\), got .*{wrong}"):
+            head.init_from(torch.ones(2, 3), [(torch.ones(1, 3), torch.tensor([wrong]))])
 
 
 def test_errors():

@@ -177,6 +177,9 @@ def test_a_state_dict_from_before_the_prior_s_share_loads():
     head.prior_share.fill_(0.5)
     head.load_state_dict(old)
     assert head.prior_share == 0 and "prior_share" not in old
+    head.prior_share.fill_(0.5)
+    head.load_state_dict({"memory.counts": torch.ones(5, dtype=torch.int64)}, strict=False)
+    assert head.prior_share == 0.5  # parts of a head leave the rest as it was
     model = nn.Sequential(OLTRHead(6, 5))
     model.load_state_dict({f"0.{name}": value for name, value in old.items()})
     del old["memory.counts"]
@@ -194,7 +197,10 @@ def test_init_from_a_linear_stage_one():
     with pytest.raises(ValueError, match="expected classifier to be one of random, means"):
         head.init_from(linear, x, y, classifier="zeros")
     with pytest.raises(ValueError, match=r"shape \(5, 6\), got \(4, 6\)"):
-        head.init_from(nn.Linear(6, 4), x, y)
+        head.init_from(nn.Linear(6, 4), x + 1, y)
+    torch.testing.assert_close(head.memory.centroids, ops.class_means(x, y, 5).means)  # untouched
+    head.init_from(nn.Linear(6, 5, bias=False), x, y)
+    assert (head.classifier.fc_hallucinator.bias == 0).all()
 
 
 def test_linear_head():
@@ -206,6 +212,8 @@ def test_linear_head():
     head.set_threshold(0.0, "nearest_distance")
     with pytest.raises(ValueError, match="LinearHead has no score nearest_distance; it has"):
         head.predict(x)
+    with pytest.raises(ValueError, match=r"LinearHead.predict: expected features \(B, D\), got"):
+        head.predict(x[None])
     with pytest.raises(ValueError, match="class_prior: expected shape"):
         LinearHead(4, 3, class_prior=torch.ones(2))
     with pytest.raises(ValueError, match="not negative"):

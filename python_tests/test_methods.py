@@ -8,8 +8,10 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import COUNTS, config, same_run, stop_after, write_data
+import yaml
+from tiny import COUNTS, arrays, config, same_run, stop_after, write_data
 
+from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer
@@ -82,6 +84,7 @@ def test_every_method_trains_for_the_same_budget():
 def test_a_method_shares_epochs_and_scales_the_rates_of_stage_1(data):
     values = config(data)
     first = {"epochs": 30, "lr": {"feature": 0.01, "classifier": 0.2}, "fc": 8, "clip": 1.0}
+    first = {**first, "accumulate": 2, "samples_per_class": 2}
     values = {**values, "stage1": {**values["stage1"], **first}, "stage2": {"epochs": 60}}
     kept = copy.deepcopy(values)
     run = make_config(apply_method(values, "oltr"))
@@ -94,15 +97,50 @@ def test_a_method_shares_epochs_and_scales_the_rates_of_stage_1(data):
         {"feature": 0.001, "classifier": 0.2, "centroid": 0.02}
     )
     assert (run.stage2.fc, run.stage2.clip, run.stage2.batch_size) == (8, 1.0, 8)
+    assert (run.stage2.accumulate, run.stage2.samples_per_class) == (2, 2)
     assert (run.stage2.schedule.kind, run.stage2.schedule.every) == ("step", 15)
     frozen = make_config(apply_method(values, "lws")).stage2
     assert (frozen.epochs, frozen.lr.feature) == (18, 0.0)
     one = {**values, "stage1": {**values["stage1"], "epochs": 2}, "stage2": None}
     assert make_config(apply_method(one, "crt")).stage2.epochs == 1  # never rounded to none
+    plus = make_config(apply_method(one, "oltr-plus"))
+    assert (plus.stage1.epochs, plus.stage2.epochs) == (1, 1)  # nor stage 1
+    one["stage1"]["epochs"] = 1
+    with pytest.raises(ValueError, match="crt needs an epoch for each of its two stages, got 1"):
+        apply_method(one, "crt")
+    assert make_config(apply_method(one, "ncm")).stage1.epochs == 1
     fitted = make_config({**apply_method(values, "openmax"), "amp": "bf16"})
     assert (fitted.stage1.epochs, fitted.open_set.score) == (90, "openmax")
     mine = {**values, "open_set": {"rule": "balanced"}}
     assert make_config(apply_method(mine, "openmax")).open_set.rule == "balanced"
+
+
+def test_a_method_takes_numbers_that_yaml_leaves_as_text(data, tmp_path):
+    values = config(data)
+    values["stage1"] = {**values["stage1"], "lr": {"feature": 0.25, "classifier": 0.25}}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values).replace("0.25", "25e-2"))
+    assert "25e-2" in file.read_text() and yaml.safe_load("25e-2") == "25e-2"
+    for name in METHODS:
+        values["stage1"]["accumulate"] = 1
+        assert load_config(file, method=name) == make_config(apply_method(values, name)), name
+
+
+@pytest.mark.parametrize("kind", ["fslwf", "ncm"])
+def test_a_class_without_images_is_no_answer(kind, tmp_path):
+    """Against all features a direction of zeros would score 0, and others less."""
+    parts = arrays()
+    features, labels = parts["train"]
+    parts["train"] = features[labels != 3], labels[labels != 3]
+    write_embeddings(tmp_path / "own", parts, list("abcd"))
+    values = {"data": {"kind": "embeddings", "root": str(tmp_path / "own"), "shots": [8, 4]}}
+    stage = {"epochs": 1, "batch_size": 8, "lr": {"feature": 0.0, "classifier": 0.1}}
+    second = {"kind": kind, **({**stage, "base_shots": 5} if kind == "fslwf" else {})}
+    run = make_config({**values, "stage1": stage, "stage2": second})
+    model = load_trained(train(run, tmp_path / kind), device="cpu").model
+    rows = -torch.from_numpy(features).float()[:, :, None, None]
+    assert (model(rows).argmax(1) != 3).all()
+    assert (model(-rows).argmax(1) != 3).all()
 
 
 def test_official_is_oltr_with_the_released_code_s_defects():

@@ -152,6 +152,9 @@ class TestMemory:
         assert memory.counts.tolist() == [2, 1, 0]
         with pytest.raises(ValueError, match=r"momentum in \[0, 1\], got 2"):
             memory.update(torch.ones(1, 2), torch.tensor([0]), momentum=2)
+        with pytest.raises(ValueError, match="finite features, got NaN"):
+            memory.update(torch.tensor([[torch.nan, 1], [1, 1]]), torch.tensor([0, 1]))
+        assert memory.centroids.tolist() == [[3, 1], [6, 6], [0, 0]]
 
     def test_a_class_without_features_is_never_nearest(self, tmp_path):
         memory = CentroidMemory(4, 2, learnable=False)

@@ -12,9 +12,10 @@ from tiny import config
 
 from oltr_ext.cli import main
 from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, load_pack, save_pack
+from oltr_ext.engine import predict
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.config import load_config, make_config
-from oltr_ext.engine.predict import _tensor, load_trained, predict_images
+from oltr_ext.engine.predict import _tensor, load_embedder, load_trained, predict_images
 from oltr_ext.engine.schema import PackData
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
@@ -211,6 +212,25 @@ def test_a_pack_trains_and_judges_and_predicts(tmp_path):
     Image.fromarray(tiny_pack().images[0]).save(tmp_path / "a.png")
     (answer,) = predict_images(trained, [tmp_path / "a.png"])
     assert answer.closed in "abcd"
+
+
+def test_a_pack_is_grey_to_a_published_backbone_too(tmp_path, monkeypatch):
+    save_pack(tmp_path / "mine.npz", tiny_pack())
+    values = config(tmp_path)
+    values["data"] = {"kind": "pack", "name": str(tmp_path / "mine.npz")}
+    values["model"] = {"backbone": "small_cnn", "weights": "published"}
+    seen = []
+    build = predict.build_backbone
+
+    def spy(name, *, in_channels, weights):
+        seen.append((in_channels, weights))
+        return build(name, in_channels=in_channels)
+
+    monkeypatch.setattr(predict, "build_backbone", spy)
+    embedder = load_embedder(make_config(values), device="cpu")
+    assert seen == [(1, "published")]
+    images = torch.from_numpy(tiny_pack().images[:2, None]).float()
+    assert embedder.model.features(images).shape == (2, 256)
 
 
 def test_an_image_is_inverted_for_the_packages_own_packs_alone(tmp_path):

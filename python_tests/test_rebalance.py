@@ -207,6 +207,8 @@ def test_openmax_fits_each_class_as_alone(monkeypatch):
         assert (shape, scale) == pytest.approx(fit_weibull(tail + shift), rel=1e-3)
     with pytest.raises(ValueError, match=r"OpenMaxHead.fit: expected finite features, class 3"):
         head.fit(x.masked_fill((target == 3)[:, None], torch.nan), target)
+    with pytest.raises(ValueError, match=r"OpenMaxHead.fit: expected labels in .*, got -1 to"):
+        head.fit(x, target - 1)
 
 
 def test_openmax_takes_all_images_where_none_is_right():

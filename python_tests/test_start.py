@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from tiny import config
+from tiny import config, stop_after
 
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
@@ -30,6 +30,34 @@ def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "one")
     with pytest.raises(ValueError, match="no checkpoint"):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
+
+
+def test_a_run_goes_on_from_its_own_stage_1(data, finished, tmp_path):
+    values = config(data)
+    for seed in (0, 1):
+        one = make_config({**values, "stage2": None, "seed": seed})
+        train(one, tmp_path / f"one{seed}")
+    run = make_config(values)
+    path = train(run, tmp_path / "two", stage1=tmp_path / "one0")
+    assert train(run, tmp_path / "two", stage1=tmp_path / "one0") == path
+    assert train(run, tmp_path / "two") == path
+    for folder, other in ((tmp_path / "two", "one1"), (finished, "one0")):
+        with pytest.raises(OtherRunError, match=r"holds a run that did not start from .*model"):
+            train(run, folder, stage1=tmp_path / other)
+
+
+def test_stage_1_must_be_finished(data, tmp_path, monkeypatch):
+    values = config(data)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config({**values, "stage2": None}), tmp_path / "one")
+    for name, message in (
+        ("last.safetensors", r"was written \d steps before the end of its stage 1"),
+        ("", "no checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(make_config(values), tmp_path / "two", stage1=tmp_path / "one" / name)
 
 
 def test_a_finished_run_is_not_trained_again(data, finished, tmp_path, monkeypatch):
@@ -62,9 +90,11 @@ def test_a_run_of_other_classes_is_told_by_the_first(data, tmp_path):
 
 def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "memory.safetensors").write_text("mine")
     train(make_config({**config(data), "seed": 5, "stage2": None}), tmp_path)
     train(make_config({**config(data), "stage2": None}), tmp_path, resume=False)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "memory.safetensors").read_text() == "mine"
     assert checkpoint.load(tmp_path / "last.safetensors")[1]["config"]["seed"] == 0
 
 

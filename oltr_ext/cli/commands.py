@@ -64,7 +64,8 @@ def run_eval(args: argparse.Namespace) -> int:
     ]
     folders = [each.path.parent for each in trained]
     names = [
-        folder.name or path.stem for folder, path in zip(folders, args.checkpoints, strict=True)
+        folder.resolve().name or path.stem
+        for folder, path in zip(folders, args.checkpoints, strict=True)
     ]
     if len(set(names)) < len(names):
         names = [str(path) for path in args.checkpoints]

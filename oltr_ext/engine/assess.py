@@ -55,8 +55,9 @@ class Assessment:
         target = int(self.seen.target[index])
         if target >= 0:
             return self.splits.class_names[target]
-        names = self.splits.open_names
-        return "open" if names is None else names[index - len(self.splits.test)]
+        names, index = self.splits.open_names, index - len(self.splits.test)
+        # an open image among the known ones' has no name
+        return "open" if names is None or index < 0 else names[index]
 
 
 def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Assessment:

@@ -20,12 +20,26 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as make_safetensors
 from torch import Tensor
 
-__all__ = ["CheckpointError", "clear", "load", "load_latest", "save", "save_last", "under"]
+__all__ = [
+    "CheckpointError",
+    "clear",
+    "fingerprint",
+    "load",
+    "load_latest",
+    "save",
+    "save_last",
+    "under",
+]
 
 FORMAT = 1
 SUFFIX = ".safetensors"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
+MODEL = f"model{SUFFIX}"  # the result
+
+
+Latest = tuple[dict[str, Tensor], dict[str, Any], list[str]]
+"""What `load_latest` returns."""
 
 
 class CheckpointError(ValueError):
@@ -90,9 +104,7 @@ def save_last(folder: str | Path, tensors: Mapping[str, Tensor], header: Mapping
     save(folder / LAST, tensors, header)
 
 
-def load_latest(
-    folder: str | Path,
-) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
+def load_latest(folder: str | Path) -> Latest | None:
     """The newest good state in a folder, or None where there is none.
 
     A damaged file is set aside as `<name>.damaged`, so that it can never displace a good one.
@@ -121,11 +133,17 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The same for equal tensors under equal names."""
+    return f"{_checksum('', tensors):08x}"
+
+
 def clear(run: Path) -> None:
     """Remove a run's own files, and nothing else that may lie in its folder."""
-    for pattern in (f"*{SUFFIX}", f"*{SUFFIX}.damaged", f".*{SUFFIX}.tmp", "log.csv"):
-        for file in run.glob(pattern):
-            file.unlink()
+    for name in (LAST, PREVIOUS, BEST, STAGE_1_BEST, MODEL):
+        for file in (name, f"{name}.damaged", f".{name}.tmp"):
+            (run / file).unlink(missing_ok=True)
+    (run / "log.csv").unlink(missing_ok=True)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
 
 

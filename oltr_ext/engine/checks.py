@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from oltr_ext.engine import distributed
+from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.build import build_model, model_shape
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.schema import Config, MemoryStage
@@ -21,7 +22,9 @@ __all__ = [
     "OtherRunError",
     "check_batches",
     "check_last_stage",
+    "check_origin",
     "check_same_run",
+    "check_stage_1",
     "outline",
 ]
 
@@ -149,6 +152,32 @@ def check_same_run(
     for label, (there, here) in enumerate(names):
         if there != here:
             raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
+
+
+def check_stage_1(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    config: Config,
+    splits: Splits,
+) -> None:
+    """Raises ValueError where a checkpoint is not the end of this run's stage 1."""
+    if header["config"]["stage2"] is not None:
+        raise ValueError(f"{path} holds the model of a stage 2; its stage 1 is overwritten")
+    try:
+        check_same_run(path, header, config, splits, free=AFTER_STAGE_1)
+    except OtherRunError as error:
+        raise ValueError(error.args[0]) from None
+    stage = config.stage1
+    left = len(splits.train) // stage.batch_size * stage.epochs - header["state"]["step"]
+    if left and checkpoint.under("momentum.", tensors):  # a model has none, and may be the best
+        raise ValueError(f"{path} was written {left} steps before the end of its stage 1")
+
+
+def check_origin(out: Path, origin: str | None, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises OtherRunError where a run did not start from this stage 1, but from `origin`."""
+    if origin != checkpoint.fingerprint(checkpoint.under("model.", tensors)):
+        raise OtherRunError(f"{out} holds a run that did not start from {path}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

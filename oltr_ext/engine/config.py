@@ -92,9 +92,11 @@ def load_config(
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
     if method is not None:
-        make_config(values, source=name)  # what the method builds on must hold by itself
+        # what the method builds on must hold by itself; what comes back has numbers for what YAML
+        # leaves as text, such as 1e-1
+        held = make_config(values, source=name).model_dump(mode="json", exclude_unset=True)
         try:
-            values = apply_method(values, method)
+            values = apply_method(held, method)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
     return make_config(values, overrides, source=name)

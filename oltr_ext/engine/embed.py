@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from oltr_ext.data import FeatureStream, write_embeddings
 from oltr_ext.engine.checkpoint import SUFFIX
-from oltr_ext.engine.config import load_config
+from oltr_ext.engine.config import config_names, load_config
 from oltr_ext.engine.evaluate import BATCH, stream
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.predict import Embedder, load_embedder, load_trained
@@ -48,7 +48,7 @@ def embed(
         BusyError: another process writes to `out`.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix == SUFFIX:
+    if str(path) not in config_names() and (path.is_dir() or path.suffix == SUFFIX):
         trained = load_trained(path, device=device, overrides=overrides)
         embedder = load_embedder(trained.config, trained, device=device)
     else:

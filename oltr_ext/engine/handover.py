@@ -27,6 +27,8 @@ from oltr_ext.nn import (
 
 __all__ = ["hand_over"]
 
+NEVER = float(torch.finfo(torch.float16).min)
+"""Logit of a class that is no answer, finite in every precision."""
 TAUS = [step / 20 for step in range(21)]
 """Candidates for tau-normalisation: 0 to 1."""
 
@@ -87,7 +89,8 @@ def hand_over(
             tau = best_tau(linear.weight, *whole(splits.val), TAUS)
         head.start_at(tau_normalise(linear.weight, tau))
     elif settings.kind == "ncm":
-        head.start_at(class_directions(batches(splits.plain), splits.num_classes))
+        means = class_directions(batches(splits.plain), splits.num_classes)
+        head.start_at(means, NEVER * ~means.any(dim=1))  # a class without images has no mean
     elif settings.kind == "logit_adjustment":
         prior = class_frequencies(splits.train_counts).to(device)
         tau = 1.0 if settings.tau is None else settings.tau

@@ -37,10 +37,11 @@ def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration, as YAML gives it, that trains by another method for the same epochs.
 
     Args:
-        values: data, model and a plain stage 1; a stage 2 gives its epochs to be shared anew.
+        values: data, model and a plain stage 1, as `Config` holds them; a stage 2 gives its epochs
+            to be shared anew.
 
     Raises:
-        ValueError: no such method.
+        ValueError: no such method; fewer epochs than stages.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
@@ -49,7 +50,9 @@ def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     method, changed = METHODS[name], copy.deepcopy(dict(values))
     first, old = changed["stage1"], changed.pop("stage2", None) or {}
     epochs = first["epochs"] + old.get("epochs", 0)
-    second = max(1, round(method.share * epochs)) if method.share else 0
+    second = min(max(1, round(method.share * epochs)), epochs - 1) if method.share else 0
+    if method.share and not second:
+        raise ValueError(f"{name} needs an epoch for each of its two stages, got {epochs} in all")
     changed["stage1"] = {**first, **method.stage1, "epochs": epochs - second}
     if method.stage2 is not None:
         changed["stage2"] = _second(first, method.stage2, second)
@@ -62,7 +65,8 @@ def _second(first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int) 
     stage = copy.deepcopy(dict(settings))
     if not epochs:
         return stage
-    common: tuple[str, ...] = ("batch_size", "momentum", "nesterov", "weight_decay", "clip")
+    common: tuple[str, ...] = ("batch_size", "accumulate", "samples_per_class", "momentum")
+    common = (*common, "nesterov", "weight_decay", "clip")
     if stage["kind"] == "memory":
         common = (*common, "fc")
     times, lr = stage.pop("lr_times"), first["lr"]

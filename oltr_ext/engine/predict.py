@@ -19,6 +19,7 @@ from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
+from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.config import ConfigError, make_config
 from oltr_ext.engine.schema import Config, EmbeddingsData, IconsData, ListData, PackData
 from oltr_ext.models import OLTRModel, build_backbone
@@ -33,8 +34,6 @@ __all__ = [
     "predict_embeddings",
     "predict_images",
 ]
-
-MODEL = "model.safetensors"
 
 
 @dataclass
@@ -151,7 +150,7 @@ def load_embedder(
                 f"model.weights: {name} has learned nothing to embed by; name published weights, "
                 f"or give a trained checkpoint"
             )
-        channels = 1 if isinstance(config.data, IconsData) else 3
+        channels = 1 if isinstance(config.data, IconsData | PackData) else 3  # packs are grey
         backbone = build_backbone(name, in_channels=channels, weights=weights)
         model = OLTRModel(backbone, LinearHead(int(backbone.feature_dim), 1))  # type: ignore[arg-type]
     digest = hashlib.sha256()
@@ -267,7 +266,7 @@ def _predict_rows(
             raise FileNotFoundError(f"no file {path}")
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"cannot read {path}: {error}") from None
         return predict_embeddings(trained, rows, name=str(path), nearest=nearest)
     except (FileNotFoundError, ValueError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +19,17 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
+    many, few = bounds
+    if few > many + 1:
+        raise ValueError(f"expected [many, few] with few <= many + 1, got {list(bounds)}")
+    return bounds
+
+
+Shots = Annotated[tuple[Count, Count], AfterValidator(_in_order)] | Literal["oltr", "decoupling"]
+"""See `oltr_ext.metrics.shot_groups`."""
 PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
 
 
@@ -42,7 +54,7 @@ class IconsData(Strict):
 
     kind: Literal["icons"]
     augment: AugmentConfig = AugmentConfig()
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = (30, 10)
+    shots: Shots = (30, 10)
 
 
 class PackData(Strict):
@@ -51,7 +63,7 @@ class PackData(Strict):
     kind: Literal["pack"]
     name: str  # glyphs-2000, glyphs-18000, icons-large, or the path of an .npz file
     augment: AugmentConfig = AugmentConfig()
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+    shots: Shots = "oltr"
 
 
 class ListData(Strict):
@@ -72,7 +84,7 @@ class ListData(Strict):
     # Images of each list that may fail to decode. In training the next of the class takes their
     # place; in validation and test they are left out.
     max_bad_images: Annotated[int, Field(ge=0)] = 0
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+    shots: Shots = "oltr"
 
     def file(self, path: Path) -> Path:
         """Where a list, `class_names` or `open_root` is."""
@@ -96,7 +108,7 @@ class EmbeddingsData(Strict):
     kind: Literal["embeddings"]
     root: Path
     workers: Annotated[int, Field(ge=0)] = 0  # rows of a memory map need no process to fetch them
-    shots: tuple[Count, Count] | Literal["oltr", "decoupling"] = "oltr"
+    shots: Shots = "oltr"
 
 
 class ModelConfig(Strict):

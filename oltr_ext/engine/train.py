@@ -35,12 +35,13 @@ from oltr_ext.engine.build import (
     model_shape,
     seed_everything,
 )
+from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
-from oltr_ext.engine.predict import MODEL, read_model
+from oltr_ext.engine.predict import read_model
 from oltr_ext.engine.schema import Config, Stage
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
@@ -64,6 +65,7 @@ class State:
     best: float = -1.0  # validation accuracy of the best epoch of this stage
     losses: list[float] = field(default_factory=list)  # since the last row of the log
     log_position: int = 0
+    origin: str | None = None  # fingerprint of the stage 1 that was given, None for its own
 
 
 def train(
@@ -84,7 +86,8 @@ def train(
             `best_stage1` checkpoints, `log.csv`, `tensorboard/`.
         resume: False starts afresh and removes what an earlier run left in `out`.
         stage1: folder or model of a finished run of stage 1 alone (``stage2: null``), otherwise
-            configured as this one. Stage 2 starts from it, as if this run had trained it.
+            configured as this one. Stage 2 starts from it, as if this run had trained it. To go on,
+            it must be there still.
         say: gets a line of text now and then.
 
     Returns:
@@ -120,7 +123,7 @@ class _Run:
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out) if resume else None
         if found is not None:
-            self.restore(*found)
+            self.restore(found, stage1)
             return
         say(checks.outline(config, splits, self.device))
         if stage1 is not None:
@@ -169,7 +172,7 @@ class _Run:
         if number == 2:
             assert self.config.stage2 is not None
             hand_over(self.model, model, self.config.stage2, self.splits, self.device)
-            self.state = State(stage=2, total=self.state.total)
+            self.state = State(stage=2, total=self.state.total, origin=self.state.origin)
         distributed.same_start(model.state_dict().values())
         self.take(model)
 
@@ -178,16 +181,12 @@ class _Run:
         if self.config.stage2 is None:
             raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
         path, tensors, header = read_model(run)
-        if header["config"]["stage2"] is not None:
-            raise ValueError(f"{path} holds the model of a stage 2; its stage 1 is overwritten")
-        try:
-            checks.check_same_run(path, header, self.config, self.splits, free=checks.AFTER_STAGE_1)
-        except OtherRunError as error:
-            raise ValueError(error.args[0]) from None
+        checks.check_stage_1(path, tensors, header, self.config, self.splits)
+        weights = checkpoint.under("model.", tensors)
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
-        self.model.load_state_dict(checkpoint.under("model.", tensors))
+        self.model.load_state_dict(weights)
         checks.check_last_stage(self.config, self.splits, self.model)
-        self.state = State(total=header["state"]["total"])
+        self.state = State(total=header["state"]["total"], origin=checkpoint.fingerprint(weights))
         self.enter_stage(2)
         self.say(f"stage 1 taken from {path}")
 
@@ -358,14 +357,15 @@ class _Run:
         else:
             checkpoint.save(path, tensors, header)
 
-    def restore(
-        self, tensors: dict[str, Tensor], header: dict[str, Any], problems: list[str]
-    ) -> None:
+    def restore(self, found: checkpoint.Latest, stage1: Path | None) -> None:
         """Take up a checkpoint: model, momentum, scaler, place in the data and log."""
+        tensors, header, problems = found
         for problem in problems:
             self.say(problem)
         checks.check_same_run(self.out, header, self.config, self.splits)
         self.state = State(**header["state"])
+        if stage1 is not None:
+            checks.check_origin(self.out, self.state.origin, *read_model(stage1)[:2])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(checkpoint.under("model.", tensors))
         self.take(model.to(self.device))
@@ -376,16 +376,17 @@ class _Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.scaler.load_state_dict(header["scaler"])
         stage, step = self.state.stage, self.state.step
-        if stage == len(self.stages) and step == self.steps_per_epoch() * self.stages[-1].epochs:
-            self.say(f"{self.out} is trained already")
-        else:
-            self.say(f"going on from stage {stage}, step {step} in {self.out}")
+        done = stage == len(self.stages) and step == self.steps_per_epoch() * self.stages[-1].epochs
+        going_on = f"going on from stage {stage}, step {step} in {self.out}"
+        self.say(f"{self.out} is trained already" if done else going_on)
 
     def stopped(self, what: str) -> TrainingError:
         stage, step = self.state.stage, self.state.step
+        kept = (self.out / checkpoint.LAST).exists()
         return TrainingError(
-            f"{what} after step {step} of stage {stage}; the last good checkpoint is kept in "
-            f"{self.out}. Lower stage{stage}.lr or set stage{stage}.clip"
+            f"{what} after step {step} of stage {stage}; "
+            f"{f'the last good checkpoint is kept in {self.out}. ' if kept else ''}Start afresh "
+            f"with a lower stage{stage}.lr, or with stage{stage}.clip"
         )
 
     def finish(self) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.losses import wide
 from oltr_ext.ops import MetaEmbeddingDetails
 
 PARTS = ("memory", "selector", "reachability")
@@ -134,7 +135,7 @@ class MetaEmbedding(nn.Module):
         if not self.memory_grad:
             memory = memory.detach()
         found = ops.nearest_centroid(x, memory)
-        distance = found.distance.clamp_min(self.eps)
+        distance = wide(found.distance).clamp_min(self.eps)
         recalled, gate = torch.zeros_like(x), torch.ones_like(x)
         if "memory" not in self.without:
             recalled = ops.memory_attention(x, keys, bias, memory)

@@ -82,16 +82,24 @@ class FSLwFHead(Head):
             batches: features (B, D) and labels (B,), together the whole training set.
 
         Raises:
-            ValueError: other images of novel classes than ``train_counts`` announced.
+            ValueError: other images of novel classes than ``train_counts`` announced, or labels
+                that are no class.
         """
-        self.weight.copy_(weight[self.base])
-        novel = [(x[~self.base[y]], y[~self.base[y]]) for x, y in batches]
+        novel: list[tuple[Tensor, Tensor]] = []
+        for x, y in batches:
+            if len(y) and (y.min() < 0 or y.max() >= len(self.base)):
+                raise ValueError(
+                    f"FSLwFHead.init_from: expected labels in [0, {len(self.base)}), got "
+                    f"{int(y.min())} to {int(y.max())}"
+                )
+            novel.append((x[~self.base[y]], y[~self.base[y]]))
         kept = sum(len(y) for _, y in novel)
         if kept != len(self.support):
             raise ValueError(
                 f"FSLwFHead.init_from: expected {len(self.support)} images of novel classes, "
                 f"got {kept}"
             )
+        self.weight.copy_(weight[self.base])
         if kept:
             self.support.copy_(torch.cat([x for x, _ in novel]))
             self.support_target.copy_(torch.cat([y for _, y in novel]))
@@ -159,7 +167,10 @@ class FSLwFHead(Head):
         return len(self.base)
 
     def outputs(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(self._cosine(features, self._kept_weights()))
+        weight = self._kept_weights()
+        # a class without images has no weight, and is no answer
+        absent = ~weight.any(dim=1)
+        return HeadOutput(self._cosine(features, weight).masked_fill(absent, -torch.inf))
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.

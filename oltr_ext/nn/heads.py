@@ -155,7 +155,15 @@ class Head(nn.Module, ABC):
         Returns:
             (label (B,) int64 with -1 for unknown, confidence (B,) float64). The confidence is the
             value of ``self.score``; a row without a number (NaN) is unknown.
+
+        Raises:
+            ValueError: features of another number of dimensions.
         """
+        if features.dim() != 2:
+            raise ValueError(
+                f"{type(self).__name__}.predict: expected features (B, D), got "
+                f"{tuple(features.shape)}"
+            )
         parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
         label, confidence = map(torch.cat, zip(*parts, strict=True))
         return label, confidence

@@ -32,7 +32,8 @@ class DiscCentroidsLoss(nn.Module):
     def fit_margin(self, centroids: Tensor, factor: float = 1.0) -> float:
         """Sets the margin to ``factor`` times the mean squared distance between two centroids.
 
-        Relative to the data, the repel term works at any scale of the features. Returns the margin.
+        Relative to the data, the repel term works at any scale of the features. Returns the margin,
+        which a state dict does not hold: give it to the module that loads one.
 
         Raises:
             ValueError: fewer than two centroids.

@@ -154,15 +154,7 @@ class CentroidMemory(nn.Module):
         def checked() -> Iterator[tuple[Tensor, Tensor]]:
             for inputs, target in loader:
                 features = feature_fn(inputs)
-                if features.dim() != 2 or features.shape[1] != self.feat_dim:
-                    raise ValueError(
-                        f"CentroidMemory: expected features of shape (N, {self.feat_dim}), "
-                        f"got {tuple(features.shape)}"
-                    )
-                if not torch.isfinite(features).all():
-                    raise ValueError(
-                        "CentroidMemory: expected finite features, got NaN or infinity"
-                    )
+                self._check(features)
                 yield features, target
 
         means, counts = means_over(checked(), self.num_classes)
@@ -177,10 +169,12 @@ class CentroidMemory(nn.Module):
         time takes the mean itself.
 
         Raises:
-            ValueError: momentum outside [0, 1].
+            ValueError: momentum outside [0, 1], or features of another width or not finite: the
+                memory stays as it is.
         """
         if not 0 <= momentum <= 1:
             raise ValueError(f"CentroidMemory: expected momentum in [0, 1], got {momentum}")
+        self._check(features)
         means, count = ops.class_means(features.to(self.centroids.dtype), target, self.num_classes)
         kept = torch.where(self.counts > 0, momentum, 0.0).to(means.dtype).unsqueeze(1)
         moved = kept * self.centroids + (1 - kept) * means
@@ -217,12 +211,20 @@ class CentroidMemory(nn.Module):
             self.centroids.copy_(centroids)
             self._set_counts(counts)
 
+    def _check(self, features: Tensor) -> None:
+        if features.dim() != 2 or features.shape[1] != self.feat_dim:
+            raise ValueError(
+                f"CentroidMemory: expected features of shape (N, {self.feat_dim}), "
+                f"got {tuple(features.shape)}"
+            )
+        if not torch.isfinite(features).all():
+            raise ValueError("CentroidMemory: expected finite features, got NaN or infinity")
+
     def _set_counts(self, counts: Tensor) -> None:
         self.counts.copy_(counts)
         self._find_present()
 
     def _find_present(self) -> None:
-        """Waits for the device, as `update` therefore does until every class has been seen."""
         present = self.counts.nonzero()[:, 0]
         self._complete = len(present) == self.num_classes
         self.present = present if 0 < len(present) < self.num_classes else None

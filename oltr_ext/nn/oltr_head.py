@@ -73,8 +73,8 @@ class OLTRHead(Head):
         self.register_buffer("prior_share", torch.zeros(()))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        # absent from checkpoints of version 0.1
-        state.setdefault(f"{prefix}prior_share", torch.zeros(()))
+        if f"{prefix}threshold" in state:  # a whole head; of version 0.1 without this
+            state.setdefault(f"{prefix}prior_share", torch.zeros(()))
         super()._load_from_state_dict(state, prefix, *args)
 
     @property
@@ -179,18 +179,17 @@ class OLTRHead(Head):
                     f"OLTRHead.init_from: expected {name} to be one of {', '.join(choices)}, "
                     f"got {value!r}"
                 )
-        self.memory.initialise_from(batches, lambda x: x)
         keys = self.classifier.fc_hallucinator
-        if linear is None:
-            keys.weight.copy_(self.memory.centroids)
+        if linear is not None and linear.weight.shape != keys.weight.shape:
+            raise ValueError(
+                f"OLTRHead.init_from: expected a linear layer of shape "
+                f"{tuple(keys.weight.shape)}, got {tuple(linear.weight.shape)}"
+            )
+        self.memory.initialise_from(batches, lambda x: x)
+        keys.weight.copy_(self.memory.centroids if linear is None else linear.weight)
+        if linear is None or linear.bias is None:
             keys.bias.zero_()
         else:
-            if linear.weight.shape != keys.weight.shape:
-                raise ValueError(
-                    f"OLTRHead.init_from: expected a linear layer of shape "
-                    f"{tuple(keys.weight.shape)}, got {tuple(linear.weight.shape)}"
-                )
-            keys.weight.copy_(linear.weight)
             keys.bias.copy_(linear.bias)
         if classifier == "means":
             self.classifier.cosnorm_classifier.start_at(self.memory.centroids)

@@ -98,9 +98,14 @@ class OpenMaxHead(LinearHead):
                 without images is never held for unknown.
 
         Raises:
-            ValueError: features that are not finite.
+            ValueError: features that are not finite, or labels that are no class.
         """
         seen, counts = target.unique(return_counts=True)
+        if len(seen) and (seen[0] < 0 or seen[-1] >= self.num_classes):
+            raise ValueError(
+                f"OpenMaxHead.fit: expected labels in [0, {self.num_classes}), got "
+                f"{int(seen[0])} to {int(seen[-1])}"
+            )
         order, most = target.argsort(stable=True), int(counts.max())
         tails = self.weibull.new_full((len(seen), min(tail, most)), torch.nan)
         # a class at a time: never N x C
