@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,19 +17,17 @@ RECORD = Path("benchmarks") / "results" / "gpu_verified.json"
 
 
 def cuda_sources(root: Path = ROOT) -> str:
-    """SHA-256 of csrc/cuda and csrc/common: paths in bytewise order, contents one after another."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "csrc/cuda", "csrc/common"], cwd=root, capture_output=True
-        ).stdout
-    except OSError:  # no git
-        listed = b""
-    names = [os.fsdecode(n) for n in listed.split(b"\0") if n]
-    if not names:  # an archive without its history
-        folders = (root / "csrc" / "cuda", root / "csrc" / "common")
-        names = [
-            p.relative_to(root).as_posix() for d in folders for p in d.rglob("*") if p.is_file()
-        ]
+    """SHA-256 of csrc/cuda and csrc/common: paths in bytewise order, contents one after another.
+
+    Of the files that are there, for those are built; in a clean checkout, what git lists.
+    """
+    folders = (root / "csrc" / "cuda", root / "csrc" / "common")
+    names = [
+        p.relative_to(root).as_posix()
+        for d in folders
+        for p in d.rglob("*")
+        if p.suffix in (".cpp", ".cu", ".h")
+    ]
     digest = hashlib.sha256()
     for name in sorted(names, key=os.fsencode):
         digest.update((root / name).read_bytes())

@@ -263,7 +263,6 @@ def main(argv: list[str] | None = None) -> int:
     verified = json.loads(before.read_text()) if before else {}
     if verified.get("sha256") != sources:
         verified = {"sha256": sources, "passed": 0, "failed": 0, "sanitizer": {}}
-    verified |= {"date": date, "device": where["name"]}
     good = True
     for asked in arguments.parts or PARTS:
         part, _, tool = asked.partition(":")
@@ -275,8 +274,10 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:
             save({**save.result, "error": f"{type(error).__name__}: {error}"})
         result = save.result
-        if part == "tests" and "error" not in result:
-            verified |= {k: result[k] for k in ("passed", "failed")}
+        if part in ("tests", "sanitizer"):  # what is verified, and by whom: nothing from before
+            verified |= {"date": date, "device": where["name"]}
+        if part == "tests":
+            verified |= {k: result.get(k, 0) for k in ("passed", "failed")}
         if part == "sanitizer" and "error" not in result:
             said = {t: r["summary"] for t, r in result.items()}
             verified["sanitizer"] = {**verified["sanitizer"], **said}

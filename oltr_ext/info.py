@@ -17,7 +17,7 @@ import torch
 from oltr_ext._version import __version__
 from oltr_ext.ops import _backend
 
-PACKAGES = ("numpy", "torchvision", "pydantic", "safetensors", "scikit-learn", "torchmetrics")
+PACKAGES = ("numpy", "torchvision", "pydantic", "safetensors", "scikit-learn")
 
 
 def _installed(name: str) -> str:

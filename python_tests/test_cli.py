@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tiny import config, write_data
 
 from oltr_ext.cli import main
 from oltr_ext.data.icons import load_icons
+from oltr_ext.engine import checkpoint
 from oltr_ext.engine.config import load_config
 from oltr_ext.engine.methods import METHODS
 
@@ -81,6 +83,12 @@ def test_eval_compares_like_with_like(folder, capsys, tmp_path):
     capsys.readouterr()
     assert main(["eval", run, str(tmp_path / "other")]) == 1
     assert "was tested on other data than" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "moved")
+    tensors, header = checkpoint.load(tmp_path / "moved" / "model.safetensors")
+    header["config"]["data"]["shots"] = "decoupling"
+    checkpoint.save(tmp_path / "moved" / "model.safetensors", tensors, header)
+    assert main(["eval", run, str(tmp_path / "moved")]) == 1
+    assert "moved/model.safetensors has other data.shots than" in capsys.readouterr().err
 
 
 def test_eval_finds_data_that_has_moved(folder, capsys, tmp_path):

@@ -91,6 +91,10 @@ def test_class_names(tmp_path):
         read_names(file)
     file.write_text("crane\nowl\ncrane\ncrane\nfox\n")  # ImageNet has two of them
     assert read_names(file) == ["crane", "owl", "crane (2)", "crane (3)", "fox"]
+    file.write_text("crane\ncrane \ncrane (2)\n")
+    assert read_names(file) == ["crane", "crane (2)", "crane (2) (2)"]
+    file.write_text("a\u2028b\x0cc\nd\n")  # a line of the labels, whatever else ends lines
+    assert read_names(file) == ["a\u2028b\x0cc", "d"]
 
 
 def test_truncated_image_is_named(folder):

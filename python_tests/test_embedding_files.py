@@ -42,6 +42,31 @@ def test_a_kill_that_leaves_any_number_of_bytes_costs_a_batch(tmp_path_factory, 
     assert (made[0] if made else 40) == (left if left == 40 else left - left % batch)
 
 
+def test_files_of_other_embeddings_are_not_taken_up(tmp_path):
+    theirs, ours = arrays(), {k: (x + 1, y) for k, (x, y) in arrays().items()}
+    write_embeddings(tmp_path / "a", theirs, source={"model": "a"})
+    (tmp_path / "a" / "manifest.json").unlink()  # as the refusal to overwrite says
+
+    def start(row):
+        raise KeyboardInterrupt
+
+    killed = {**ours, "val": (FeatureStream((16, 6), start), ours["val"][1])}
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(tmp_path / "a", killed, source={"model": "b"})
+    write_embeddings(tmp_path / "a", ours, source={"model": "b"})
+    write_embeddings(tmp_path / "b", ours, source={"model": "b"})
+    same_embeddings(tmp_path / "a", tmp_path / "b")
+
+
+def test_names_are_told_apart_and_labels_count_from_0(tmp_path):
+    with pytest.raises(ValueError, match="class_names of which no two are the same"):
+        write_embeddings(tmp_path, arrays(), list("abca"))
+    parts = arrays()
+    parts["train"] = parts["train"][0], parts["train"][1] + 10**9
+    with pytest.raises(ValueError, match="label 1000000003 with 40 rows of train leaves most"):
+        write_embeddings(tmp_path, parts)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -52,7 +77,7 @@ def test_a_kill_that_leaves_any_number_of_bytes_costs_a_batch(tmp_path_factory, 
         ({"test": (np.ones((2, 6)), np.zeros(3, int))}, "expected 2 integer labels of test, got"),
         ({"test": (np.ones((2, 6)), np.zeros(2))}, "expected 2 integer labels of test, got float"),
         ({"test": (np.ones((2, 6)), np.array([0, 4]))}, "label 4 of test, row 1, is out of range"),
-        ({"train": (np.ones((2, 6)), np.array([-1, 3]))}, "label -1 of train, row 0, .* 0 to 3"),
+        ({"train": (np.ones((2, 6)), np.array([-1, 1]))}, "label -1 of train, row 0, .* 0 to 1"),
         ({"val": (np.ones((2, 6)), np.array([-1, -1]))}, "val holds no image of a known class"),
         ({"val": (np.full((2, 6), np.nan), np.array([0, 1]))}, "val_features.npy: row 0 is not"),
     ],

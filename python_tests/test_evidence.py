@@ -116,15 +116,16 @@ def test_errors_of_other_kernels_are_not_ours():
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch):
+def on_a_gpu(monkeypatch, tmp_path_factory):
     """gpu_check as if there was a GPU, for what it does with a part's results."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "gpu", lambda: {"name": "Some GPU"})
     monkeypatch.setattr(gpu_check, "built_from", lambda library: evidence.cuda_sources())
-    library = Path("_oltr_cuda.so")
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([library]))
     from oltr_ext.ops import _backend
 
+    package = tmp_path_factory.mktemp("package")
+    (package / "_oltr_cuda.so").touch()
+    monkeypatch.setattr(_backend, "_PACKAGE", package)
     monkeypatch.setattr(_backend.STATUS, "cuda_error", None)
     return monkeypatch
 
@@ -152,6 +153,7 @@ def test_a_part_that_breaks_off_keeps_what_it_had(on_a_gpu, tmp_path: Path):
 
     on_a_gpu.setattr(gpu_check, "bench", breaks)
     assert gpu_check.main(["bench", "--out", str(tmp_path)]) == 1
+    assert "device" not in json.loads((tmp_path / "gpu_verified.json").read_text())
     kept = json.loads((tmp_path / "some-gpu" / "bench.json").read_text())["bench"]
     assert kept == {"half": 1, "error": "RuntimeError: the GPU is gone"}
 

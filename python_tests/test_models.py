@@ -158,3 +158,19 @@ def test_frozen_parts_stand_still_statistics_included():
     assert changed == {"fc", "head"}
     with pytest.raises(ValueError, match=r"no part named 'backbon'; there are backbone, fc, head"):
         net.freeze(["backbon"])
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "mobilenet_v2"])
+def test_the_pooled_map_is_what_torchvision_classifies(name):
+    backbone = build_backbone(f"torchvision:{name}").eval()
+    net = get_model(name).eval()
+    images = torch.rand(1, 3, 64, 64)
+    seen = []
+    last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    missing = backbone.body.load_state_dict(net.state_dict(), strict=False).missing_keys
+    assert not missing
+    with torch.no_grad():
+        net(backbone.normalise(images))
+        got = backbone(images).mean(dim=(2, 3))
+    torch.testing.assert_close(got, seen[0])

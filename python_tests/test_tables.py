@@ -108,7 +108,11 @@ def test_rows_made_anew_leave_the_others_in_place(tmp_path, monkeypatch):
     assert list(kept().items()) == [("a", 2.0), ("b", 1.0)]  # in the table's order
     compare.write(table, [b], {"b": [run(overall=3.0)]}, [0])
     assert kept() == {"a": 2.0, "b": 3.0}
-    compare.write(table, [b], {"b": [run(overall=4.0)]}, [7])  # other seeds do not compare
+    monkeypatch.setattr(sys, "argv", ["t.py", "--rows", "b", "--seeds", "7"])
+    with pytest.raises(SystemExit):  # other seeds do not compare
+        compare.make(table)
+    assert kept() == {"a": 2.0, "b": 3.0}
+    compare.write(table, [b], {"b": [run(overall=4.0)]}, [7])  # all rows of it, anew
     assert kept() == {"b": 4.0}
 
 

@@ -83,6 +83,11 @@ def make(table: Table) -> None:
     )
     args = parser.parse_args()
     rows = [r for r in table.rows if args.rows is None or r.name in args.rows]
+    file = RESULTS / f"{table.name}.json"
+    if args.rows and not args.train_only and file.exists():
+        made = json.loads(file.read_text())["seeds"]
+        if made != args.seeds:
+            parser.error(f"{file.name} has seeds {made}: other rows cannot join {args.seeds}")
     with use_backend("native"):
         runs: Runs = {row.name: [] for row in rows}
         for seed in args.seeds:

@@ -17,7 +17,7 @@ from typing import Any
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.predict import MODEL, load_trained
-from oltr_ext.engine.schema import Config, OpenSet
+from oltr_ext.engine.schema import Config, Data, OpenSet
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
 
@@ -33,9 +33,9 @@ def digest(config: Config) -> str:
 
 
 @cache
-def splits_of(data_json: str) -> Splits:
+def splits_of(data: Data) -> Splits:
     """One data set is read once, whatever is trained on it; its augmentation is part of the key."""
-    return load_splits(Config.model_validate_json(data_json).data)
+    return load_splits(data)
 
 
 def trained(config: Config, folder: Path) -> tuple[Path, float]:
@@ -61,7 +61,7 @@ def judged(config: Config, folder: Path) -> dict[str, Any]:
     run, seconds = trained(config, folder)
     row = run / f"row_{digest(config)}.json"  # stage 1 alone may stand for several open-set rules
     if not row.exists():
-        splits = splits_of(config.model_copy(update={"seed": 0}).model_dump_json())
+        splits = splits_of(config.data)
         model = load_trained(run / MODEL)
         seen = dataclasses.replace(splits, test=splits.val, open_test=splits.open_val)
         row.write_text(

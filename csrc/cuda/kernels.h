@@ -1,4 +1,4 @@
-// The CUDA kernels: one launcher an op and direction. Free of torch; csrc/torch/cuda_device.h calls
+// The CUDA kernels: one launcher an op and direction. Free of torch; csrc/torch/ops_cuda.cpp calls
 // them.
 //
 // Contract: pointers are device memory, valid for the sizes given; C >= 1 and D >= 1, B may be 0.

@@ -80,6 +80,8 @@ def run_eval(args: argparse.Namespace) -> int:
     out = args.out or folders[0]
     if len(folders) > 1 and args.out is None:
         out = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+        if out == Path(out.anchor):  # nothing in common but the root
+            out = Path()
     files = report(results, out / REPORT)
     print(f"\nreport  {files.html}\nnumbers {files.json}")
     return 0

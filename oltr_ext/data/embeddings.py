@@ -120,7 +120,15 @@ def write_embeddings(
     if len(set(widths.values())) != 1:
         raise ValueError(f"write_embeddings: expected features of one width, got {widths}")
     if class_names is None:
-        class_names = [f"class {c}" for c in range(int(labels["train"].max()) + 1)]
+        last = int(labels["train"].max())
+        if last >= len(labels["train"]):
+            raise ValueError(
+                f"write_embeddings: label {last} with {len(labels['train'])} rows of train leaves "
+                "most classes without any; labels count from 0, or give class_names"
+            )
+        class_names = [f"class {c}" for c in range(last + 1)]
+    if len(set(class_names)) < len(class_names):
+        raise ValueError("write_embeddings: expected class_names of which no two are the same")
     for name, values in labels.items():
         _check_labels(name, values, len(class_names), "write_embeddings")
     strangers = len(labels.get("open_test", ()))
@@ -147,6 +155,8 @@ def write_embeddings(
     if not done:
         if not begun:
             folder.mkdir(parents=True, exist_ok=True)
+            for name in SPLITS:  # whosever: a file's length alone says how far a writing came
+                (folder / f"{name}_features.npy").unlink(missing_ok=True)
             _replace(folder / PARTIAL, manifest.model_dump_json(indent=1).encode())
         for name, stream in streams.items():
             header = _header(np.dtype(np.int64), labels[name].shape)

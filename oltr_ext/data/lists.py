@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,12 +60,14 @@ def read_names(file: Path) -> list[str]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"class_names: no file {file}")
-    seen: Counter[str] = Counter()
-    names = []
-    for name in filter(str.strip, _text(file).splitlines()):
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return names
+    names: dict[str, None] = {}
+    for line in filter(None, map(str.strip, _text(file).split("\n"))):
+        name, number = line, 1
+        while name in names:
+            number += 1
+            name = f"{line} ({number})"
+        names[name] = None
+    return list(names)
 
 
 def _text(file: Path) -> str:

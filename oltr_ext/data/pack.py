@@ -94,6 +94,8 @@ class Pack:
         for name in SPLITS[:3]:
             if not len(self.rows(name)):
                 raise ValueError(f"there is no {name} image")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("expected class_names of which no two are the same")
         self._check_classes({s: set(self.class_index[self.rows(s)].tolist()) for s in SPLITS})
 
     def _check_classes(self, seen: dict[str, set[int]]) -> None:

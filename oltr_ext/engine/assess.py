@@ -92,8 +92,9 @@ def compare(trained: Sequence[Trained], names: Sequence[str]) -> list[Assessment
     """Each model on the test images of its own configuration, for one table and one report.
 
     Raises:
-        ValueError: not a name for each, each another; models that know other classes, or were
-            tested on other images; and see `assess`.
+        ValueError: not a name for each, each another; models that know other classes, were tested
+            on other images, or whose classes are many-, medium- and few-shot by other counts or
+            bounds; and see `assess`.
     """
     if not len(set(names)) == len(names) == len(trained):
         raise ValueError(
@@ -109,6 +110,12 @@ def compare(trained: Sequence[Trained], names: Sequence[str]) -> list[Assessment
             result.seen.target, first.seen.target
         ):
             raise ValueError(f"{each.path} was tested on other data than {first.trained.path}")
+        for what, ours, theirs in (
+            ("data.shots", each.config.data.shots, first.trained.config.data.shots),
+            ("training images a class", each.train_counts, first.trained.train_counts),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{each.path} has other {what} than {first.trained.path}")
         results.append(result)
     return results
 

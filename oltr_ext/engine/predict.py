@@ -20,6 +20,7 @@ from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, pick_device
 from oltr_ext.engine.checkpoint import MODEL
+from oltr_ext.engine.checks import FREE
 from oltr_ext.engine.config import ConfigError, make_config
 from oltr_ext.engine.schema import Config, EmbeddingsData, IconsData, ListData, PackData
 from oltr_ext.models import OLTRModel, build_backbone
@@ -158,8 +159,12 @@ def load_embedder(
         if not key.startswith("head."):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())
+    held = config.model_dump(mode="json")
+    for key in FREE:  # what changes no feature
+        *groups, last = key.split(".")
+        (held[groups[0]] if groups else held).pop(last, None)
     source = {
-        "config": config.model_dump(mode="json"),
+        "config": held,
         "checkpoint": None if trained is None else str(trained.path.resolve()),
         "weights_sha256": digest.hexdigest(),
     }

@@ -111,6 +111,9 @@ class EmbeddingsData(Strict):
     shots: Shots = "oltr"
 
 
+Data = IconsData | PackData | ListData | EmbeddingsData
+
+
 class ModelConfig(Strict):
     backbone: str = "small_cnn"  # embeddings have none but `embedding`
     weights: str | None = None  # torchvision weights name, such as DEFAULT
@@ -271,11 +274,11 @@ class OpenSet(Strict):
 
 
 class Config(Strict):
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     device: str = "auto"
     threads: Count | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"
-    data: IconsData | PackData | ListData | EmbeddingsData = Field(discriminator="kind")
+    data: Data = Field(discriminator="kind")
     model: ModelConfig = ModelConfig()
     stage1: Stage1
     stage2: Annotated[SecondStage, Field(discriminator="kind")] | None = None

@@ -188,6 +188,7 @@ class TorchvisionBackbone(nn.Module):
             )
         else:
             self.body = _without_classifier(net)
+        self.rectify = name.startswith("densenet")  # its last ReLU is no module
         with torch.no_grad():
             self.feature_dim = int(self.eval()(torch.zeros(1, in_channels, 224, 224)).shape[1])
         self.train()
@@ -195,6 +196,7 @@ class TorchvisionBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         out = self.body(self.normalise(images))
         out = out["map"] if isinstance(out, dict) else out
+        out = out.relu() if self.rectify else out
         return out if out.dim() == 4 else out[:, :, None, None]
 
 
