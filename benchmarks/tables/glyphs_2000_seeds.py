@@ -1,8 +1,5 @@
 """The leaders on 2,000 characters over three seeds:
-`python benchmarks/tables/glyphs_2000_seeds.py`, after `oltr data make glyphs`.
-
-Three of them start from the stage 1 of the first.
-"""
+`python benchmarks/tables/glyphs_2000_seeds.py`, after `oltr data make glyphs`."""
 
 from compare import Row, Table, make
 from runs import SLOW
