@@ -192,6 +192,10 @@ def test_any_image_becomes_an_icon():
     clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     clear.paste((0, 0, 0, 255), (8, 8, 24, 24))
     np.testing.assert_array_equal(icon_image(clear) > 0, np.pad(np.ones((16, 16), bool), 8))
+    grey = Image.new("L", (32, 32), 7)  # a colour of it is transparent
+    grey.paste(0, (8, 8, 24, 24))
+    grey.info["transparency"] = 7
+    np.testing.assert_array_equal(icon_image(grey), icon_image(clear))
     own = icon_image(Image.fromarray(icon))
     np.testing.assert_array_equal(own, icon)
 

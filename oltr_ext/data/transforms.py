@@ -58,7 +58,7 @@ def icon_image(image: Image.Image, size: int = 32, *, invert: bool = True) -> ND
     Transparency is laid on white; the ground is what the border shows, inverted when light, unless
     `invert` is False.
     """
-    if image.mode != "L":
+    if image.mode != "L" or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("L")
     side = max(image.size)
