@@ -83,7 +83,7 @@ class OpenMaxHead(LinearHead):
         self.alpha = min(alpha, num_classes)
         self.register_buffer("mean", torch.zeros(num_classes, num_classes))
         # shift, shape and scale of each class; never reached by a class that was not fitted
-        never = torch.tensor([0.0, 1.0, 1e300], dtype=torch.float64)
+        never = torch.tensor([0.0, 1.0, 1e30], dtype=torch.float64)
         self.register_buffer("weibull", never.repeat(num_classes, 1))
 
     @torch.no_grad()
