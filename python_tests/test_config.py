@@ -44,6 +44,8 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["data={kind: lists}"], r"data.train: this key is required \(and 2 more\)"),
         (["stage1=null"], "icons: stage1: "),
         (["data.shots=all"], "data.shots: .* tuple or 'oltr' or 'decoupling', got 'all'$"),
+        (["data.shots=[10, 30]"], r"data.shots: .*few <= many \+ 1, got \[10, 30\]"),
+        (["seed=99999999999999999999"], "icons: seed: .*less than 9223372036854775808"),
         (["seed"], "--set seed: expected key.path=value"),
         (["seed.x=1"], "icons: seed: "),
         (["data.kind.x=1"], "--set data.kind.x: kind is a value"),

@@ -250,12 +250,22 @@ def test_the_command_embeds_trains_and_predicts(run, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16"]) == 0
     assert capsys.readouterr().out == "embeddings  e\n"
+    before = (tmp_path / "e" / "manifest.json").stat().st_mtime_ns
+    easier = ["--set", "data.workers=1", "--set", "data.max_bad_images=1"]  # the same features
+    assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16", *easier]) == 0
+    assert (tmp_path / "e" / "manifest.json").stat().st_mtime_ns == before
+    capsys.readouterr()
     quick = ["--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--set", "device=cpu"]
     quick += ["--set", "stage1.batch_size=8", "--set", "stage2.batch_size=8"]
     assert (
         main(["train", "embeddings", "--method", "oltr-plus", "--set", "data.root=e", *quick]) == 0
     )
     assert main(["eval", "runs/embeddings_oltr-plus"]) == 0
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "runs/embeddings_oltr-plus")
+        capsys.readouterr()
+        assert main(["eval", ".", "--set", "data.root=../../e"]) == 0
+        assert "\nembeddings_oltr-plus " in capsys.readouterr().out
     assert main(["predict", "runs/embeddings_oltr-plus", str(run / "test_0_0.png")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(str(run / "test_0_0.png"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config(run)))
