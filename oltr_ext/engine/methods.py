@@ -16,6 +16,17 @@ __all__ = ["DEMO", "METHODS", "Method", "apply_method"]
 DEMO = ("plain", "oltr", "oltr-plus")
 """What the demo trains unless told otherwise."""
 
+COMMON = (
+    "batch_size",
+    "accumulate",
+    "samples_per_class",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "clip",
+)
+"""Keys of stage 1 that stage 2 has as they are."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -65,10 +76,7 @@ def _second(first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int) 
     stage = copy.deepcopy(dict(settings))
     if not epochs:
         return stage
-    common: tuple[str, ...] = ("batch_size", "accumulate", "samples_per_class", "momentum")
-    common = (*common, "nesterov", "weight_decay", "clip")
-    if stage["kind"] == "memory":
-        common = (*common, "fc")
+    common = (*COMMON, "fc") if stage["kind"] == "memory" else COMMON
     times, lr = stage.pop("lr_times"), first["lr"]
     rates = {
         key: factor * lr["feature" if key == "feature" else "classifier"]

@@ -35,7 +35,6 @@ from oltr_ext.engine.build import (
     model_shape,
     seed_everything,
 )
-from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.handover import hand_over
@@ -395,6 +394,6 @@ class _Run:
             source = self.best if self.config.select == "best" else self.out / checkpoint.LAST
             tensors, header = checkpoint.load(source)
             weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
-            checkpoint.save(self.out / MODEL, weights, header)
+            checkpoint.save(self.out / checkpoint.MODEL, weights, header)
         distributed.barrier()
-        return self.out / MODEL
+        return self.out / checkpoint.MODEL

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
+from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, check_labels
 from oltr_ext.nn.losses import wide
 
 CHUNK = 1 << 24
@@ -87,11 +87,7 @@ class FSLwFHead(Head):
         """
         novel: list[tuple[Tensor, Tensor]] = []
         for x, y in batches:
-            if len(y) and (y.min() < 0 or y.max() >= len(self.base)):
-                raise ValueError(
-                    f"FSLwFHead.init_from: expected labels in [0, {len(self.base)}), got "
-                    f"{int(y.min())} to {int(y.max())}"
-                )
+            check_labels("FSLwFHead.init_from", y, len(self.base))
             novel.append((x[~self.base[y]], y[~self.base[y]]))
         kept = sum(len(y) for _, y in novel)
         if kept != len(self.support):
@@ -167,10 +163,10 @@ class FSLwFHead(Head):
         return len(self.base)
 
     def outputs(self, features: Tensor) -> HeadOutput:
-        weight = self._kept_weights()
+        logits = self._cosine(features, self._kept_weights())
         # a class without images has no weight, and is no answer
-        absent = ~weight.any(dim=1)
-        return HeadOutput(self._cosine(features, weight).masked_fill(absent, -torch.inf))
+        absent = (~self.base).index_fill(0, self.support_target, False)
+        return HeadOutput(logits.masked_fill(absent, -torch.inf))
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.

@@ -259,6 +259,15 @@ def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> 
         return value.to(fn(value).device)
 
 
+def check_labels(where: str, target: Tensor, num_classes: int) -> None:
+    """Raises ValueError where a label (N,) is no class."""
+    if len(target) and (target.min() < 0 or target.max() >= num_classes):
+        raise ValueError(
+            f"{where}: expected labels in [0, {num_classes}), got {int(target.min())} to "
+            f"{int(target.max())}"
+        )
+
+
 def checked_prior(prior: Any, num_classes: int) -> Tensor | None:
     """Class frequencies (C,) as float32; None stays None.
 

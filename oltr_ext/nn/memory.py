@@ -166,7 +166,7 @@ class CentroidMemory(nn.Module):
         """Moves the centroids of the classes present towards their batch mean.
 
         ``centroid <- momentum * centroid + (1 - momentum) * mean``; a class seen for the first
-        time takes the mean itself.
+        time takes the mean itself. Waits for the device, to see that the features are finite.
 
         Raises:
             ValueError: momentum outside [0, 1], or features of another width or not finite: the

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from oltr_ext.nn.heads import HeadOutput, LinearHead
+from oltr_ext.nn.heads import HeadOutput, LinearHead, check_labels
 
 TRANSLATE = 1e4
 """What libMR, the authors' library, adds to a tail before its fit. So far from zero the fit no
@@ -100,12 +100,8 @@ class OpenMaxHead(LinearHead):
         Raises:
             ValueError: features that are not finite, or labels that are no class.
         """
+        check_labels("OpenMaxHead.fit", target, self.num_classes)
         seen, counts = target.unique(return_counts=True)
-        if len(seen) and (seen[0] < 0 or seen[-1] >= self.num_classes):
-            raise ValueError(
-                f"OpenMaxHead.fit: expected labels in [0, {self.num_classes}), got "
-                f"{int(seen[0])} to {int(seen[-1])}"
-            )
         order, most = target.argsort(stable=True), int(counts.max())
         tails = self.weibull.new_full((len(seen), min(tail, most)), torch.nan)
         # a class at a time: never N x C
