@@ -48,6 +48,9 @@ CASES = [
     ("class_means", "forward", 100_000, 1000, 512, None),
 ]
 
+# Ops with a forward pass in one kernel, up to a width of 512.
+FUSED = ("meta_embedding", "memory_attention", "nearest_centroid")
+
 # Tuning takes a minute a case.
 COMPILED = [
     ("meta_embedding", "forward", 512, 100_000, 512),
@@ -176,6 +179,19 @@ def inputs_of(op: str, mode: str, B: int, C: int, D: int) -> dict[str, Any]:
         return WORKLOADS[op].inputs(B, C, D, torch.bfloat16, mode != "forward")
 
 
+def by_chunks(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with nothing fused."""
+
+    def run() -> Any:
+        os.environ["OLTR_EXT_CUDA_FUSED"] = "0"
+        try:
+            return call()
+        finally:
+            del os.environ["OLTR_EXT_CUDA_FUSED"]
+
+    return run
+
+
 def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, float]) -> dict:
     """One case: ours and every peer that can run."""
     workload, inputs, element = WORKLOADS[op], inputs_of(op, mode, B, C, D), 2
@@ -198,6 +214,8 @@ def measure(op: str, mode: str, B: int, C: int, D: int, ceilings: dict[str, floa
             unavailable[name] = function
         else:
             add(name, partial(caller, function, inputs, mode, shape))
+    if mode == "forward" and op in FUSED and D <= 512:
+        add("ours, by chunks", lambda: by_chunks(calls["ours"]))
     if mode == "forward" and (C <= 10_000 or C >= 1_000_000):
         add("ours, graph", lambda: graphed(calls["ours"]))
     peak = peak_bytes(calls["ours"])
@@ -277,7 +295,7 @@ def chunk_sizes(
     for B, C, D in shapes:
         inputs = inputs_of("meta_embedding", "full", B, C, D)
         calls = {
-            m: caller(workload.ours, inputs, m, workload.shape(B, C, D))
+            m: by_chunks(caller(workload.ours, inputs, m, workload.shape(B, C, D)))
             for m in ("forward", "full")
         }
         for megabytes in (12, 24, 48, 96, 192):

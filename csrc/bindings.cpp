@@ -66,6 +66,10 @@ py::dict plan(int64_t B, int64_t C, int64_t D, const std::string& dtype,
     out["forward_chunk"] = forward_chunk({B, C, D}, bytes, true, true, kChunkBytes);
     out["backward_chunk"] = backward_chunk({B, C, D}, bytes, kChunkBytes);
     out["threads"] = kThreads;
+    const FusedPlan fused =
+        bytes.stored == 2 && D % 8 == 0 ? fused_plan({B, C, D}, true, kH100) : FusedPlan{};
+    out["fused_width"] = fused.width;
+    out["fused_parts"] = fused.parts;
     return out;
   }
   if (device != "cpu") throw py::value_error("plan: expected device cpu or cuda, got " + device);
@@ -88,6 +92,6 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets found at run time, and under \"isa\" the one that the kernels use.");
   m.def("plan", &plan, py::arg("B"), py::arg("C"), py::arg("D"), py::arg("dtype") = "float32",
         py::arg("device") = "cpu",
-        "How meta_embedding over B rows, C classes and width D is cut; raises ValueError on bad "
-        "input.");
+        "How meta_embedding over B rows, C classes and width D is cut, on \"cuda\" as on an H100; "
+        "raises ValueError on bad input.");
 }

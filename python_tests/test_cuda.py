@@ -40,6 +40,8 @@ def test_plan(B, C, D, dtype):
     for chunk in (plan["forward_chunk"], plan["backward_chunk"]):
         assert chunk % 128 == 0 and 0 < chunk < C + 128
         assert B * chunk < 2**31  # a chunk's logits, which the library's 32-bit sizes can hold
+    assert (plan["fused_width"] >= D) == (dtype == "bfloat16" and D <= 512)
+    assert (plan["fused_parts"] > 0) == (plan["fused_width"] > 0)
 
 
 # --- on a GPU -----------------------------------------------------------------------------------
@@ -178,9 +180,9 @@ def test_memory_beyond_results_is_bounded(name, dtype):
 
 
 @needs_gpu
-def test_banks_beyond_32_bit_indices():
+@pytest.mark.parametrize(("classes", "width"), [(1_060_000, 2048), (4_200_000, 512)])
+def test_banks_beyond_32_bit_indices(classes, width):
     """The last rows of a bank of more than 2^31 elements are found, weighed and differentiated."""
-    classes, width = 1_060_000, 2048
     if torch.cuda.mem_get_info()[0] < 24e9:
         pytest.skip("needs 24 GB of free GPU memory")
     assert classes * width > 2**31
@@ -200,6 +202,25 @@ def test_banks_beyond_32_bit_indices():
     loss.backward()
     norms = weight.grad[own].float().norm(dim=1)
     assert torch.isfinite(norms).all() and (norms > 0).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["memory_attention", "nearest_centroid", "meta_embedding"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8), (64, 1000, 512), (130, 8142, 128), (1025, 20_001, 200)], ids=str
+)
+def test_a_fused_pass_gives_what_chunks_give(name, dtype, shape, monkeypatch):
+    case = next(c for c in CASES if c.name == name)
+    inputs = on_gpu(case, shape, dtype)
+    fused = case.call(**inputs)
+    monkeypatch.setenv("OLTR_EXT_CUDA_FUSED", "0")
+    chunks = case.call(**inputs)
+    for got, want in zip(fused, chunks, strict=True):
+        if got.is_floating_point():
+            assert relative_error(got, want) < (8e-3 if dtype == torch.bfloat16 else 1e-3)
+        else:  # the same but where two are equally near in float32
+            assert (got == want).double().mean() > 0.99
 
 
 @needs_gpu

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "common/merge.h"
+
 namespace oltr {
 
 struct Plan {
@@ -16,9 +18,9 @@ struct Plan {
   int64_t scratch_bytes;    // workspace of the larger of the two passes
 };
 
-inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
-inline int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a > hi ? hi : a; }
+OLTR_HD int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+OLTR_HD int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
+OLTR_HD int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a > hi ? hi : a; }
 
 // batch B, classes C, width D, and the bytes of the accumulator (4, or 8 for float64).
 inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes) {
@@ -50,7 +52,7 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 // Part `i` of `n` classes cut in `parts`, nearly equal, in multiples of `unit`.
-inline Range part_of(int64_t i, int64_t parts, int64_t n, int64_t unit) {
+OLTR_HD Range part_of(int64_t i, int64_t parts, int64_t n, int64_t unit) {
   const int64_t units = div_up(n, unit);
   const int64_t begin = units * i / parts * unit;
   const int64_t end = units * (i + 1) / parts * unit;

@@ -127,9 +127,9 @@ struct AttentionBackward {
   T *logits, *along, *delta, *sums;
   S *weights, *gradient;
 
-  AttentionBackward(Carver& carve, Sizes sizes, int64_t chunk_bytes) : size(sizes) {
+  AttentionBackward(Carver& carve, Sizes sizes, Device device) : size(sizes) {
     const int64_t B = size.batch;
-    chunk = backward_chunk(size, {sizeof(S), sizeof(T)}, chunk_bytes);
+    chunk = backward_chunk(size, {sizeof(S), sizeof(T)}, device.chunk_bytes);
     logits = carve.array<T>(B * chunk);
     along = carve.array<T>(B * chunk);
     weights = carve.array<S>(B * chunk);
@@ -217,13 +217,13 @@ struct CosineBackward {
   T *products, *row, *column, *grad_v, *grad_direction;
   S* gradient;
 
-  CosineBackward(Carver& carve, Sizes sizes, bool with_logits, int64_t chunk_bytes)
+  CosineBackward(Carver& carve, Sizes sizes, bool with_logits, Device device)
       : size(sizes), recompute(with_logits) {
     const int64_t B = size.batch, D = size.width;
     chunk = chunk_classes(size.classes,
                           static_cast<int64_t>(B * ((recompute ? sizeof(T) : 0) + sizeof(S)) +
                                                D * (2 * sizeof(S) + sizeof(T))),
-                          chunk_bytes);
+                          device.chunk_bytes);
     products = carve.array<T>(recompute ? B * chunk : 0);
     gradient = carve.array<S>(B * chunk);
     row = carve.array<T>(B);

@@ -1,10 +1,11 @@
-// One chunk of classes meets every row of the batch: what follows the products of a forward pass.
-// A block has one row. It reads the row's logits (still in L2), updates the row's state by the merge
+// A forward pass over the bank. By chunks: one chunk of classes meets every row of the batch, and what
+// follows its products is here. A block has one row. It reads the row's logits (still in L2), updates the row's state by the merge
 // rule (common/merge.h), and leaves exp(logit - max) for the product with the memory.
 #pragma once
 
 #include <limits>
 
+#include "cuda/fused_forward.h"
 #include "cuda/rows.h"
 
 namespace oltr::cuda {
@@ -189,52 +190,89 @@ __global__ void bank_forward_kernel(Attention<S> attention, Nearest<S> nearest, 
   if (kNearest) find_nearest(nearest, chunk, shared);
 }
 
-// A forward pass over the bank: memory attention, nearest centroid, or both.
-template <class S>
+// A forward pass over the bank: memory attention, nearest centroid, or both. Fused where the rows are
+// halves that fit (cuda/fused_forward.h), else chunk by chunk.
+template <class S, bool kAttend, bool kNearest>
 struct BankForward {
   using T = Acc<S>;
   Sizes size;
   Precision precision;
   const S *x, *memory;
-  const S *keys = nullptr, *bias = nullptr;  // attention, if there
-  bool nearest = false;
-  // State and outcome, cut from the workspace.
-  int64_t chunk;  // classes
-  T *logits, *products, *norms2, *length, *largest, *max, *sum, *recalled, *best, *distance2;
+  const S *keys = nullptr, *bias = nullptr;
+  FusedPlan plan{};
+  // State and outcome, cut from the workspace; of every part where the pass is fused, the outcome in
+  // the first.
+  T *max, *sum, *recalled, *distance2;
+  // Fused: the parts' nearest classes.
+  int64_t* found;
+  // By chunks.
+  int64_t chunk = 0;  // classes
+  T *logits, *products, *norms2, *length, *largest, *best;
   S* weights;
 
-  // `index` is where the nearest classes go, if they are wanted.
-  BankForward(Carver& carve, Sizes sizes, bool attention, bool distances, int64_t chunk_bytes)
-      : size(sizes), nearest(distances) {
+  // `whole`: whole_octets() of all inputs.
+  BankForward(Carver& carve, Sizes sizes, bool whole, Device device) : size(sizes) {
     const int64_t B = size.batch, D = size.width;
-    chunk = forward_chunk(size, {sizeof(S), sizeof(T)}, attention, distances, chunk_bytes);
-    logits = carve.array<T>(attention ? B * chunk : 0);
-    weights = carve.array<S>(attention ? B * chunk : 0);
-    max = carve.array<T>(attention ? B : 0);
-    sum = carve.array<T>(attention ? B : 0);
-    recalled = carve.array<T>(attention ? B * D : 0);
-    products = carve.array<T>(distances ? B * chunk : 0);
-    norms2 = carve.array<T>(distances ? chunk : 0);
-    length = carve.array<T>(distances ? B : 0);
-    largest = carve.array<T>(distances ? B : 0);
-    best = carve.array<T>(distances ? B : 0);
-    distance2 = carve.array<T>(distances ? B : 0);
+    if (sizeof(S) == 2 && whole) plan = fused_plan(size, kAttend, device);
+    const bool fused = plan.width > 0;
+    const int64_t parts = fused ? plan.parts : 1, states = fused ? plan.states : 1;
+    max = carve.array<T>(kAttend ? parts * B : 0);
+    sum = carve.array<T>(kAttend ? parts * B : 0);
+    recalled = carve.array<T>(kAttend ? parts * B * D : 0);
+    distance2 = carve.array<T>(kNearest ? states * B : 0);
+    found = carve.array<int64_t>(kNearest && states > 1 ? states * B : 0);
+    if (!fused)
+      chunk = forward_chunk(size, {sizeof(S), sizeof(T)}, kAttend, kNearest, device.chunk_bytes);
+    logits = carve.array<T>(kAttend ? B * chunk : 0);
+    weights = carve.array<S>(kAttend ? B * chunk : 0);
+    products = carve.array<T>(kNearest ? B * chunk : 0);
+    norms2 = carve.array<T>(kNearest ? chunk : 0);
+    length = carve.array<T>(kNearest && !fused ? B : 0);
+    largest = carve.array<T>(kNearest && !fused ? B : 0);
+    best = carve.array<T>(kNearest && !fused ? B : 0);
   }
 
+  // `index` is where the nearest classes go, if they are wanted.
   void run(Queue& queue, int64_t* index) const {
+    if (size.batch == 0) return;
+    if constexpr (sizeof(S) == 2)
+      if (plan.width > 0) return run_fused(queue, index);
+    run_chunks(queue, index);
+  }
+
+ private:
+  void run_fused(Queue& queue, int64_t* index) const {
+    const Fused<S> all{x,
+                       keys,
+                       bias,
+                       memory,
+                       size.batch,
+                       size.classes,
+                       size.width,
+                       plan.row_blocks,
+                       plan.parts,
+                       max,
+                       sum,
+                       recalled,
+                       distance2,
+                       plan.states > 1 ? found : index,
+                       score_error<S>(size.width, precision)};
+    fused_forward<S, kAttend, kNearest>(queue, plan, all, index);
+  }
+
+  void run_chunks(Queue& queue, int64_t* index) const {
     const int64_t B = size.batch, C = size.classes, D = size.width;
-    if (B == 0) return;
     for (int64_t c0 = 0; c0 < C; c0 += chunk) {
       const int64_t n = C - c0 < chunk ? C - c0 : chunk;
       const S* centroids = memory + c0 * D;
       Attention<S> attention{};
       Nearest<S> found{};
-      if (keys != nullptr) {
+      if (kAttend) {
         product<S>(queue, precision, B, n, D, plain(x, D), transposed(keys + c0 * D, D), logits,
                    chunk);
         attention = {logits, bias + c0, weights, max, sum, recalled, D};
       }
-      if (nearest) {
+      if (kNearest) {
         row_norms(queue, centroids, n, D, SquaredNorm<T>(), norms2);
         product<S>(queue, precision, B, n, D, plain(x, D), transposed(centroids, D), products,
                    chunk);
@@ -250,11 +288,9 @@ struct BankForward {
                  D,
                  score_error<S>(D, precision)};
       }
-      const auto kernel = keys == nullptr ? bank_forward_kernel<S, false, true>
-                          : nearest       ? bank_forward_kernel<S, true, true>
-                                          : bank_forward_kernel<S, true, false>;
-      launch(queue, kernel, blocks_of(B), attention, found, Chunk{c0, n, chunk, c0 == 0});
-      if (keys != nullptr)
+      launch(queue, bank_forward_kernel<S, kAttend, kNearest>, blocks_of(B), attention, found,
+             Chunk{c0, n, chunk, c0 == 0});
+      if (kAttend)
         product<S>(queue, precision, B, D, n, plain(weights, chunk), plain(centroids, D), recalled,
                    D, c0 > 0);
     }

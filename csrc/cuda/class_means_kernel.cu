@@ -70,7 +70,7 @@ __global__ void class_means_backward_kernel(const S* grad_means, const int64_t* 
 
 }  // namespace
 
-int64_t workspace_bytes(const ClassMeansForward&, int64_t) { return 0; }
+int64_t workspace_bytes(const ClassMeansForward&, Device) { return 0; }
 
 void enqueue(const ClassMeansForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
@@ -83,7 +83,7 @@ void enqueue(const ClassMeansForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const ClassMeansBackward&, int64_t) { return 0; }
+int64_t workspace_bytes(const ClassMeansBackward&, Device) { return 0; }
 
 void enqueue(const ClassMeansBackward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {

@@ -129,10 +129,11 @@ struct Forward {
   Uniform<T> uniform;
   T *products, *row, *column, *max, *sum, *picked, *total;
   int64_t bytes;
-  Forward(Carver carve, Sizes size, int64_t chunk_bytes) : uniform(carve, size.classes) {
+  Forward(Carver carve, Sizes size, Device device) : uniform(carve, size.classes) {
     const int64_t B = size.batch;
-    chunk = chunk_classes(
-        size.classes, static_cast<int64_t>(B * sizeof(T) + size.width * sizeof(S)), chunk_bytes);
+    chunk =
+        chunk_classes(size.classes, static_cast<int64_t>(B * sizeof(T) + size.width * sizeof(S)),
+                      device.chunk_bytes);
     products = carve.array<T>(B * chunk);
     column = carve.array<T>(chunk);
     row = carve.array<T>(B);
@@ -149,16 +150,16 @@ struct Backward {
   CosineBackward<S> bank;
   Uniform<Acc<S>> uniform;
   int64_t bytes;
-  Backward(Carver carve, Sizes size, int64_t chunk_bytes)
-      : bank(carve, size, true, chunk_bytes), uniform(carve, size.classes), bytes(carve.bytes()) {}
+  Backward(Carver carve, Sizes size, Device device)
+      : bank(carve, size, true, device), uniform(carve, size.classes), bytes(carve.bytes()) {}
 };
 
 }  // namespace
 
-int64_t workspace_bytes(const CosineCrossEntropyForward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const CosineCrossEntropyForward& p, Device device) {
   int64_t bytes = 0;
   with_element(p.dtype, [&](auto s) {
-    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, device).bytes;
   });
   return bytes;
 }
@@ -168,7 +169,7 @@ void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Acc<S>;
-    const Forward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const Forward<S> work(Carver(queue.workspace), p.size, queue.device);
     const S* v = rows_of<S>(p.v);
     const T* prior = rows_of<T>(p.log_prior);
     row_norms(queue, v, B, D, Squash<T>(), work.row);
@@ -202,10 +203,10 @@ void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const CosineCrossEntropyBackward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const CosineCrossEntropyBackward& p, Device device) {
   int64_t bytes = 0;
   with_element(p.dtype, [&](auto s) {
-    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, device).bytes;
   });
   return bytes;
 }
@@ -214,7 +215,7 @@ void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Acc<S>;
-    const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const Backward<S> work(Carver(queue.workspace), p.size, queue.device);
     const CosineBackward<S>& bank = work.bank;
     const T* prior = rows_of<T>(p.log_prior);
     if (p.label_smoothing > 0) work.uniform.run(queue, prior, p.size.classes);

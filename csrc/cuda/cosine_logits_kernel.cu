@@ -31,10 +31,10 @@ struct Forward {
   int64_t chunk;
   Acc<S>*products, *row, *column;
   int64_t bytes;
-  Forward(Carver carve, Sizes size, int64_t chunk_bytes) {
+  Forward(Carver carve, Sizes size, Device device) {
     const int64_t element = sizeof(S), acc = sizeof(Acc<S>);
     chunk = chunk_classes(size.classes, size.batch * (acc + element) + size.width * element,
-                          chunk_bytes);
+                          device.chunk_bytes);
     products = carve.array<Acc<S>>(size.batch * chunk);
     row = carve.array<Acc<S>>(size.batch);
     column = carve.array<Acc<S>>(chunk);
@@ -44,10 +44,10 @@ struct Forward {
 
 }  // namespace
 
-int64_t workspace_bytes(const CosineLogitsForward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const CosineLogitsForward& p, Device device) {
   int64_t bytes = 0;
   with_element(p.dtype, [&](auto s) {
-    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, device).bytes;
   });
   return bytes;
 }
@@ -58,7 +58,7 @@ void enqueue(const CosineLogitsForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Acc<S>;
-    const Forward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const Forward<S> work(Carver(queue.workspace), p.size, queue.device);
     const S* v = rows_of<S>(p.v);
     row_norms(queue, v, B, D, Squash<T>(), work.row);
     for (int64_t c0 = 0; c0 < C; c0 += work.chunk) {
@@ -74,10 +74,9 @@ void enqueue(const CosineLogitsForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const CosineLogitsBackward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const CosineLogitsBackward& p, Device device) {
   Carver carve(nullptr);
-  with_element(p.dtype,
-               [&](auto s) { CosineBackward<decltype(s)>(carve, p.size, false, chunk_bytes); });
+  with_element(p.dtype, [&](auto s) { CosineBackward<decltype(s)>(carve, p.size, false, device); });
   return carve.bytes();
 }
 
@@ -85,7 +84,7 @@ void enqueue(const CosineLogitsBackward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     Carver carve(queue.workspace);
-    const CosineBackward<S> work(carve, p.size, false, queue.chunk_bytes);
+    const CosineBackward<S> work(carve, p.size, false, queue.device);
     work.run(queue, p, [&](int64_t first) {
       // The rule's rows are C apart, the chunk's own are not: it is given where its columns start.
       return GivenGradient<S>{rows_of<S>(p.grad_logits, first, 1), p.size.classes, work.row,

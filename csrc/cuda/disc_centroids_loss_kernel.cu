@@ -187,7 +187,7 @@ struct Forward {
 
 }  // namespace
 
-int64_t workspace_bytes(const DiscCentroidsForward& p, int64_t) {
+int64_t workspace_bytes(const DiscCentroidsForward& p, Device) {
   return Forward(Carver(nullptr), p.size).bytes;
 }
 
@@ -221,7 +221,7 @@ void enqueue(const DiscCentroidsForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const DiscCentroidsBackward&, int64_t) { return 0; }
+int64_t workspace_bytes(const DiscCentroidsBackward&, Device) { return 0; }
 
 void enqueue(const DiscCentroidsBackward& p, Queue& queue) {
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;

@@ -20,13 +20,13 @@ namespace oltr::cuda {
 struct Queue {
   cudaStream_t stream;
   Status (*multiply)(const Product& product);
-  void* workspace;  // workspace_bytes(params, chunk_bytes) of device memory, aligned to 256 bytes
-  int64_t chunk_bytes = kChunkBytes;
+  void* workspace;  // workspace_bytes(params, device) of device memory, aligned to 256 bytes
+  Device device = {kChunkBytes};
   Status error = nullptr;
 };
 
-#define OLTR_CUDA_OP(Params)                                     \
-  int64_t workspace_bytes(const Params& p, int64_t chunk_bytes); \
+#define OLTR_CUDA_OP(Params)                               \
+  int64_t workspace_bytes(const Params& p, Device device); \
   void enqueue(const Params& p, Queue& queue);
 OLTR_CUDA_OP(MemoryAttentionForward)
 OLTR_CUDA_OP(MemoryAttentionBackward)

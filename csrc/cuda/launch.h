@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 
 #include "common/params.h"
 #include "common/plan.h"
@@ -29,6 +31,15 @@ constexpr int64_t kChunkBytes = int64_t{24} << 20;
 // Chunks are cut in multiples of this, and so are the rows of logits, for the products' sake.
 constexpr int64_t kChunkUnit = 128;
 
+// What the launchers need to know of the device.
+struct Device {
+  int64_t chunk_bytes;                            // see kChunkBytes
+  int64_t multiprocessors = 0, shared_bytes = 0;  // a block's shared memory; 0: do not fuse
+};
+
+// For plans where there is none to ask.
+constexpr Device kH100{kChunkBytes, 132, 227 << 10};
+
 // Classes in a chunk, when each one occupies `class_bytes`.
 inline int64_t chunk_classes(int64_t C, int64_t class_bytes, int64_t chunk_bytes) {
   const int64_t most = chunk_bytes / (class_bytes > 0 ? class_bytes : 1) / kChunkUnit * kChunkUnit;
@@ -53,6 +64,49 @@ inline int64_t backward_chunk(Sizes size, ElementBytes bytes, int64_t chunk_byte
       size.classes,
       size.batch * 2 * (bytes.accumulated + bytes.stored) + 4 * size.width * bytes.stored,
       chunk_bytes);
+}
+
+// The fused forward pass (cuda/fused_forward.h), in which a block takes kFusedRows rows.
+constexpr int kFusedRows = 64;
+constexpr int kSlab = 32;  // rows of one bank that are multiplied at once
+constexpr int kWeightStride =
+    40;  // of a row's kSlab weights, so that eight rows miss one another's banks
+constexpr int64_t kPartBytes = int64_t{64} << 20;  // that the parts' recalled features may take
+constexpr int64_t fused_shared_bytes(int64_t width) {
+  return (kFusedRows + 4 * kSlab) * width * 2 +  // rows; two stages of two slabs
+         kFusedRows * kWeightStride * 2 +        // weights
+         kThreads * 16 * 4 +                     // half of the products
+         (4 * kSlab + kFusedRows) * 4;           // norms, factors
+}
+struct FusedPlan {
+  int64_t width;       // that the kernel is made for, not below D; 0: the pass is not fused
+  int64_t row_blocks;  // of kFusedRows
+  int64_t parts;       // of the bank, with a state each
+  int64_t states;      // of the distances, which have two a part where there is no attention
+  int64_t shared_bytes;
+};
+inline FusedPlan fused_plan(Sizes size, bool attention, Device device) {
+  FusedPlan plan{};
+  for (const int64_t width : {512, 256, 128})
+    if (size.width <= width && fused_shared_bytes(width) <= device.shared_bytes) plan.width = width;
+  if (plan.width == 0) return plan;
+  plan.shared_bytes = fused_shared_bytes(plan.width);
+  plan.row_blocks = div_up(size.batch, kFusedRows);
+  const int64_t tiles = div_up(size.classes, attention ? kSlab : 2 * kSlab);
+  const int64_t held = kPartBytes / ((size.batch > 0 ? size.batch : 1) * size.width * 4);
+  const int64_t most = clamp(tiles, 1, clamp(held, 1, device.multiprocessors));
+  // Tiles in turn, of which a block costs two besides its own, and what the parts' merging takes.
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t parts = 1; parts <= most; ++parts) {
+    const int64_t turns = div_up(plan.row_blocks * parts, device.multiprocessors);
+    const int64_t merging = parts * size.batch * size.width >> 20;
+    const int64_t cost = turns * (div_up(tiles, parts) + 2) + merging;
+    if (cost >= least) continue;
+    least = cost;
+    plan.parts = parts;
+  }
+  plan.states = attention ? plan.parts : 2 * plan.parts;
+  return plan;
 }
 
 // Rows and columns of logits that one block turns into their gradients.

@@ -22,18 +22,20 @@ struct Backward {
   AttentionBackward<S> bank;
   Acc<S>* grad_x;
   int64_t bytes;
-  Backward(Carver carve, Sizes size, int64_t chunk_bytes)
-      : bank(carve, size, chunk_bytes),
+  Backward(Carver carve, Sizes size, Device device)
+      : bank(carve, size, device),
         grad_x(carve.array<Acc<S>>(size.batch * size.width)),
         bytes(carve.bytes()) {}
 };
 
 }  // namespace
 
-int64_t workspace_bytes(const MemoryAttentionForward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const MemoryAttentionForward& p, Device device) {
   Carver carve(nullptr);
-  with_element(p.dtype,
-               [&](auto s) { BankForward<decltype(s)>(carve, p.size, true, false, chunk_bytes); });
+  with_element(p.dtype, [&](auto s) {
+    BankForward<decltype(s), true, false>(carve, p.size,
+                                          whole_octets(p.size, {p.x, p.keys, p.memory}), device);
+  });
   return carve.bytes();
 }
 
@@ -41,7 +43,8 @@ void enqueue(const MemoryAttentionForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     Carver carve(queue.workspace);
-    BankForward<S> bank(carve, p.size, true, false, queue.chunk_bytes);
+    BankForward<S, true, false> bank(carve, p.size, whole_octets(p.size, {p.x, p.keys, p.memory}),
+                                     queue.device);
     bank.precision = p.precision;
     bank.x = rows_of<S>(p.x);
     bank.keys = rows_of<S>(p.keys);
@@ -53,10 +56,10 @@ void enqueue(const MemoryAttentionForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const MemoryAttentionBackward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const MemoryAttentionBackward& p, Device device) {
   int64_t bytes = 0;
   with_element(p.dtype, [&](auto s) {
-    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, device).bytes;
   });
   return bytes;
 }
@@ -65,7 +68,7 @@ void enqueue(const MemoryAttentionBackward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     if (p.size.batch == 0) return AttentionBackward<S>::clear(queue, p);
-    const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const Backward<S> work(Carver(queue.workspace), p.size, queue.device);
     const S* grad = rows_of<S>(p.grad_out);
     launch(queue, row_dots_kernel<S>, blocks_of(p.size.batch, kWarps), grad, rows_of<S>(p.out),
            p.size.batch, p.size.width, work.bank.delta);

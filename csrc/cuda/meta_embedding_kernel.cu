@@ -100,12 +100,12 @@ __global__ void column_sums_kernel(const S* m, int64_t rows, int64_t width, int6
 
 template <class S>
 struct Forward {
-  BankForward<S> bank;
+  BankForward<S, true, true> bank;
   Acc<S>* gate;
   int64_t bytes;
-  Forward(Carver carve, Sizes size, int64_t chunk_bytes)
-      : bank(carve, size, true, true, chunk_bytes),
-        gate(carve.array<Acc<S>>(size.batch * size.width)),
+  Forward(Carver carve, const MetaEmbeddingForward& p, Device device)
+      : bank(carve, p.size, whole_octets(p.size, {p.x, p.keys, p.memory}), device),
+        gate(carve.array<Acc<S>>(p.size.batch * p.size.width)),
         bytes(carve.bytes()) {}
 };
 
@@ -115,8 +115,8 @@ struct Backward {
   Acc<S>*grad_x, *weight, *sums;
   S *grad_recalled, *grad_gate;
   int64_t bytes;
-  Backward(Carver carve, Sizes size, int64_t chunk_bytes)
-      : bank(carve, size, chunk_bytes),
+  Backward(Carver carve, Sizes size, Device device)
+      : bank(carve, size, device),
         grad_x(carve.array<Acc<S>>(size.batch * size.width)),
         weight(carve.array<Acc<S>>(size.batch)),
         sums(carve.array<Acc<S>>(div_up(size.batch, kGradientRows) * size.width)),
@@ -127,11 +127,10 @@ struct Backward {
 
 }  // namespace
 
-int64_t workspace_bytes(const MetaEmbeddingForward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const MetaEmbeddingForward& p, Device device) {
   int64_t bytes = 0;
-  with_element(p.dtype, [&](auto s) {
-    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
-  });
+  with_element(p.dtype,
+               [&](auto s) { bytes = Forward<decltype(s)>(Carver(nullptr), p, device).bytes; });
   return bytes;
 }
 
@@ -140,8 +139,8 @@ void enqueue(const MetaEmbeddingForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Acc<S>;
-    Forward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
-    BankForward<S>& bank = work.bank;
+    Forward<S> work(Carver(queue.workspace), p, queue.device);
+    BankForward<S, true, true>& bank = work.bank;
     const S* x = rows_of<S>(p.x);
     bank.precision = p.precision;
     bank.x = x;
@@ -170,10 +169,10 @@ void enqueue(const MetaEmbeddingForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const MetaEmbeddingBackward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const MetaEmbeddingBackward& p, Device device) {
   int64_t bytes = 0;
   with_element(p.dtype, [&](auto s) {
-    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, chunk_bytes).bytes;
+    bytes = Backward<decltype(s)>(Carver(nullptr), p.size, device).bytes;
   });
   return bytes;
 }
@@ -188,7 +187,7 @@ void enqueue(const MetaEmbeddingBackward& p, Queue& queue) {
       set_zero(queue, p.grad_selector_bias, D);
       return AttentionBackward<S>::clear(queue, p);
     }
-    const Backward<S> work(Carver(queue.workspace), p.size, queue.chunk_bytes);
+    const Backward<S> work(Carver(queue.workspace), p.size, queue.device);
     const S *x = rows_of<S>(p.x), *recalled = rows_of<S>(p.memory_feature);
     const Gate<S> gate{rows_of<S>(p.grad_embedding),
                        rows_of<S>(p.grad_memory_feature),

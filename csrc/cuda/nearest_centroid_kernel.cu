@@ -30,10 +30,12 @@ __global__ void distance_gradient_kernel(const S* grad, const S* x, const S* mem
 
 }  // namespace
 
-int64_t workspace_bytes(const NearestCentroidForward& p, int64_t chunk_bytes) {
+int64_t workspace_bytes(const NearestCentroidForward& p, Device device) {
   Carver carve(nullptr);
-  with_element(p.dtype,
-               [&](auto s) { BankForward<decltype(s)>(carve, p.size, false, true, chunk_bytes); });
+  with_element(p.dtype, [&](auto s) {
+    BankForward<decltype(s), false, true>(carve, p.size, whole_octets(p.size, {p.x, p.memory}),
+                                          device);
+  });
   return carve.bytes();
 }
 
@@ -41,7 +43,8 @@ void enqueue(const NearestCentroidForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     Carver carve(queue.workspace);
-    BankForward<S> bank(carve, p.size, false, true, queue.chunk_bytes);
+    BankForward<S, false, true> bank(carve, p.size, whole_octets(p.size, {p.x, p.memory}),
+                                     queue.device);
     bank.precision = p.precision;
     bank.x = rows_of<S>(p.x);
     bank.memory = rows_of<S>(p.memory);
@@ -51,7 +54,7 @@ void enqueue(const NearestCentroidForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const NearestCentroidBackward& p, int64_t) {
+int64_t workspace_bytes(const NearestCentroidBackward& p, Device) {
   Carver carve(nullptr);
   carve.array<double>(p.size.batch);
   return carve.bytes();

@@ -37,11 +37,20 @@ S* rows_of(MutableMatrix m, int64_t row = 0, int64_t width = 0) {
   return m.data == nullptr ? nullptr : static_cast<S*>(m.data) + row * width;
 }
 
+// More has to be asked for.
+constexpr int64_t kFreeSharedBytes = 48 << 10;
+
 template <class... Parameters, class... Args>
 void launch(Queue& queue, void (*kernel)(Parameters...), Launch l, const Args&... args) {
   if (queue.error != nullptr || l.blocks == 0) return;
   if (l.blocks > std::numeric_limits<int32_t>::max()) {
     queue.error = "more blocks than a grid can have";
+    return;
+  }
+  if (l.shared_bytes > kFreeSharedBytes &&
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(l.shared_bytes)) != cudaSuccess) {
+    queue.error = "the device has too little shared memory";
     return;
   }
   OLTR_LAUNCH(kernel, l, queue.stream, args...);

@@ -23,11 +23,26 @@ extern "C" __attribute__((used, visibility("default"))) const char oltr_cuda_sou
 namespace oltr {
 namespace {
 
-// OLTR_EXT_CUDA_CHUNK_MB is for tuning: what a chunk of classes may occupy (cuda/launch.h).
-int64_t chunk_bytes() {
-  const char* megabytes = std::getenv("OLTR_EXT_CUDA_CHUNK_MB");
-  const int64_t asked = megabytes == nullptr ? 0 : std::atoll(megabytes);
-  return asked > 0 ? asked << 20 : cuda::kChunkBytes;
+// For tuning: OLTR_EXT_CUDA_CHUNK_MB is what a chunk of classes may occupy (cuda/launch.h), and
+// OLTR_EXT_CUDA_FUSED=0 keeps to chunks.
+int64_t setting(const char* name, int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+cuda::Device describe(int32_t device) {
+  const int64_t megabytes = setting("OLTR_EXT_CUDA_CHUNK_MB", 0);
+  cuda::Device out{megabytes > 0 ? megabytes << 20 : cuda::kChunkBytes};
+  int major = 0, multiprocessors = 0, shared_bytes = 0;
+  const bool known =
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ==
+          cudaSuccess &&
+      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+          cudaSuccess;
+  if (!known || major < 8 || setting("OLTR_EXT_CUDA_FUSED", 1) == 0) return out;
+  out.multiprocessors = multiprocessors;
+  out.shared_bytes = shared_bytes;
+  return out;
 }
 
 // With torch's handle, which its first user in a thread makes. An op without products is none, so
@@ -45,12 +60,12 @@ struct Cuda {
     const torch::stable::accelerator::DeviceGuard guard(device);
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    const int64_t chunk = chunk_bytes();
+    const cuda::Device about = describe(device);
     // Freed when this returns, for whoever comes next on this stream.
     const Tensor workspace =
-        torch::stable::new_empty(lead, {cuda::workspace_bytes(p, chunk)}, ScalarType::Byte);
+        torch::stable::new_empty(lead, {cuda::workspace_bytes(p, about)}, ScalarType::Byte);
     cuda::Queue queue{static_cast<cudaStream_t>(stream), multiply, workspace.mutable_data_ptr(),
-                      chunk};
+                      about};
     cuda::enqueue(p, queue);
     if (queue.error != nullptr) fail(op, queue.error);
   }

@@ -22,9 +22,16 @@
 #define __global__
 #define __device__
 #define __host__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
 
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "a CUDA error"; }
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
@@ -41,12 +48,28 @@ namespace host_cuda {
 constexpr int kWarp = 32;
 constexpr size_t kStack = 128 * 1024;
 
+// A copy to shared memory that its thread has not waited for yet; `from` null: of zeros.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  int group;
+};
+inline void perform(const Copy& c) {
+  if (c.from == nullptr)
+    std::memset(c.to, 0, c.bytes);
+  else
+    std::memcpy(c.to, c.from, c.bytes);
+}
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStack]};
   dim3 thread;
-  int exchanges;             // within the warp, so far
-  unsigned char slot[2][8];  // what this lane gives; two, for the next exchange may start early
+  int exchanges;              // within the warp, so far
+  unsigned char slot[2][32];  // what this lane gives; two, for the next exchange may start early
+  std::vector<Copy> copies;
+  int groups;  // of copies, ended so far
 };
 
 struct Block {
@@ -104,7 +127,7 @@ template <class T>
 class Exchange {
  public:
   explicit Exchange(T value) : me_(block->current) {
-    static_assert(sizeof(T) <= 8, "");
+    static_assert(sizeof(T) <= sizeof(me_->slot[0]), "");
     parity_ = ++me_->exchanges % 2;
     std::memcpy(me_->slot[parity_], &value, sizeof(T));
     first_ = self() / kWarp * kWarp;
@@ -127,6 +150,10 @@ class Exchange {
 };
 
 template <class T>
+T exchange(T value, int lane) {
+  return Exchange<T>(value).read(lane);
+}
+template <class T>
 T exchange_xor(T value, int lane_mask) {
   const Exchange<T> all(value);
   return all.read(all.lane() ^ lane_mask);
@@ -138,9 +165,37 @@ inline unsigned ballot(bool mine) {
   return votes;
 }
 
+// Loads of eight sixteen-byte rows that do not each lie in banks of their own.
+inline int64_t bank_conflicts = 0;
+inline void count_conflicts(const Exchange<const void*>& rows) {
+  if (rows.lane() % 8 != 0) return;
+  unsigned banks = 0;
+  for (int i = 0; i < 8; ++i)
+    banks |= 1u << reinterpret_cast<uintptr_t>(rows.read(rows.lane() + i)) / 16 % 8;
+  if (banks != 0xff) ++bank_conflicts;
+}
+
+// A copy comes about at once or at the last moment, as it is drawn.
+inline void copy_later(void* to, const void* from, size_t bytes) {
+  const Copy copy{to, from, bytes, block->current->groups};
+  if (block->random() % 2 == 0)
+    perform(copy);
+  else
+    block->current->copies.push_back(copy);
+}
+inline void commit_copies() { ++block->current->groups; }
+inline void wait_copies(int left) {
+  Fiber& me = *block->current;
+  size_t done = 0;
+  while (done < me.copies.size() && me.copies[done].group < me.groups - left)
+    perform(me.copies[done++]);
+  me.copies.erase(me.copies.begin(), me.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
 inline void enter() {
   (*block->kernel)();
   Fiber* me = block->current;
+  if (!me->copies.empty()) stop("a thread leaves the kernel with copies under way");
   if (!block->in_warp[self() / kWarp].empty()) stop("lanes wait for one that leaves the kernel");
   if (--block->live == 0) setcontext(&block->launcher);
   if (static_cast<int>(block->at_barrier.size()) == block->live) release(block->at_barrier);
@@ -153,7 +208,7 @@ inline void run_block(Block& b) {
   for (int t = 0; t < b.live; ++t) {
     Fiber& f = b.fibers[t];
     f.thread = {static_cast<unsigned>(t), 0, 0};
-    f.exchanges = 0;
+    f.exchanges = f.groups = 0;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get();
     f.context.uc_stack.ss_size = kStack;
@@ -192,6 +247,7 @@ void launch(Kernel kernel, int64_t blocks, int64_t threads, int64_t shared_bytes
 #define blockDim (host_cuda::block->threads)
 #define gridDim (host_cuda::block->blocks)
 #define __syncthreads() host_cuda::barrier()
+#define __shfl_sync(mask, value, lane) host_cuda::exchange(value, lane)
 #define __shfl_xor_sync(mask, value, lane_mask) host_cuda::exchange_xor(value, lane_mask)
 #define __ballot_sync(mask, predicate) host_cuda::ballot(predicate)
 template <class T>
