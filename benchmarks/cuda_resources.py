@@ -76,8 +76,8 @@ def main() -> None:
     sources = built_from(library)[:12]
     print(f"CUDA sources `{sources}`. Registers a thread. Blocks have 256 threads and")
     print("128 bytes of dynamic shared memory; 1,024 or 2,048 where columns are summed; fused")
-    print("passes of width 128, 256 and 512 have 70, 118 and 214 KB, so the last one cannot run on")
-    print("sm_80 and sm_120, nor that of 256 on sm_120.\n")
+    print("passes by width and slab, (128, 32), (256, 32), (512, 16) and (512, 32), have 70, 118,")
+    print("140 and 214 KB: the last one cannot run on sm_80, and only the first one on sm_120.\n")
     print(f"Stack or local memory (spills): {'; '.join(spilling) if spilling else 'none'}.\n")
     print(f"| kernel | {' | '.join(archs)} |")
     print(f"| --- |{' ---: |' * len(archs)}")

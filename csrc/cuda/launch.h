@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <limits>
 
 #include "common/params.h"
@@ -66,33 +65,36 @@ inline int64_t backward_chunk(Sizes size, ElementBytes bytes, int64_t chunk_byte
       chunk_bytes);
 }
 
-// The fused forward pass (cuda/fused_forward.h), in which a block takes kFusedRows rows.
+// The fused forward pass (cuda/fused_block.h), in which a block takes kFusedRows rows and, of each of
+// two banks, a slab of rows at once.
 constexpr int kFusedRows = 64;
-constexpr int kSlab = 32;  // rows of one bank that are multiplied at once
-constexpr int kWeightStride =
-    40;  // of a row's kSlab weights, so that eight rows miss one another's banks
 constexpr int64_t kPartBytes = int64_t{64} << 20;  // that the parts' recalled features may take
-constexpr int64_t fused_shared_bytes(int64_t width) {
-  return (kFusedRows + 4 * kSlab) * width * 2 +  // rows; two stages of two slabs
-         kFusedRows * kWeightStride * 2 +        // weights
-         kThreads * 16 * 4 +                     // half of the products
-         (4 * kSlab + kFusedRows) * 4;           // norms, factors
+constexpr int64_t fused_shared_bytes(int64_t width, int64_t slab) {
+  return (kFusedRows + 4 * slab) * width * 2 +  // rows; two stages of two slabs
+         kFusedRows * (slab + 8) * 2 +          // weights
+         kWarps * 16 * slab * 4 +               // half of the products
+         (4 * slab + kFusedRows) * 4;           // norms, factors
 }
 struct FusedPlan {
-  int64_t width;       // that the kernel is made for, not below D; 0: the pass is not fused
-  int64_t row_blocks;  // of kFusedRows
-  int64_t parts;       // of the bank, with a state each
-  int64_t states;      // of the distances, which have two a part where there is no attention
+  int64_t width, slab;  // that the kernel is made for, the first not below D; 0: it is not fused
+  int64_t row_blocks;   // of kFusedRows
+  int64_t parts;        // of the bank, with a state each
+  int64_t states;       // of the distances, which have two a part where there is no attention
   int64_t shared_bytes;
 };
 inline FusedPlan fused_plan(Sizes size, bool attention, Device device) {
   FusedPlan plan{};
-  for (const int64_t width : {512, 256, 128})
-    if (size.width <= width && fused_shared_bytes(width) <= device.shared_bytes) plan.width = width;
+  // The smallest width, and of it the larger slab.
+  constexpr int64_t kKernels[][2] = {{512, 16}, {512, 32}, {256, 32}, {128, 32}};
+  for (const auto& [width, slab] : kKernels) {
+    if (size.width > width || fused_shared_bytes(width, slab) > device.shared_bytes) continue;
+    plan.width = width;
+    plan.slab = slab;
+  }
   if (plan.width == 0) return plan;
-  plan.shared_bytes = fused_shared_bytes(plan.width);
+  plan.shared_bytes = fused_shared_bytes(plan.width, plan.slab);
   plan.row_blocks = div_up(size.batch, kFusedRows);
-  const int64_t tiles = div_up(size.classes, attention ? kSlab : 2 * kSlab);
+  const int64_t tiles = div_up(size.classes, attention ? plan.slab : 2 * plan.slab);
   const int64_t held = kPartBytes / ((size.batch > 0 ? size.batch : 1) * size.width * 4);
   const int64_t most = clamp(tiles, 1, clamp(held, 1, device.multiprocessors));
   // Tiles in turn, of which a block costs two besides its own, and what the parts' merging takes.

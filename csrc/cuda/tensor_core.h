@@ -128,4 +128,31 @@ __device__ inline void wait_copies() {
 #endif
 }
 
+// --- rows in shared memory ----------------------------------------------------------------------
+
+// Where an octet of a row lies: those of eight rows at one column in banks of their own.
+template <int kWidth>
+__device__ inline int octet_at(int row, int octet) {
+  return row * kWidth + (octet ^ (row & 7)) * 8;
+}
+
+__device__ inline int at_most(int most, int64_t n) { return n < most ? static_cast<int>(n) : most; }
+
+// The block copies kRows rows of m (any,width) from `first` on; zeros from `end` and `width` on.
+template <int kRows, int kWidth, class S>
+__device__ __forceinline__ void copy_rows(S* to, const S* m, int64_t first, int64_t end,
+                                          int64_t width) {
+  constexpr int kOctets = kWidth / 8, kAtOnce = kThreads / kOctets;
+  const int octet = static_cast<int>(threadIdx.x) % kOctets;
+  const int row = static_cast<int>(threadIdx.x) / kOctets;
+  const int count = octet * 8 < width ? at_most(kRows, end - first) : 0;
+  const S* from = m + (first + row) * width + octet * 8;
+  OLTR_UNROLL(16)
+  for (int i = 0; i < kRows; i += kAtOnce) {
+    const bool there = row + i < count;
+    copy_async(to + octet_at<kWidth>(row + i, octet), there ? from : m, there);
+    from += kAtOnce * width;
+  }
+}
+
 }  // namespace oltr::cuda

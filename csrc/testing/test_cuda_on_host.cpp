@@ -132,12 +132,17 @@ void expect_fused(const Op& op) {
   }
 }
 
-// Each width that there is a kernel for, whole and not; one block of rows and two; one part of the bank
-// and several; tiles that end early.
+// Each width that there is a kernel for, whole and not, and the smaller slab; one block of rows and two;
+// one part of the bank and several; tiles that end early.
 TEST_F(CudaFused, MatchesNaiveLoops) {
-  constexpr Sizes kFused[] = {{1, 1, 8},     {3, 33, 16},   {64, 64, 128},
-                              {70, 333, 40}, {5, 100, 136}, {66, 70, 512}};
-  for (const Sizes size : kFused) {
+  constexpr struct {
+    Sizes size;
+    int64_t shared_kb;
+  } kFused[] = {{{1, 1, 8}, 99},      {{3, 33, 16}, 99},    {{64, 64, 128}, 227},
+                {{70, 333, 40}, 227}, {{5, 100, 136}, 163}, {{66, 70, 512}, 227},
+                {{7, 90, 264}, 163}};
+  for (const auto& [size, shared_kb] : kFused) {
+    device.shared_bytes = shared_kb << 10;
     std::mt19937 random(17);
     expect_fused(MemoryAttention(size, random));
     expect_fused(NearestCentroid(size, random));
@@ -359,7 +364,7 @@ TEST(CudaPlan, FusedPassesFillTheDevice) {
         EXPECT_LE(plan.shared_bytes, cuda::kH100.shared_bytes);
         EXPECT_GE(plan.row_blocks * cuda::kFusedRows, B);
         ASSERT_GE(plan.parts, 1);
-        EXPECT_LE(plan.parts, div_up(C, cuda::kSlab));  // none is empty
+        EXPECT_LE(plan.parts, div_up(C, plan.slab));  // none is empty
         // Large banks leave no more than one multiprocessor in eight idle.
         const int64_t blocks = plan.row_blocks * plan.parts, on = cuda::kH100.multiprocessors;
         if (C == 1000000) {
@@ -368,11 +373,20 @@ TEST(CudaPlan, FusedPassesFillTheDevice) {
       }
     }
   }
-  EXPECT_EQ(cuda::fused_plan({64, 1000, 520}, true, cuda::kH100).width, 0);
-  EXPECT_EQ(cuda::fused_plan({64, 1000, 512}, true, {cuda::kChunkBytes, 108, 163 << 10}).width, 0);
-  EXPECT_EQ(cuda::fused_plan({64, 1000, 256}, true, {cuda::kChunkBytes, 108, 163 << 10}).width,
-            256);
-  EXPECT_EQ(cuda::fused_plan({64, 1000, 128}, true, {cuda::kChunkBytes}).width, 0);
+  const auto kernel = [](int64_t D, cuda::Device on) {
+    const cuda::FusedPlan plan = cuda::fused_plan({64, 1000, D}, true, on);
+    return std::pair<int64_t, int64_t>(plan.width, plan.slab);
+  };
+  using Kernel = std::pair<int64_t, int64_t>;
+  constexpr cuda::Device kA100{cuda::kChunkBytes, 108, 163 << 10},
+      kSmall{cuda::kChunkBytes, 80, 99 << 10};
+  EXPECT_EQ(kernel(512, cuda::kH100), Kernel(512, 32));
+  EXPECT_EQ(kernel(520, cuda::kH100), Kernel(0, 0));
+  EXPECT_EQ(kernel(512, kA100), Kernel(512, 16));
+  EXPECT_EQ(kernel(256, kA100), Kernel(256, 32));
+  EXPECT_EQ(kernel(128, kSmall), Kernel(128, 32));
+  EXPECT_EQ(kernel(136, kSmall), Kernel(0, 0));
+  EXPECT_EQ(kernel(8, {cuda::kChunkBytes}), Kernel(0, 0));
 }
 
 TEST(CudaPlan, AGridTooLargeIsAnErrorAndEndsTheQueue) {
