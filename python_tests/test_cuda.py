@@ -205,7 +205,9 @@ def test_banks_beyond_32_bit_indices(classes, width):
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["memory_attention", "nearest_centroid", "meta_embedding"])
+@pytest.mark.parametrize(
+    "name", ["memory_attention", "nearest_centroid", "meta_embedding", "cosine_cross_entropy"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "shape", [(1, 1, 8), (64, 1000, 512), (130, 8142, 128), (1025, 20_001, 200)], ids=str

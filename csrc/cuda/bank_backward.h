@@ -76,11 +76,13 @@ struct GivenGradient {
   }
 };
 
-// gradient[r, c] = rule(r, c); and for the bias, sums[part, c] = their sum over the block's rows.
+// gradient[r, c] = rule(r, c); and for the bias, sums[part, c] = their sum over the block's rows, the
+// parts `sums_stride` apart.
 // A block has kGradientRows x kGradientColumns of them, its threads a column and a share of the rows.
 template <class S, class Rule>
 __global__ void logit_gradient_kernel(Rule rule, int64_t rows, int64_t count, int64_t column_blocks,
-                                      int64_t stride, S* gradient, Acc<S>* sums) {
+                                      int64_t stride, S* gradient, Acc<S>* sums,
+                                      int64_t sums_stride) {
   using T = Acc<S>;
   OLTR_DYNAMIC_SHARED(shared);
   constexpr int64_t kShares = kThreads / kGradientColumns;
@@ -105,17 +107,17 @@ __global__ void logit_gradient_kernel(Rule rule, int64_t rows, int64_t count, in
   __syncthreads();
   if (share != 0 || c >= count) return;
   for (int64_t i = 1; i < kShares; ++i) sum += shares[i * kGradientColumns + column];
-  sums[part * count + c] = sum;
+  sums[part * sums_stride + c] = sum;
 }
 
 template <class S, class Rule>
 void logit_gradient(Queue& queue, const Rule& rule, int64_t rows, int64_t count, int64_t stride,
-                    S* gradient, Acc<S>* sums = nullptr) {
+                    S* gradient, Acc<S>* sums = nullptr, int64_t sums_stride = 0) {
   const int64_t column_blocks = div_up(count, kGradientColumns);
   Launch l = blocks_of(div_up(rows, kGradientRows) * column_blocks);
   l.shared_bytes = kThreads * static_cast<int64_t>(sizeof(Acc<S>));
   launch(queue, logit_gradient_kernel<S, Rule>, l, rule, rows, count, column_blocks, stride,
-         gradient, sums);
+         gradient, sums, sums_stride);
 }
 
 // memory_attention's backward, in two parts of meta_embedding's and on its own.
@@ -123,7 +125,7 @@ template <class S>
 struct AttentionBackward {
   using T = Acc<S>;
   Sizes size;
-  int64_t chunk;
+  int64_t chunk, held;  // classes; classes whose sums are held until they are added up
   T *logits, *along, *delta, *sums;
   S *weights, *gradient;
 
@@ -135,7 +137,8 @@ struct AttentionBackward {
     weights = carve.array<S>(B * chunk);
     gradient = carve.array<S>(B * chunk);
     delta = carve.array<T>(B);
-    sums = carve.array<T>(div_up(B, kGradientRows) * chunk);
+    held = held_sums(size, chunk, sizeof(T), device.chunk_bytes);
+    sums = carve.array<T>(div_up(B, kGradientRows) * held);
   }
 
   // `p` holds x, keys, key_bias, memory, lse and where their gradients go; `grad` is the gradient of
@@ -153,9 +156,12 @@ struct AttentionBackward {
       product<S>(queue, p.precision, B, n, D, plain(grad, D), transposed(memory, D), along, chunk);
       const AttentionGradient<S> rule{
           logits, along, bias + c0, rows_of<T>(p.lse), delta, memory_grad ? weights : nullptr};
-      logit_gradient(queue, rule, B, n, chunk, gradient, sums);
-      launch(queue, add_parts_kernel<S, T>, blocks_of(n, kThreads), sums, div_up(B, kGradientRows),
-             n, rows_of<S>(p.grad_key_bias, c0, 1));
+      logit_gradient(queue, rule, B, n, chunk, gradient, sums + c0 % held, held);
+      if ((c0 + n) % held == 0 || c0 + n == C) {
+        const int64_t begin = c0 / held * held, count = c0 + n - begin;
+        launch(queue, add_parts_kernel<S, T>, blocks_of(count, kThreads), sums,
+               div_up(B, kGradientRows), held, count, rows_of<S>(p.grad_key_bias, begin, 1));
+      }
       product<S>(queue, p.precision, n, D, B, transposed(gradient, chunk), plain(x, D),
                  rows_of<S>(p.grad_keys, c0, D), D);
       if (memory_grad)

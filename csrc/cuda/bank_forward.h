@@ -210,10 +210,10 @@ struct BankForward {
   T *logits, *products, *norms2, *length, *largest, *best;
   S* weights;
 
-  // `whole`: whole_octets() of all inputs.
-  BankForward(Carver& carve, Sizes sizes, bool whole, Device device) : size(sizes) {
+  // `fusible`: can_fuse() of all inputs.
+  BankForward(Carver& carve, Sizes sizes, bool fusible, Device device) : size(sizes) {
     const int64_t B = size.batch, D = size.width;
-    if (sizeof(S) == 2 && whole) plan = fused_plan(size, kAttend, device);
+    if (sizeof(S) == 2 && fusible) plan = fused_plan(size, kAttend, device);
     const bool fused = plan.width > 0;
     const int64_t parts = fused ? plan.parts : 1, states = fused ? plan.states : 1;
     max = carve.array<T>(kAttend ? parts * B : 0);

@@ -3,6 +3,7 @@
 // where the mean runs over classes of finite log prior.
 #include "cuda/bank_backward.h"
 #include "cuda/bank_forward.h"
+#include "cuda/fused_entropy.h"
 
 namespace oltr::cuda {
 namespace {
@@ -125,23 +126,52 @@ __global__ void finish_entropy_kernel(Losses<T> p) {
 template <class S>
 struct Forward {
   using T = Acc<S>;
-  int64_t chunk;
+  FusedPlan plan{};
+  int64_t chunk = 0;
   Uniform<T> uniform;
   T *products, *row, *column, *max, *sum, *picked, *total;
   int64_t bytes;
-  Forward(Carver carve, Sizes size, Device device) : uniform(carve, size.classes) {
+  Forward(Carver carve, const CosineCrossEntropyForward& p, Device device)
+      : uniform(carve, p.size.classes) {
+    const Sizes size = p.size;
     const int64_t B = size.batch;
-    chunk =
-        chunk_classes(size.classes, static_cast<int64_t>(B * sizeof(T) + size.width * sizeof(S)),
-                      device.chunk_bytes);
+    if (sizeof(S) == 2 && can_fuse(size, {p.v, p.weight})) plan = fused_plan(size, false, device);
+    const int64_t states = plan.width > 0 ? plan.states : 1;
+    max = carve.array<T>(states * B);
+    sum = carve.array<T>(states * B);
+    picked = carve.array<T>(states * B);
+    total = carve.array<T>(states * B);
+    if (plan.width == 0)
+      chunk =
+          chunk_classes(size.classes, static_cast<int64_t>(B * sizeof(T) + size.width * sizeof(S)),
+                        device.chunk_bytes);
     products = carve.array<T>(B * chunk);
     column = carve.array<T>(chunk);
-    row = carve.array<T>(B);
-    max = carve.array<T>(B);
-    sum = carve.array<T>(B);
-    picked = carve.array<T>(B);
-    total = carve.array<T>(B);
+    row = carve.array<T>(chunk > 0 ? B : 0);
     bytes = carve.bytes();
+  }
+
+  void run(Queue& queue, const CosineCrossEntropyForward& p, const T* prior) const {
+    const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+    const S* v = rows_of<S>(p.v);
+    const T scale = static_cast<T>(p.scale);
+    if constexpr (sizeof(S) == 2) {
+      if (plan.width > 0)
+        return fused_entropy<S>(queue, plan,
+                                {v, rows_of<S>(p.weight), prior, p.target, scale, B, C, D,
+                                 plan.row_blocks, plan.parts, max, sum, picked, total});
+    }
+    row_norms(queue, v, B, D, Squash<T>(), row);
+    for (int64_t c0 = 0; c0 < C; c0 += chunk) {
+      const int64_t n = C - c0 < chunk ? C - c0 : chunk;
+      const S* weight = rows_of<S>(p.weight, c0, D);
+      row_norms(queue, weight, n, D, CosineScale<T>{scale}, column);
+      product<S>(queue, p.precision, B, n, D, plain(v, D), transposed(weight, D), products, chunk);
+      const Entropy<S> entropy{products, row, column, prior == nullptr ? nullptr : prior + c0,
+                               p.target, max, sum,    picked,
+                               total};
+      launch(queue, entropy_kernel<S>, blocks_of(B), entropy, Chunk{c0, n, chunk, c0 == 0});
+    }
   }
 };
 
@@ -158,33 +188,19 @@ struct Backward {
 
 int64_t workspace_bytes(const CosineCrossEntropyForward& p, Device device) {
   int64_t bytes = 0;
-  with_element(p.dtype, [&](auto s) {
-    bytes = Forward<decltype(s)>(Carver(nullptr), p.size, device).bytes;
-  });
+  with_element(p.dtype,
+               [&](auto s) { bytes = Forward<decltype(s)>(Carver(nullptr), p, device).bytes; });
   return bytes;
 }
 
 void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
-  const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
+  const int64_t B = p.size.batch, C = p.size.classes;
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Acc<S>;
-    const Forward<S> work(Carver(queue.workspace), p.size, queue.device);
-    const S* v = rows_of<S>(p.v);
+    const Forward<S> work(Carver(queue.workspace), p, queue.device);
     const T* prior = rows_of<T>(p.log_prior);
-    row_norms(queue, v, B, D, Squash<T>(), work.row);
-    for (int64_t c0 = 0; c0 < C && B > 0; c0 += work.chunk) {
-      const int64_t n = C - c0 < work.chunk ? C - c0 : work.chunk;
-      const S* weight = rows_of<S>(p.weight, c0, D);
-      row_norms(queue, weight, n, D, CosineScale<T>{static_cast<T>(p.scale)}, work.column);
-      product<S>(queue, p.precision, B, n, D, plain(v, D), transposed(weight, D), work.products,
-                 work.chunk);
-      const Entropy<S> entropy{
-          work.products, work.row, work.column, prior == nullptr ? nullptr : prior + c0,
-          p.target,      work.max, work.sum,    work.picked,
-          work.total};
-      launch(queue, entropy_kernel<S>, blocks_of(B), entropy, Chunk{c0, n, work.chunk, c0 == 0});
-    }
+    if (B > 0) work.run(queue, p, prior);
     if (p.label_smoothing > 0) work.uniform.run(queue, prior, C);
     const Losses<T> losses{work.max,
                            work.sum,

@@ -207,7 +207,7 @@ void enqueue(const DiscCentroidsForward& p, Queue& queue) {
       launch(queue, shifted_sums_kernel<S>, blocks_of(parts_of(n) * slices), m, n, rows_a_part(n),
              D, slices, centroids, sums, squares);
       launch(queue, add_parts_kernel<double, double>, blocks_of(D, kThreads), sums, parts_of(n), D,
-             out);
+             D, out);
     };
     sum(x, B, work.sums_x, work.squares_x, p.sums + 1);
     sum(centroids, C, work.sums_c, work.squares_c, p.sums + 1 + D);

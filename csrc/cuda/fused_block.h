@@ -1,20 +1,17 @@
-// A forward pass over the bank in one kernel, for half types: no logit leaves the chip.
+// A forward pass over the bank in one kernel, for half types: no logit leaves the chip. On FusedTile, of
+// whose two slabs one is of the keys and one of the memory, of the same classes; where only distances
+// are asked for, both of the memory. Per tile:
 //
-// A block has kFusedRows rows and a part of the bank, which passes by in tiles through a ring of two
-// stages in shared memory. A stage holds two slabs of kSlab rows: of the keys and of the memory, of the
-// same classes; where only distances are asked for, of the memory, of twice as many classes. Per tile:
-//
-//   products   a warp multiplies 32 rows with one slab, over half the width; the two halves meet in
-//              shared memory, whereupon a warp has 16 rows of a slab's logits, or products, in full
+//   products   logits, and x . c
 //   epilogue   warps of the keys: max, weights, sum; warps of the memory: candidates, measured
 //   recall     every warp: weights times the tile's memory, for its share of the width
 //
-// Each part leaves a row state (m, l, o, d2, k), which fused_forward.h joins.
+// Each part of the bank leaves a row state (m, l, o, d2, k); merge_parts_kernel joins them.
 #pragma once
 
 #include <limits>
 
-#include "cuda/tensor_core.h"
+#include "cuda/fused_tile.h"
 
 namespace oltr::cuda {
 
@@ -29,179 +26,61 @@ struct Fused {
 };
 
 template <class S, int kWidth, int kSlab, bool kAttend, bool kNearest>
-class FusedBlock {
-  static constexpr int kTile = kAttend ? kSlab : 2 * kSlab;  // classes
-  static constexpr int kOctets = kWidth / 8;                 // in a row
-  static constexpr int kStage = 2 * kSlab * kWidth;          // elements
-  static constexpr int kPartial = 16 * kSlab;                // floats that a warp gives away
-  static constexpr int kEights = kSlab / 8;                  // of classes, the products' unit
+class FusedBlock : FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab> {
+  using Tile = FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab>;
+  using Tile::begin, Tile::end, Tile::half, Tile::kEights, Tile::kOctets, Tile::lane, Tile::length;
+  using Tile::over_columns, Tile::own_column, Tile::own_row, Tile::part, Tile::row0, Tile::row_half,
+      Tile::rows_here;
+  using Tile::slab, Tile::warp, Tile::x, Tile::y;
   // Of a row's weights, so that eight rows miss one another's banks.
   static constexpr int kWeightStride = kSlab + 8;
+  static constexpr int kNoClass = std::numeric_limits<int>::max();
   static constexpr int kShare = kOctets / kWarps;  // octets of the width that a warp recalls
 
-  static __device__ int at(int row, int octet) { return octet_at<kWidth>(row, octet); }
-
  public:
-  __device__ FusedBlock(const Fused<S>& params, unsigned char* shared) : p(params) {
-    x = reinterpret_cast<S*>(shared);
-    stages = x + kFusedRows * kWidth;
-    weights = stages + 2 * kStage;
-    partial = reinterpret_cast<float*>(weights + kFusedRows * kWeightStride);
-    norms2 = partial + kWarps * kPartial;
-    keep = norms2 + 4 * kSlab;
-    part = blockIdx.x / p.row_blocks;
-    row0 = blockIdx.x % p.row_blocks * kFusedRows;
-    const Range range = part_of(part, p.parts, p.classes, kTile);
-    begin = range.begin;
-    end = range.end;
-  }
+  __device__ FusedBlock(const Fused<S>& params, unsigned char* shared)
+      : Tile(shared, params.row_blocks, params.parts, params.rows, params.classes, params.width),
+        p(params),
+        keep(this->rest),
+        weights(reinterpret_cast<S*>(keep + kFusedRows)) {}
 
   __device__ __forceinline__ void run() {
-    copy_rows<kFusedRows, kWidth>(x, p.x, row0, p.rows, p.width);
-    load_tile(0);
-    load_tile(1);
-    const int64_t tiles = div_up(end - begin, kTile);
-    for (int64_t t = 0; t < tiles; ++t) {
-      wait_copies<1>();
-      __syncthreads();  // the tile is there, for every thread
-      if (kNearest && t == 0 && measures()) measure_lengths();
-      const S* stage = stages + t % 2 * kStage;
-      const S* rows = stage + slab * kSlab * kWidth;  // of this warp's slab
-      const int64_t first = begin + t * kTile;
-      const int count = at_most(kTile, end - first);
-      // Asked for early, a class a lane: it comes from far away.
-      float bias = 0;
-      if (kAttend && slab == 0 && lane < count) bias = widen(read(p.bias + first + lane));
-      if (kNearest && measures()) {
-        multiply<true>(rows);
-      } else if (slab == 0) {
-        multiply<false>(rows);
-      }
-      __syncthreads();  // the other half of the width is there
-      if (kNearest || slab == 0) add_other_half();
-      if (kAttend && slab == 0) attend(bias, count);
-      if (kNearest && measures()) {
-        const int before = kAttend ? 0 : slab * kSlab;
-        find_nearest(rows, first + before, count - before);
-      }
-      if (kAttend) {
-        __syncthreads();  // the weights are there
-        recall(stage + kSlab * kWidth);
-      }
-      __syncthreads();  // nobody reads the stage any more
-      load_tile(t + 2);
-    }
-    wait_copies<0>();
-    if (kAttend) store_recalled();
-    store_state();
-  }
-
- private:
-  __device__ bool measures() const { return !kAttend || slab == 1; }
-  // Rows, within the block, of what this lane holds of a warp's sixteen: that and that + 8.
-  __device__ int own_row() const { return row_half * 32 + half * 16 + lane / 4; }
-  // Columns of it, within the slab: its pair among the n-th eight.
-  __device__ int own_column(int n) const { return n * 8 + lane % 4 * 2; }
-
-  // A group of copies for each tile, even one beyond the end: the groups are counted.
-  __device__ __forceinline__ void load_tile(int64_t t) {
-    const int64_t first = begin + t * kTile;
-    S* stage = stages + t % 2 * kStage;
-    if (first < end) {
+    const auto load = [&](S* stage, int first) {
       if (kAttend) {
         copy_rows<kSlab, kWidth>(stage, p.keys, first, end, p.width);
         copy_rows<kSlab, kWidth>(stage + kSlab * kWidth, p.memory, first, end, p.width);
       } else {
         copy_rows<2 * kSlab, kWidth>(stage, p.memory, first, end, p.width);
       }
-    }
-    commit_copies();
-  }
-
-  // |x| of the lane's two rows.
-  __device__ __forceinline__ void measure_lengths() {
-    OLTR_UNROLL(2)
-    for (int r = 0; r < 2; ++r) {
-      for (int g = 0; g < 8; ++g) {
-        const S* row = x + (own_row() - lane / 4 + 8 * r + g) * kWidth;
-        const float squares = warp_sum<float>(kWidth, [&](int64_t i) {
-          const float v = widen(row[i]);
-          return v * v;
-        });
-        if (g == lane / 4) length[r] = sqrt(squares);
-      }
-    }
-  }
-
-  // products (32 rows, the slab) over half the width; squares of the slab on the way.
-  template <bool kSquares>
-  __device__ __forceinline__ void multiply(const S* rows) {
-    float z[2][kEights][4] = {};
-    float squares[kEights / 2] = {};
-    uint32_t a[2][2][4], b[2][kEights / 2][4];  // of this step and the next
-    const auto fetch = [&](int k, int to) {
-      const int octet = half * (kOctets / 2) + k;
-      OLTR_UNROLL(2)
-      for (int i = 0; i < 2; ++i)
-        load_matrices(a[to][i], x + at(row_half * 32 + i * 16 + lane % 16, octet + lane / 16));
-      OLTR_UNROLL(2)
-      for (int i = 0; i < kEights / 2; ++i)
-        load_matrices(b[to][i], rows + at(i * 16 + lane / 16 * 8 + lane % 8, octet + lane / 8 % 2));
     };
-    fetch(0, 0);
-    OLTR_UNROLL(4)
-    for (int k = 0; k < kOctets / 2; k += 2) {
-      const int now = k / 2 % 2;
-      if (k + 2 < kOctets / 2) fetch(k + 2, 1 - now);
-      OLTR_UNROLL(4)
-      for (int n = 0; n < kEights; ++n) {
-        const uint32_t* pairs = b[now][n / 2] + n % 2 * 2;
-        multiply_add<S>(z[0][n], a[now][0], pairs[0], pairs[1]);
-        multiply_add<S>(z[1][n], a[now][1], pairs[0], pairs[1]);
+    this->for_each_tile(p.x, p.rows, p.width, load, [&](const S* stage, int first, int count) {
+      if (kNearest && measures() && first == begin) this->measure_lengths();
+      const S* rows = this->own_slab(stage);
+      // Asked for early, a class a lane: it comes from far away.
+      float bias = 0;
+      if (kAttend && slab == 0 && lane < count) bias = widen(read(p.bias + first + lane));
+      if (kNearest && measures()) {
+        this->template multiply<true>(rows);
+      } else if (slab == 0) {
+        this->template multiply<false>(rows);
       }
-      if (!kSquares) continue;
-      OLTR_UNROLL(4)
-      for (int i = 0; i < kEights; ++i) {  // of two warps with the same slab, each half of it
-        const int other = i + kEights;
-        const uint32_t pair = row_half == 0 ? b[now][i / 4][i % 4] : b[now][other / 4][other % 4];
-        const float low = low_half<S>(pair), high = high_half<S>(pair);
-        squares[i / 2] += low * low + high * high;
+      __syncthreads();  // the other half of the width is there
+      if (kNearest || slab == 0) this->add_other_half();
+      if (kAttend && slab == 0) attend(bias, count);
+      if (kNearest && measures()) {
+        const int before = kAttend ? 0 : slab * kSlab;
+        find_nearest(rows, first + before, count - before);
       }
-    }
-    OLTR_UNROLL(4)
-    for (int n = 0; n < kEights; ++n) {
-      Pack<float, 4> given;
-      OLTR_UNROLL(4)
-      for (int e = 0; e < 4; ++e) {
-        given.v[e] = half == 0 ? z[1][n][e] : z[0][n][e];
-        y[n][e] = half == 0 ? z[0][n][e] : z[1][n][e];
-      }
-      store_pack(partial + warp * kPartial + (n * kWarp + lane) * 4, given);
-    }
-    if (!kSquares) return;
-    OLTR_UNROLL(2)
-    for (int n = 0; n < kEights / 2; ++n) {
-      const float sum = over_columns(squares[n], Add());
-      const int column = (row_half * kEights / 2 + n) * 8 + lane / 4;
-      if (lane % 4 == 0) norms2[(slab * 2 + half) * kSlab + column] = sum;
-    }
-  }
-  __device__ __forceinline__ void add_other_half() {
-    const float* theirs = partial + (warp ^ 1) * kPartial;
-    OLTR_UNROLL(4)
-    for (int n = 0; n < kEights; ++n) {
-      const auto other = *reinterpret_cast<const Pack<float, 4>*>(theirs + (n * kWarp + lane) * 4);
-      OLTR_UNROLL(4)
-      for (int e = 0; e < 4; ++e) y[n][e] += other.v[e];
-    }
+      if (!kAttend) return;
+      __syncthreads();  // the weights are there
+      recall(stage + kSlab * kWidth);
+    });
+    if (kAttend) store_recalled();
+    store_state();
   }
 
-  // Over the four lanes that share a row, in each of them.
-  template <class Join>
-  static __device__ float over_columns(float v, Join join) {
-    v = join(v, __shfl_xor_sync(kAllLanes, v, 1));
-    return join(v, __shfl_xor_sync(kAllLanes, v, 2));
-  }
+ private:
+  __device__ bool measures() const { return !kAttend || slab == 1; }
 
   // `bias` is that of the lane's class, of which `count` are there.
   __device__ __forceinline__ void attend(float bias, int count) {
@@ -213,40 +92,38 @@ class FusedBlock {
       OLTR_UNROLL(2)
       for (int r = 0; r < 2; ++r) {
         float& z = y[i / 2][2 * r + i % 2];
-        z += offset;
-        if (column < count) high[r] = Largest()(high[r], z);
+        z = column < count ? z + offset : -kInfinity;
+        high[r] = Largest()(high[r], z);
       }
     }
-    float sum[2] = {};
     OLTR_UNROLL(2)
     for (int r = 0; r < 2; ++r) {
       high[r] = over_columns(high[r], Largest());
+      float sum = 0;
       OLTR_UNROLL(4)
       for (int n = 0; n < kEights; ++n) {
         Pack<S, 2> pair;
         OLTR_UNROLL(2)
         for (int e = 0; e < 2; ++e) {
-          const bool there = own_column(n) + e < count;
-          const float weight = there ? exp(y[n][2 * r + e] - high[r]) : 0.0f;
+          const float weight = exp(y[n][2 * r + e] - high[r]);
           pair.v[e] = narrow<S>(weight);
-          sum[r] += weight;
+          sum += weight;
         }
         store_pack(weights + (own_row() + 8 * r) * kWeightStride + own_column(n), pair);
       }
       float kept, take;
-      merge_softmax(m[r], l[r], high[r], sum[r], kept, take, [](float v) { return exp(v); });
+      merge_softmax(m[r], l[r], high[r], sum, kept, take, [](float v) { return exp(v); });
       if (lane % 4 == 0) keep[own_row() + 8 * r] = kept;
     }
   }
 
   // As find_nearest in bank_forward.h, of what lies in shared memory.
-  __device__ __forceinline__ void find_nearest(const S* rows, int64_t first, int count) {
+  __device__ __forceinline__ void find_nearest(const S* rows, int first, int count) {
     float low[2] = {Identity<float>::distance2, Identity<float>::distance2};
     OLTR_UNROLL(8)
     for (int i = 0; i < 2 * kEights; ++i) {
       const int column = own_column(i / 2) + i % 2;
-      const float* norms = norms2 + slab * 2 * kSlab + column;
-      const float squares = norms[0] + norms[kSlab];
+      const float squares = this->squares_of(column);
       if (column < count) largest = Largest()(largest, squares);
       OLTR_UNROLL(2)
       for (int r = 0; r < 2; ++r) {
@@ -261,40 +138,51 @@ class FusedBlock {
     for (int r = 0; r < 2; ++r) {
       best[r] = Smallest()(best[r], over_columns(low[r], Smallest()));
       const float limit = best[r] + p.unit * (length[r] * sqrt(largest) + largest / 2);
-      const bool row = row0 + own_row() + 8 * r < p.rows;
+      // Classes come in ascending order: after NaN, none comes before it.
+      const bool row = own_row() + 8 * r < rows_here && distance2[r] == distance2[r];
       unsigned near = 0;  // bit i: the lane's i-th element of this row is a candidate
       OLTR_UNROLL(8)
       for (int i = 0; i < 2 * kEights; ++i) {
         const bool there = row && own_column(i / 2) + i % 2 < count;
         if (there && !(y[i / 2][2 * r + i % 2] > limit)) near |= 1u << i;
       }
-      if (__ballot_sync(kAllLanes, near != 0) == 0) continue;
-      for (int i = 0; i < 2 * kEights; ++i) {
-        unsigned found = __ballot_sync(kAllLanes, (near >> i & 1) != 0);
-        for (; found != 0; found &= found - 1) {
-          const int from = __ffs(static_cast<int>(found)) - 1;
-          const int column = i / 2 * 8 + from % 4 * 2 + i % 2;
-          const float d2 = measure(own_row() + 8 * r - lane / 4 + from / 4, rows, column);
-          if (lane / 4 != from / 4 || !closer(d2, first + column, distance2[r], index[r])) continue;
-          distance2[r] = d2;
-          index[r] = first + column;
-        }
+      for (;;) {
+        const unsigned asking = __ballot_sync(kAllLanes, near != 0);
+        if (asking == 0) break;
+        measure(asking, near, r, rows, first);
       }
     }
   }
-  // Squared distance of a row and a class of the slab, in every lane.
-  __device__ __forceinline__ float measure(int row, const S* rows, int column) const {
-    float sum = 0;
-    for (int octet = lane; octet < kOctets; octet += kWarp) {
-      const auto a = *reinterpret_cast<const Pack<S, 8>*>(x + at(row, octet));
-      const auto b = *reinterpret_cast<const Pack<S, 8>*>(rows + at(column, octet));
+  // Of the lanes that have candidates, four at most measure their first one, with eight lanes each.
+  __device__ __forceinline__ void measure(unsigned asking, unsigned& near, int r, const S* rows,
+                                          int first) {
+    unsigned left = asking;
+    for (int i = lane / 8; i > 0; --i) left &= left - 1;
+    const int from = __ffs(static_cast<int>(left != 0 ? left : asking)) - 1;
+    const int i = __shfl_sync(kAllLanes, __ffs(static_cast<int>(near)) - 1, from);
+    const int row = own_row() - lane / 4 + 8 * r + from / 4;
+    const int column = i / 2 * 8 + from % 4 * 2 + i % 2;
+    const float d2 = this->over_octets([&](int octet) {
+      const auto a = *reinterpret_cast<const Pack<S, 8>*>(x + Tile::at(row, octet));
+      const auto b = *reinterpret_cast<const Pack<S, 8>*>(rows + Tile::at(column, octet));
+      float sum = 0;
       OLTR_UNROLL(8)
       for (int j = 0; j < 8; ++j) {
         const float gap = widen(a.v[j]) - widen(b.v[j]);
         sum += gap * gap;
       }
+      return sum;
+    });
+    OLTR_UNROLL(4)
+    for (int group = 0; group < 4; ++group) {
+      const float other = __shfl_sync(kAllLanes, d2, 8 * group);
+      const int c = first + __shfl_sync(kAllLanes, column, 8 * group);
+      const int owner = __shfl_sync(kAllLanes, left != 0 ? from : -1, 8 * group);
+      if (owner == lane) near &= near - 1;
+      if (owner < 0 || owner / 4 != lane / 4 || !closer(other, c, distance2[r], index[r])) continue;
+      distance2[r] = other;
+      index[r] = c;
     }
-    return warp_reduce(sum, Add());
   }
 
   __device__ __forceinline__ void recall(const S* memory) {
@@ -321,7 +209,8 @@ class FusedBlock {
       OLTR_UNROLL(4)
       for (int j = 0; j < kShare; j += 2) {
         uint32_t b[4];
-        load_matrices_transposed(b, memory + at(k + lane % 16, warp * kShare + j + lane / 16));
+        load_matrices_transposed(b,
+                                 memory + Tile::at(k + lane % 16, warp * kShare + j + lane / 16));
         OLTR_UNROLL(8)
         for (int i = 0; i < 8; ++i)
           multiply_add<S>(o[i / 2][j + i % 2], a[i / 2], b[i % 2 * 2], b[i % 2 * 2 + 1]);
@@ -332,9 +221,9 @@ class FusedBlock {
   __device__ __forceinline__ void store_recalled() {
     OLTR_UNROLL(8)
     for (int i = 0; i < 8; ++i) {
-      const int64_t row = row0 + i * 8 + lane / 4;
+      const int64_t row = row0() + i * 8 + lane / 4;
       if (row >= p.rows) continue;
-      float* to = p.recalled + (part * p.rows + row) * p.width;
+      float* to = p.recalled + (part() * p.rows + row) * p.width;
       OLTR_UNROLL(8)
       for (int j = 0; j < kShare; ++j) {
         const int column = (warp * kShare + j) * 8 + lane % 4 * 2;
@@ -347,15 +236,15 @@ class FusedBlock {
   __device__ __forceinline__ void store_state() {
     OLTR_UNROLL(2)
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = row0 + own_row() + 8 * r;
+      const int64_t row = row0() + own_row() + 8 * r;
       const float sum = over_columns(l[r], Add());
       if (row >= p.rows || lane % 4 != 0) continue;
       if (kAttend && slab == 0) {
-        p.max[part * p.rows + row] = m[r];
-        p.sum[part * p.rows + row] = sum;
+        p.max[part() * p.rows + row] = m[r];
+        p.sum[part() * p.rows + row] = sum;
       }
       if (kNearest && measures()) {
-        const int64_t to = (kAttend ? part : part * 2 + slab) * p.rows + row;
+        const int64_t to = (kAttend ? part() : part() * 2 + slab) * p.rows + row;
         p.distance2[to] = distance2[r];
         p.index[to] = index[r];
       }
@@ -363,23 +252,19 @@ class FusedBlock {
   }
 
   const Fused<S>& p;
-  S *x, *stages, *weights;
-  float *partial, *norms2, *keep;  // (warps,512) (2 slabs, 2 halves, kSlab) (kFusedRows)
-  int64_t part, row0, begin, end;
-  const int lane = lane_index(), warp = warp_index();
-  const int half = warp % 2, row_half = warp / 2 % 2, slab = warp / 4;
-  // Of the lane: its part of the recalled features, and of logits or scores; then its two rows' state.
+  float* keep;  // (kFusedRows) what is left of the row's sums so far
+  S* weights;   // (kFusedRows, kWeightStride)
+  // Of the lane: its part of the recalled features; then its two rows' state.
   float o[4][kShare][4] = {};
-  float y[kEights][4];
   float m[2] = {Identity<float>::max, Identity<float>::max}, l[2] = {};  // l: of its own columns
-  float length[2], largest = 0;
+  float largest = 0;
   float best[2] = {Identity<float>::distance2, Identity<float>::distance2};
   float distance2[2] = {Identity<float>::distance2, Identity<float>::distance2};
-  int64_t index[2] = {Identity<float>::index, Identity<float>::index};
+  int index[2] = {kNoClass, kNoClass};
 };
 
 template <class S, int kWidth, int kSlab, bool kAttend, bool kNearest>
-__global__ void __launch_bounds__(kThreads, 1) fused_forward_kernel(Fused<S> p) {
+__global__ void __launch_bounds__(kThreads, fused_blocks(kWidth)) fused_forward_kernel(Fused<S> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   OLTR_DYNAMIC_SHARED(shared);
   FusedBlock<S, kWidth, kSlab, kAttend, kNearest>(p, shared).run();

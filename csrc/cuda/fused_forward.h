@@ -2,10 +2,7 @@
 // merged.
 #pragma once
 
-#include <initializer_list>
-
 #include "cuda/fused_block.h"
-#include "cuda/queue.h"
 
 namespace oltr::cuda {
 
@@ -52,7 +49,7 @@ __global__ void merge_parts_kernel(float* max, float* sum, float* recalled, int6
     float o = 0;
     OLTR_UNROLL(8)
     for (int64_t part = 0; part < parts; ++part)
-      o += share[part] * read(recalled + (part * rows + row) * width + d);
+      o += share[part] * recalled[(part * rows + row) * width + d];
     recalled[row * width + d] = o;
   }
   if (threadIdx.x != 0) return;
@@ -60,20 +57,13 @@ __global__ void merge_parts_kernel(float* max, float* sum, float* recalled, int6
   sum[row] = total;
 }
 
-// Whether rows are whole octets that copies may start from.
-inline bool whole_octets(Sizes size, std::initializer_list<Matrix> inputs) {
-  bool whole = size.width % 8 == 0;
-  for (const Matrix& m : inputs) whole &= reinterpret_cast<uintptr_t>(m.data) % kOctet == 0;
-  return whole;
-}
-
 template <class S, bool kAttend, bool kNearest>
 void fused_forward(Queue& queue, const FusedPlan& plan, const Fused<S>& p, int64_t* index) {
-  const auto kernel = plan.width == 128   ? fused_forward_kernel<S, 128, 32, kAttend, kNearest>
-                      : plan.width == 256 ? fused_forward_kernel<S, 256, 32, kAttend, kNearest>
-                      : plan.slab == 32   ? fused_forward_kernel<S, 512, 32, kAttend, kNearest>
-                                          : fused_forward_kernel<S, 512, 16, kAttend, kNearest>;
-  launch(queue, kernel, {p.row_blocks * p.parts, kThreads, plan.shared_bytes}, p);
+  with_shape(plan, [&](auto s) {
+    using K = decltype(s);
+    launch(queue, fused_forward_kernel<S, K::kWidth, K::kSlab, kAttend, kNearest>,
+           {p.row_blocks * p.parts, kThreads, plan.shared_bytes}, p);
+  });
   if (plan.states == 1) return;
   launch(queue, merge_parts_kernel<kAttend, kNearest>,
          {p.rows, kThreads, kSharedBytes + p.parts * static_cast<int64_t>(sizeof(float))}, p.max,

@@ -68,7 +68,10 @@ inline int64_t backward_chunk(Sizes size, ElementBytes bytes, int64_t chunk_byte
 // The fused forward pass (cuda/fused_block.h), in which a block takes kFusedRows rows and, of each of
 // two banks, a slab of rows at once.
 constexpr int kFusedRows = 64;
-constexpr int64_t kPartBytes = int64_t{64} << 20;  // that the parts' recalled features may take
+constexpr int64_t kPartBytes = int64_t{128} << 20;  // that the parts' recalled features may take
+constexpr int64_t kMostFused = int64_t{1} << 30;    // classes
+// Blocks that share a multiprocessor, if it has the memory.
+constexpr int fused_blocks(int64_t width) { return width <= 128 ? 2 : 1; }
 constexpr int64_t fused_shared_bytes(int64_t width, int64_t slab) {
   return (kFusedRows + 4 * slab) * width * 2 +  // rows; two stages of two slabs
          kFusedRows * (slab + 8) * 2 +          // weights
@@ -91,17 +94,22 @@ inline FusedPlan fused_plan(Sizes size, bool attention, Device device) {
     plan.width = width;
     plan.slab = slab;
   }
-  if (plan.width == 0) return plan;
+  if (plan.width == 0 || size.classes > kMostFused) return FusedPlan{};
   plan.shared_bytes = fused_shared_bytes(plan.width, plan.slab);
   plan.row_blocks = div_up(size.batch, kFusedRows);
   const int64_t tiles = div_up(size.classes, attention ? plan.slab : 2 * plan.slab);
-  const int64_t held = kPartBytes / ((size.batch > 0 ? size.batch : 1) * size.width * 4);
-  const int64_t most = clamp(tiles, 1, clamp(held, 1, device.multiprocessors));
-  // Tiles in turn, of which a block costs two besides its own, and what the parts' merging takes.
+  // What a part leaves: with attention, recalled features as wide as the batch.
+  const int64_t left = size.batch * (attention ? size.width : 1);
+  const int64_t held = kPartBytes / 4 / (left > 0 ? left : 1);
+  const int64_t most = clamp(tiles, 1, clamp(held, 1, 2 * device.multiprocessors));
+  const int64_t together =
+      clamp(device.shared_bytes / plan.shared_bytes, 1, fused_blocks(plan.width));
+  // Tiles in turn, of which a block costs two besides its own, and what the parts' merging takes: a
+  // launch, and 2^20 numbers in the time of a tile at a width of 512.
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t parts = 1; parts <= most; ++parts) {
-    const int64_t turns = div_up(plan.row_blocks * parts, device.multiprocessors);
-    const int64_t merging = parts * size.batch * size.width >> 20;
+    const int64_t turns = div_up(plan.row_blocks * parts, together * device.multiprocessors);
+    const int64_t merging = (parts * left * (512 / plan.width) >> 20) + (parts > 1 ? 1 : 0);
     const int64_t cost = turns * (div_up(tiles, parts) + 2) + merging;
     if (cost >= least) continue;
     least = cost;
@@ -113,5 +121,12 @@ inline FusedPlan fused_plan(Sizes size, bool attention, Device device) {
 
 // Rows and columns of logits that one block turns into their gradients.
 constexpr int64_t kGradientColumns = 64, kGradientRows = 64;
+// Classes, in whole chunks, whose gradients' sums over blocks of rows are held and then added up by one
+// launch: as many as fit in a quarter of a chunk's bytes, so that few chunks need one of their own.
+inline int64_t held_sums(Sizes size, int64_t chunk, int64_t accumulator_bytes,
+                         int64_t chunk_bytes) {
+  const int64_t each = (div_up(size.batch, kGradientRows) + 1) * chunk * accumulator_bytes;
+  return chunk * clamp(chunk_bytes / 4 / each, 1, div_up(size.classes, chunk));
+}
 
 }  // namespace oltr::cuda

@@ -33,8 +33,8 @@ struct Backward {
 int64_t workspace_bytes(const MemoryAttentionForward& p, Device device) {
   Carver carve(nullptr);
   with_element(p.dtype, [&](auto s) {
-    BankForward<decltype(s), true, false>(carve, p.size,
-                                          whole_octets(p.size, {p.x, p.keys, p.memory}), device);
+    BankForward<decltype(s), true, false>(carve, p.size, can_fuse(p.size, {p.x, p.keys, p.memory}),
+                                          device);
   });
   return carve.bytes();
 }
@@ -43,7 +43,7 @@ void enqueue(const MemoryAttentionForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     Carver carve(queue.workspace);
-    BankForward<S, true, false> bank(carve, p.size, whole_octets(p.size, {p.x, p.keys, p.memory}),
+    BankForward<S, true, false> bank(carve, p.size, can_fuse(p.size, {p.x, p.keys, p.memory}),
                                      queue.device);
     bank.precision = p.precision;
     bank.x = rows_of<S>(p.x);

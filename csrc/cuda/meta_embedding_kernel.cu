@@ -104,7 +104,7 @@ struct Forward {
   Acc<S>* gate;
   int64_t bytes;
   Forward(Carver carve, const MetaEmbeddingForward& p, Device device)
-      : bank(carve, p.size, whole_octets(p.size, {p.x, p.keys, p.memory}), device),
+      : bank(carve, p.size, can_fuse(p.size, {p.x, p.keys, p.memory}), device),
         gate(carve.array<Acc<S>>(p.size.batch * p.size.width)),
         bytes(carve.bytes()) {}
 };
@@ -216,7 +216,7 @@ void enqueue(const MetaEmbeddingBackward& p, Queue& queue) {
     const int64_t parts = div_up(B, kGradientRows), column_blocks = div_up(D, kThreads);
     launch(queue, column_sums_kernel<S>, blocks_of(parts * column_blocks), work.grad_gate, B, D,
            column_blocks, work.sums);
-    launch(queue, add_parts_kernel<S, T>, blocks_of(D, kThreads), work.sums, parts, D,
+    launch(queue, add_parts_kernel<S, T>, blocks_of(D, kThreads), work.sums, parts, D, D,
            rows_of<S>(p.grad_selector_bias));
 
     const Winners<S> winners{x,

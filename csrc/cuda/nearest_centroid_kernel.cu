@@ -33,8 +33,7 @@ __global__ void distance_gradient_kernel(const S* grad, const S* x, const S* mem
 int64_t workspace_bytes(const NearestCentroidForward& p, Device device) {
   Carver carve(nullptr);
   with_element(p.dtype, [&](auto s) {
-    BankForward<decltype(s), false, true>(carve, p.size, whole_octets(p.size, {p.x, p.memory}),
-                                          device);
+    BankForward<decltype(s), false, true>(carve, p.size, can_fuse(p.size, {p.x, p.memory}), device);
   });
   return carve.bytes();
 }
@@ -43,7 +42,7 @@ void enqueue(const NearestCentroidForward& p, Queue& queue) {
   with_element(p.dtype, [&](auto s) {
     using S = decltype(s);
     Carver carve(queue.workspace);
-    BankForward<S, false, true> bank(carve, p.size, whole_octets(p.size, {p.x, p.memory}),
+    BankForward<S, false, true> bank(carve, p.size, can_fuse(p.size, {p.x, p.memory}),
                                      queue.device);
     bank.precision = p.precision;
     bank.x = rows_of<S>(p.x);

@@ -47,13 +47,11 @@ void launch(Queue& queue, void (*kernel)(Parameters...), Launch l, const Args&..
     queue.error = "more blocks than a grid can have";
     return;
   }
-  if (l.shared_bytes > kFreeSharedBytes &&
+  // What fails leaves its error for cudaGetLastError, which takes it away.
+  if (l.shared_bytes <= kFreeSharedBytes ||
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(l.shared_bytes)) != cudaSuccess) {
-    queue.error = "the device has too little shared memory";
-    return;
-  }
-  OLTR_LAUNCH(kernel, l, queue.stream, args...);
+                           static_cast<int>(l.shared_bytes)) == cudaSuccess)
+    OLTR_LAUNCH(kernel, l, queue.stream, args...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) queue.error = cudaGetErrorString(error);
 }

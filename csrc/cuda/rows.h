@@ -66,14 +66,15 @@ __global__ void row_dots_kernel(const S* a, const S* b, int64_t rows, int64_t wi
   if (lane_index() == 0) out[r] = sum;
 }
 
-// out[i] = sum over parts of partial[part, i], in their order.
+// out[i] = sum over parts of partial[part, i], in their order; the parts are `stride` apart.
 template <class Out, class T>
-__global__ void add_parts_kernel(const T* partial, int64_t parts, int64_t n, Out* out) {
+__global__ void add_parts_kernel(const T* partial, int64_t parts, int64_t stride, int64_t n,
+                                 Out* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n) return;
   T sum = 0;
   OLTR_UNROLL(8)
-  for (int64_t part = 0; part < parts; ++part) sum += read(partial + part * n + i);
+  for (int64_t part = 0; part < parts; ++part) sum += read(partial + part * stride + i);
   out[i] = narrow<Out>(sum);
 }
 

@@ -2,9 +2,13 @@
 // PTX stands what it does, lane by lane; that is what runs on the host.
 #pragma once
 
+#include <limits>
+
 #include "cuda/device.h"
 
 namespace oltr::cuda {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Bytes of a row of eight halves, the unit of both instructions below and of a copy.
 constexpr int64_t kOctet = 16;
@@ -98,8 +102,8 @@ __device__ inline float high_half(uint32_t pair) {
   return widen(S{static_cast<uint16_t>(pair >> 16)});
 }
 
-// Copies sixteen bytes to shared memory, or zeros if they are not `there`, some time before
-// wait_copies returns for their group in this thread.
+// Copies sixteen bytes to shared memory, or zeros if they are not `there` (then `global` is not read),
+// some time before wait_copies returns for their group in this thread.
 __device__ inline void copy_async(void* shared, const void* global, bool there) {
 #if defined(__CUDACC__)
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -143,16 +147,24 @@ template <int kRows, int kWidth, class S>
 __device__ __forceinline__ void copy_rows(S* to, const S* m, int64_t first, int64_t end,
                                           int64_t width) {
   constexpr int kOctets = kWidth / 8, kAtOnce = kThreads / kOctets;
+  static_assert(2 * kAtOnce % 8 == 0 && kRows % kAtOnce == 0, "");
   const int octet = static_cast<int>(threadIdx.x) % kOctets;
   const int row = static_cast<int>(threadIdx.x) / kOctets;
   const int count = octet * 8 < width ? at_most(kRows, end - first) : 0;
   const S* from = m + (first + row) * width + octet * 8;
-  OLTR_UNROLL(16)
-  for (int i = 0; i < kRows; i += kAtOnce) {
-    const bool there = row + i < count;
-    copy_async(to + octet_at<kWidth>(row + i, octet), there ? from : m, there);
-    from += kAtOnce * width;
-  }
+  // Two rows apart the octets lie alike.
+  S* const place[2] = {to + octet_at<kWidth>(row, octet),
+                       to + octet_at<kWidth>(row + kAtOnce, octet)};
+  const auto copy = [&](auto there) {
+    OLTR_UNROLL(16)
+    for (int i = 0; i < kRows / kAtOnce; ++i)
+      copy_async(place[i % 2] + i / 2 * 2 * kAtOnce * kWidth, from + i * kAtOnce * width,
+                 there(row + i * kAtOnce));
+  };
+  if (count == kRows)
+    copy([](int) { return true; });
+  else
+    copy([&](int r) { return r < count; });
 }
 
 }  // namespace oltr::cuda

@@ -105,9 +105,11 @@ TYPED_TEST(CudaOnHost, OneChunkOrManyGiveTheSame) {
   const Arrays grads = gradients_of(op, random);
   const Arrays many = op.forward(cuda_kernels, Dtype::kFloat64);
   const Arrays many_in = op.backward(cuda_kernels, Dtype::kFloat64, grads);
-  device.chunk_bytes = cuda::kChunkBytes;
-  expect_close(op.forward(cuda_kernels, Dtype::kFloat64), many, 1e-13, "output");
-  expect_close(op.backward(cuda_kernels, Dtype::kFloat64, grads), many_in, 1e-13, "gradient");
+  for (const int64_t bytes : {int64_t{20000}, cuda::kChunkBytes}) {  // the sums of two; all at once
+    device.chunk_bytes = bytes;
+    expect_close(op.forward(cuda_kernels, Dtype::kFloat64), many, 1e-13, "output");
+    expect_close(op.backward(cuda_kernels, Dtype::kFloat64, grads), many_in, 1e-13, "gradient");
+  }
   device.chunk_bytes = 1;
 }
 
@@ -147,6 +149,7 @@ TEST_F(CudaFused, MatchesNaiveLoops) {
     expect_fused(MemoryAttention(size, random));
     expect_fused(NearestCentroid(size, random));
     expect_fused(MetaEmbedding(size, random));
+    expect_fused(CosineCrossEntropy(size, random));
     if (HasFatalFailure()) return;
   }
   EXPECT_EQ(host_cuda::bank_conflicts, 0);
@@ -387,6 +390,14 @@ TEST(CudaPlan, FusedPassesFillTheDevice) {
   EXPECT_EQ(kernel(128, kSmall), Kernel(128, 32));
   EXPECT_EQ(kernel(136, kSmall), Kernel(0, 0));
   EXPECT_EQ(kernel(8, {cuda::kChunkBytes}), Kernel(0, 0));
+  EXPECT_EQ(cuda::fused_plan({1, int64_t{1} << 31, 8}, true, cuda::kH100).width, 0);
+}
+
+TEST(CudaPlan, SumsAreHeldForSeveralChunks) {
+  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 1), 128);
+  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 14000), 128);
+  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 20000), 256);
+  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, cuda::kChunkBytes), 512);
 }
 
 TEST(CudaPlan, AGridTooLargeIsAnErrorAndEndsTheQueue) {
