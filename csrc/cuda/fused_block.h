@@ -209,8 +209,7 @@ class FusedBlock : FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab> {
       OLTR_UNROLL(4)
       for (int j = 0; j < kShare; j += 2) {
         uint32_t b[4];
-        load_matrices_transposed(b,
-                                 memory + Tile::at(k + lane % 16, warp * kShare + j + lane / 16));
+        load_matrices<true>(b, memory + Tile::at(k + lane % 16, warp * kShare + j + lane / 16));
         OLTR_UNROLL(8)
         for (int i = 0; i < 8; ++i)
           multiply_add<S>(o[i / 2][j + i % 2], a[i / 2], b[i % 2 * 2], b[i % 2 * 2 + 1]);

@@ -14,40 +14,31 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kOctet = 16;
 
 // Four 8 x 8 matrices of halves. Lane l names row l % 8 of matrix l / 8, sixteen bytes of shared
-// memory, and gets of every matrix the pair at row l / 4, columns 2 (l % 4) and the next.
+// memory, and gets of every matrix the pair at row l / 4, columns 2 (l % 4) and the next; transposed:
+// at column l / 4, rows 2 (l % 4) and the next.
+template <bool kTransposed = false>
 __device__ inline void load_matrices(uint32_t (&pairs)[4], const void* row) {
 #if defined(__CUDACC__)
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-               : "r"(at)
-               : "memory");
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(at)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(at)
+                 : "memory");
 #else
   const host_cuda::Exchange<const void*> rows(row);
   host_cuda::count_conflicts(rows);
-  const int lane = rows.lane();
-  for (int m = 0; m < 4; ++m)
-    memcpy(&pairs[m], static_cast<const char*>(rows.read(8 * m + lane / 4)) + lane % 4 * 4, 4);
-#endif
-}
-
-// The same of the transposed matrices: rows 2 (l % 4) and the next, column l / 4.
-__device__ inline void load_matrices_transposed(uint32_t (&pairs)[4], const void* row) {
-#if defined(__CUDACC__)
-  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-               : "r"(at)
-               : "memory");
-#else
-  const host_cuda::Exchange<const void*> rows(row);
-  host_cuda::count_conflicts(rows);
-  const int lane = rows.lane();
+  const int across = rows.lane() / 4, along = rows.lane() % 4 * 2;
   for (int m = 0; m < 4; ++m) {
     uint16_t half[2];
     for (int i = 0; i < 2; ++i) {
-      const void* from = rows.read(8 * m + lane % 4 * 2 + i);
-      memcpy(&half[i], static_cast<const char*>(from) + lane / 4 * 2, 2);
+      const int from = kTransposed ? along + i : across, column = kTransposed ? across : along + i;
+      memcpy(&half[i], static_cast<const char*>(rows.read(8 * m + from)) + 2 * column, 2);
     }
     pairs[m] = half[0] | uint32_t{half[1]} << 16;
   }
