@@ -39,6 +39,7 @@ CASES = [
     ("meta_embedding", "forward", 1024, 1_000_000, 512, 5600),
     ("meta_embedding", "backward", 1024, 1_000_000, 512, 11_000),
     ("meta_embedding", "forward", 64, 1_000_000, 512, 890),
+    ("meta_embedding", "forward", 64, 1_000_000, 128, None),
     ("memory_attention", "forward", 512, 100_000, 512, None),
     ("nearest_centroid", "forward", 512, 100_000, 512, None),
     ("cosine_logits", "forward", 512, 100_000, 512, None),
