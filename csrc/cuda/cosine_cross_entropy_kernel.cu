@@ -157,9 +157,10 @@ struct Forward {
     const T scale = static_cast<T>(p.scale);
     if constexpr (sizeof(S) == 2) {
       if (plan.width > 0)
-        return fused_entropy<S>(queue, plan,
-                                {v, rows_of<S>(p.weight), prior, p.target, scale, B, C, D,
-                                 plan.row_blocks, plan.parts, max, sum, picked, total});
+        return fused_entropy<S>(
+            queue, plan,
+            {v, rows_of<S>(p.weight), prior, p.target, scale, p.label_smoothing > 0, B, C, D,
+             plan.row_blocks, plan.parts, max, sum, picked, total});
     }
     row_norms(queue, v, B, D, Squash<T>(), row);
     for (int64_t c0 = 0; c0 < C; c0 += chunk) {

@@ -28,7 +28,7 @@ struct Fused {
 template <class S, int kWidth, int kSlab, bool kAttend, bool kNearest>
 class FusedBlock : FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab> {
   using Tile = FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab>;
-  using Tile::begin, Tile::end, Tile::half, Tile::kEights, Tile::kOctets, Tile::lane, Tile::length;
+  using Tile::begin, Tile::end, Tile::kEights, Tile::kOctets, Tile::lane, Tile::length;
   using Tile::over_columns, Tile::own_column, Tile::own_row, Tile::part, Tile::row0, Tile::row_half,
       Tile::rows_here;
   using Tile::slab, Tile::warp, Tile::x, Tile::y;
@@ -133,35 +133,36 @@ class FusedBlock : FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab> {
       }
     }
     largest = over_columns(largest, Largest());
-    // One copy of this for each r: arrays that are indexed by a variable do not stay in registers.
+    unsigned near = 0;  // bit 8 r + i: the lane's i-th element of its r-th row is a candidate
     OLTR_UNROLL(2)
     for (int r = 0; r < 2; ++r) {
       best[r] = Smallest()(best[r], over_columns(low[r], Smallest()));
       const float limit = best[r] + p.unit * (length[r] * sqrt(largest) + largest / 2);
       // Classes come in ascending order: after NaN, none comes before it.
       const bool row = own_row() + 8 * r < rows_here && distance2[r] == distance2[r];
-      unsigned near = 0;  // bit i: the lane's i-th element of this row is a candidate
       OLTR_UNROLL(8)
       for (int i = 0; i < 2 * kEights; ++i) {
         const bool there = row && own_column(i / 2) + i % 2 < count;
-        if (there && !(y[i / 2][2 * r + i % 2] > limit)) near |= 1u << i;
+        if (there && !(y[i / 2][2 * r + i % 2] > limit)) near |= 1u << (8 * r + i);
       }
-      for (;;) {
-        const unsigned asking = __ballot_sync(kAllLanes, near != 0);
-        if (asking == 0) break;
-        measure(asking, near, r, rows, first);
-      }
+    }
+    for (;;) {
+      const unsigned asking = __ballot_sync(kAllLanes, near != 0);
+      if (asking == 0) return;
+      measure(asking, near, rows, first);
     }
   }
   // Of the lanes that have candidates, four at most measure their first one, with eight lanes each.
-  __device__ __forceinline__ void measure(unsigned asking, unsigned& near, int r, const S* rows,
+  __device__ __forceinline__ void measure(unsigned asking, unsigned& near, const S* rows,
                                           int first) {
     unsigned left = asking;
-    for (int i = lane / 8; i > 0; --i) left &= left - 1;
+    OLTR_UNROLL(3)
+    for (int i = 0; i < 3; ++i)
+      if (i < lane / 8) left &= left - 1;
     const int from = __ffs(static_cast<int>(left != 0 ? left : asking)) - 1;
-    const int i = __shfl_sync(kAllLanes, __ffs(static_cast<int>(near)) - 1, from);
-    const int row = own_row() - lane / 4 + 8 * r + from / 4;
-    const int column = i / 2 * 8 + from % 4 * 2 + i % 2;
+    const int bit = __shfl_sync(kAllLanes, __ffs(static_cast<int>(near)) - 1, from);
+    const int row = own_row() - lane / 4 + bit / 8 * 8 + from / 4;
+    const int column = bit % 8 / 2 * 8 + from % 4 * 2 + bit % 2;
     const float d2 = this->over_octets([&](int octet) {
       const auto a = *reinterpret_cast<const Pack<S, 8>*>(x + Tile::at(row, octet));
       const auto b = *reinterpret_cast<const Pack<S, 8>*>(rows + Tile::at(column, octet));
@@ -178,11 +179,19 @@ class FusedBlock : FusedTile<S, kWidth, kSlab, kAttend ? kSlab : 2 * kSlab> {
       const float other = __shfl_sync(kAllLanes, d2, 8 * group);
       const int c = first + __shfl_sync(kAllLanes, column, 8 * group);
       const int owner = __shfl_sync(kAllLanes, left != 0 ? from : -1, 8 * group);
+      const int its_row = __shfl_sync(kAllLanes, bit / 8, 8 * group);
       if (owner == lane) near &= near - 1;
-      if (owner < 0 || owner / 4 != lane / 4 || !closer(other, c, distance2[r], index[r])) continue;
-      distance2[r] = other;
-      index[r] = c;
+      const bool mine = owner >= 0 && owner / 4 == lane / 4;
+      // Not in a loop, which would be taken for an index: indexed arrays do not stay in registers.
+      take(mine && its_row == 0, other, c, distance2[0], index[0]);
+      take(mine && its_row == 1, other, c, distance2[1], index[1]);
     }
+  }
+  static __device__ __forceinline__ void take(bool offered, float d2, int c, float& least,
+                                              int& nearest) {
+    const bool wins = offered && closer(d2, c, least, nearest);
+    least = wins ? d2 : least;
+    nearest = wins ? c : nearest;
   }
 
   __device__ __forceinline__ void recall(const S* memory) {

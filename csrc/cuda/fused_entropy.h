@@ -14,6 +14,7 @@ struct FusedEntropy {
   const float* prior;     // (C), may be absent
   const int64_t* target;  // (B)
   float scale;
+  bool smoothed;  // totals are wanted
   int64_t rows, classes, width, row_blocks, parts;
   float *max, *sum, *picked, *total;  // (2 parts, B)
 };
@@ -22,8 +23,7 @@ template <class S, int kWidth, int kSlab>
 class EntropyBlock : FusedTile<S, kWidth, kSlab, 2 * kSlab> {
   using Tile = FusedTile<S, kWidth, kSlab, 2 * kSlab>;
   using Tile::begin, Tile::end, Tile::kEights, Tile::lane, Tile::length, Tile::over_columns;
-  using Tile::own_column, Tile::own_row, Tile::part, Tile::row0, Tile::rows_here, Tile::slab,
-      Tile::y;
+  using Tile::own_column, Tile::own_row, Tile::part, Tile::row0, Tile::slab, Tile::y;
 
  public:
   __device__ EntropyBlock(const FusedEntropy<S>& params, unsigned char* shared)
@@ -38,13 +38,13 @@ class EntropyBlock : FusedTile<S, kWidth, kSlab, 2 * kSlab> {
       if (first == begin) start();
       const int own_first = first + slab * kSlab;
       const int own_count = count - slab * kSlab;
-      // Asked for early, a class a lane: it comes from far away.
-      float prior = 0;
+      // Asked for early, a class a lane: it comes from far away. What is no class is impossible.
+      float prior = lane < own_count ? 0 : -kInfinity;
       if (p.prior != nullptr && lane < own_count) prior = read(p.prior + own_first + lane);
       this->template multiply<true>(this->own_slab(stage));
       __syncthreads();  // the other half of the width is there
       this->add_other_half();
-      join(own_first, own_count, prior);
+      join(own_first, prior);
     });
     store_state();
   }
@@ -56,11 +56,12 @@ class EntropyBlock : FusedTile<S, kWidth, kSlab, 2 * kSlab> {
     for (int r = 0; r < 2; ++r) {
       const int64_t row = row0() + own_row() + 8 * r;
       share[r] = 1 / (1 + length[r]);
-      if (row < p.rows) target[r] = read(p.target + row);
+      const int64_t own = row < p.rows ? read(p.target + row) : -1;
+      target[r] = own >= begin && own < end ? static_cast<int>(own) : -1;
     }
   }
 
-  __device__ __forceinline__ void join(int first, int count, float prior) {
+  __device__ __forceinline__ void join(int first, float prior) {
     const float squares = lane < kSlab ? this->squares_of(lane) : 0.0f;
     const float scale = squares == 0.0f ? 0.0f : p.scale / sqrt(squares);  // of the lane's class
     float high[2] = {m[0], m[1]};
@@ -72,11 +73,17 @@ class EntropyBlock : FusedTile<S, kWidth, kSlab, 2 * kSlab> {
       OLTR_UNROLL(2)
       for (int r = 0; r < 2; ++r) {
         float& z = y[i / 2][2 * r + i % 2];
-        z = column < count ? z * share[r] * factor + offset : -kInfinity;
+        z = z * share[r] * factor + offset;
         high[r] = Largest()(high[r], z);
-        if (z > Identity<float>::max) total[r] += z;
-        if (column < count && first + column == target[r]) picked[r] = z;
+        if (p.smoothed && z > Identity<float>::max) total[r] += z;
       }
+    }
+    const auto in_slab = [&](int c) { return c >= first && c < first + kSlab; };
+    if (__ballot_sync(kAllLanes, in_slab(target[0]) || in_slab(target[1])) != 0) {
+      OLTR_UNROLL(16)
+      for (int i = 0; i < 4 * kEights; ++i)
+        if (first + own_column(i / 4) + i % 2 == target[i % 4 / 2])
+          picked[i % 4 / 2] = y[i / 4][i % 4];
     }
     OLTR_UNROLL(2)
     for (int r = 0; r < 2; ++r) {
@@ -105,7 +112,7 @@ class EntropyBlock : FusedTile<S, kWidth, kSlab, 2 * kSlab> {
 
   const FusedEntropy<S>& p;
   // Of the lane's two rows; sums of its own columns.
-  int64_t target[2] = {-1, -1};
+  int target[2];   // -1 if it is not of this part
   float share[2];  // 1 / (1 + |v|)
   float m[2] = {Identity<float>::max, Identity<float>::max}, l[2] = {};
   float picked[2] = {}, total[2] = {};

@@ -74,8 +74,8 @@ class FusedTile {
   template <class Term>
   __device__ __forceinline__ float over_octets(Term term) const {
     float sum = 0;
-    OLTR_UNROLL(1)
-    for (int octet = lane % 8; octet < kOctets; octet += 8) sum += term(octet);
+    OLTR_UNROLL(kWidth > 128 ? 4 : 1)  // there, registers are short
+    for (int i = 0; i < kOctets / 8; ++i) sum += term(8 * i + lane % 8);
     for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
     return sum;
   }
@@ -128,7 +128,7 @@ class FusedTile {
         squares[i / 2] += low * low + high * high;
       }
     };
-    if (fused_blocks(kWidth) > 1) {  // another block is at work while this one waits
+    if (fused_blocks(kWidth) > 1) {  // two blocks, or at least few registers
       OLTR_UNROLL(1)
       for (int k = 0; k < half_octets; k += 2) {
         fetch(k, 0);

@@ -65,10 +65,10 @@ inline int64_t backward_chunk(Sizes size, ElementBytes bytes, int64_t chunk_byte
       chunk_bytes);
 }
 
-// The fused forward pass (cuda/fused_block.h), in which a block takes kFusedRows rows and, of each of
-// two banks, a slab of rows at once.
+// The fused forward passes (cuda/fused_tile.h), in which a block takes kFusedRows rows and two slabs of
+// rows of the bank, or of two banks, at once.
 constexpr int kFusedRows = 64;
-constexpr int64_t kPartBytes = int64_t{128} << 20;  // that the parts' recalled features may take
+constexpr int64_t kPartBytes = int64_t{128} << 20;  // that what all parts leave may take
 constexpr int64_t kMostFused = int64_t{1} << 30;    // classes
 // Blocks that share a multiprocessor, if it has the memory.
 constexpr int fused_blocks(int64_t width) { return width <= 128 ? 2 : 1; }
@@ -82,7 +82,7 @@ struct FusedPlan {
   int64_t width, slab;  // that the kernel is made for, the first not below D; 0: it is not fused
   int64_t row_blocks;   // of kFusedRows
   int64_t parts;        // of the bank, with a state each
-  int64_t states;       // of the distances, which have two a part where there is no attention
+  int64_t states;       // of a row: one a part, two where both slabs are of one bank
   int64_t shared_bytes;
 };
 inline FusedPlan fused_plan(Sizes size, bool attention, Device device) {
@@ -98,8 +98,8 @@ inline FusedPlan fused_plan(Sizes size, bool attention, Device device) {
   plan.shared_bytes = fused_shared_bytes(plan.width, plan.slab);
   plan.row_blocks = div_up(size.batch, kFusedRows);
   const int64_t tiles = div_up(size.classes, attention ? plan.slab : 2 * plan.slab);
-  // What a part leaves: with attention, recalled features as wide as the batch.
-  const int64_t left = size.batch * (attention ? size.width : 1);
+  // Numbers that a part leaves: two states of four at most; recalled features.
+  const int64_t left = size.batch * (8 + (attention ? size.width : 0));
   const int64_t held = kPartBytes / 4 / (left > 0 ? left : 1);
   const int64_t most = clamp(tiles, 1, clamp(held, 1, 2 * device.multiprocessors));
   const int64_t together =

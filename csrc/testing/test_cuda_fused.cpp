@@ -91,6 +91,43 @@ TEST_F(CudaFused, NearestCentroidTiesAndNan) {
   for (const double d : got.distance) EXPECT_TRUE(std::isnan(d));
 }
 
+// Labels that are no class, ignored rows, impossible classes, NaN, rows of zeros: as in exact chunks.
+TEST_F(CudaFused, CrossEntropyOfWhatIsOdd) {
+  constexpr int64_t B = 9, C = 150, D = 16;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double impossible = -std::numeric_limits<double>::infinity();
+  std::mt19937 random(23);
+  Array v = random_array(B * D, random), weight = random_array(C * D, random);
+  std::fill_n(&v[3 * D], D, 0.0);
+  v[4 * D + 5] = nan;
+  std::fill_n(&weight[70 * D], D, 0.0);
+  Array some = random_array(C, random);
+  for (int64_t c = 0; c < 100; ++c) some[c] = impossible;
+  const Labels target{149, -1, C, 120, 0, int64_t{1} << 40, -100, 70, 5};
+  for (const Array& prior : {some, Array(C, impossible)}) {
+    for (const double smoothing : {0.0, 0.25}) {
+      const auto losses = [&](Dtype dtype) {
+        Storage s(dtype);
+        CosineCrossEntropyForward p{{B, C, D},    dtype,        16,           smoothing,
+                                    -100,         s.in(v),      s.in(weight), s.in_acc(prior),
+                                    s.in(target), s.out_acc(B), s.out_acc(B), s.out_acc(1)};
+        on_host(p, parallel);
+        EXPECT_TRUE(s.intact()) << "wrote out of bounds";
+        return Arrays{read(p.loss, B), read(p.lse, B), read(p.counted, 1)};
+      };
+      const Arrays got = losses(Dtype::kBFloat16), want = losses(Dtype::kFloat32);
+      for (size_t k = 0; k < got.size(); ++k) {
+        for (size_t i = 0; i < got[k].size(); ++i) {
+          const double g = got[k][i], w = want[k][i];
+          const bool same = (std::isnan(g) && std::isnan(w)) || g == w;
+          EXPECT_TRUE(same || std::abs(g - w) < 1e-4 * std::max(1.0, std::abs(w)))
+              << "output " << k << ", row " << i << ": " << g << " for " << w;
+        }
+      }
+    }
+  }
+}
+
 // --- launch plans -------------------------------------------------------------------------------
 
 TEST(CudaPlan, FusedPassesFillTheDevice) {
@@ -126,6 +163,25 @@ TEST(CudaPlan, FusedPassesFillTheDevice) {
   EXPECT_EQ(kernel(136, kSmall), Kernel(0, 0));
   EXPECT_EQ(kernel(8, {cuda::kChunkBytes}), Kernel(0, 0));
   EXPECT_EQ(cuda::fused_plan({1, int64_t{1} << 31, 8}, true, cuda::kH100).width, 0);
+}
+
+template <class Params>
+int64_t fused_workspace(Sizes size) {
+  Params p{};
+  p.size = size;
+  p.dtype = Dtype::kBFloat16;
+  return cuda::workspace_bytes(p, cuda::kH100);
+}
+
+TEST(CudaPlan, FusedWorkspaceStaysBoundedForAnyNumberOfRows) {
+  constexpr int64_t kMost = int64_t{256} << 20;
+  for (const Sizes size : {Sizes{50752, 10000000, 64}, Sizes{355000, 1000000, 8}}) {
+    EXPECT_LE(fused_workspace<NearestCentroidForward>(size), kMost);
+    EXPECT_LE(fused_workspace<CosineCrossEntropyForward>(size), kMost);
+    const int64_t rows = size.batch * size.width * 4 * 2;  // recalled features and the gate
+    EXPECT_LE(fused_workspace<MemoryAttentionForward>(size), kMost + rows);
+    EXPECT_LE(fused_workspace<MetaEmbeddingForward>(size), kMost + rows);
+  }
 }
 
 }  // namespace
