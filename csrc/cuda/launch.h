@@ -125,8 +125,9 @@ constexpr int64_t kGradientColumns = 64, kGradientRows = 64;
 // launch: as many as fit in a quarter of a chunk's bytes, so that few chunks need one of their own.
 inline int64_t held_sums(Sizes size, int64_t chunk, int64_t accumulator_bytes,
                          int64_t chunk_bytes) {
-  const int64_t each = (div_up(size.batch, kGradientRows) + 1) * chunk * accumulator_bytes;
-  return chunk * clamp(chunk_bytes / 4 / each, 1, div_up(size.classes, chunk));
+  const int64_t parts = div_up(size.batch > 0 ? size.batch : 1, kGradientRows);
+  const int64_t chunks = chunk_bytes / 4 / (parts * chunk * accumulator_bytes);
+  return chunk * clamp(chunks, 1, div_up(size.classes, chunk));
 }
 
 }  // namespace oltr::cuda

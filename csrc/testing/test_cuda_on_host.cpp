@@ -57,7 +57,7 @@ TYPED_TEST(CudaOnHost, OneChunkOrManyGiveTheSame) {
   const Arrays grads = gradients_of(op, random);
   const Arrays many = op.forward(cuda_kernels, Dtype::kFloat64);
   const Arrays many_in = op.backward(cuda_kernels, Dtype::kFloat64, grads);
-  for (const int64_t bytes : {int64_t{20000}, cuda::kChunkBytes}) {  // the sums of two; all at once
+  for (const int64_t bytes : {int64_t{9000}, cuda::kChunkBytes}) {  // the sums of two; all at once
     device.chunk_bytes = bytes;
     expect_close(op.forward(cuda_kernels, Dtype::kFloat64), many, 1e-13, "output");
     expect_close(op.backward(cuda_kernels, Dtype::kFloat64, grads), many_in, 1e-13, "gradient");
@@ -210,8 +210,8 @@ TEST(CudaPlan, ChunksCoverTheBankEvenly) {
 
 TEST(CudaPlan, SumsAreHeldForSeveralChunks) {
   EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 1), 128);
-  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 14000), 128);
-  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 20000), 256);
+  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 5000), 128);
+  EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, 9000), 256);
   EXPECT_EQ(cuda::held_sums({3, 500, 8}, 128, 8, cuda::kChunkBytes), 512);
 }
 
