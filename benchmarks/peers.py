@@ -37,10 +37,18 @@ class Peer:
     """Whether it takes bfloat16 inputs."""
     most: float = float("inf")
     """The largest B C D that it is given, because beyond it a call takes many seconds."""
+    gpu: bool = False
+    """Whether it runs on a GPU alone; gpu_bench.py runs it there."""
+
+    def missing(self) -> bool:
+        """Whether a package is wanted that is not there."""
+        return bool(self.module) and importlib.util.find_spec(self.module) is None
 
     def why_not(self, mode: str, B: int, C: int, D: int, dtype: torch.dtype) -> str:
         """The reason that it cannot run here; empty if it can."""
-        if self.module and importlib.util.find_spec(self.module) is None:
+        if self.gpu:
+            return "runs on a GPU alone"
+        if self.missing():
             return f"{self.module} is not installed"
         if mode != "forward" and not self.grad:
             return "has no backward"
@@ -62,6 +70,18 @@ def attend_sdpa(x: Tensor, keys: Tensor, key_bias: Tensor, memory: Tensor) -> Te
     mask = key_bias.expand(x.shape[0], -1)
     q, k, v = (t[None, None] for t in (x, keys, memory))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)[0, 0]
+
+
+def attend_flex(x: Tensor, keys: Tensor, key_bias: Tensor, memory: Tensor) -> Tensor:
+    """FlexAttention, compiled, the bias in its score."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attention = torch.compile(flex_attention)
+    found = attention(
+        x[None, None], keys[None, None], memory[None, None],
+        score_mod=lambda score, b, h, row, c: score + key_bias[c], scale=1.0,
+    )  # fmt: skip
+    return found[0, 0]
 
 
 def attend_keops(x: Tensor, keys: Tensor, key_bias: Tensor, memory: Tensor) -> Tensor:
@@ -128,16 +148,19 @@ def _meta(attention: Callable[..., Tensor], nearest: Callable[..., Any]) -> Call
     return meta
 
 
+def squashed(v: Tensor) -> Tensor:
+    """16 v / (1 + |v|)"""
+    return 16 * v / (1 + torch.linalg.vector_norm(v, dim=1, keepdim=True))
+
+
 def logits_normalised(v: Tensor, weight: Tensor) -> Tensor:
     """As on paper: a normalised copy of the weights."""
-    norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    return (16 * v / (1 + norm)) @ F.normalize(weight).t()
+    return squashed(v) @ F.normalize(weight).t()
 
 
 def logits_columns(v: Tensor, weight: Tensor) -> Tensor:
     """The norms divide the logits instead: no copy of the weights."""
-    norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    return ((16 * v / (1 + norm)) @ weight.t()) / torch.linalg.vector_norm(weight, dim=1)
+    return (squashed(v) @ weight.t()) / torch.linalg.vector_norm(weight, dim=1)
 
 
 def _entropy(logits: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -149,10 +172,25 @@ def entropy_keops(v: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     from pykeops.torch import LazyTensor
 
     direction = F.normalize(weight)
-    wide = 16 * v / (1 + torch.linalg.vector_norm(v, dim=1, keepdim=True))
+    wide = squashed(v)
     logits = LazyTensor(wide[:, None].contiguous()) | LazyTensor(direction[None])
     picked = (wide * direction[target]).sum(dim=1)
     return (logits.logsumexp(dim=1).view(-1) - picked).mean()
+
+
+def entropy_liger(v: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """Its fused linear layer and cross-entropy, on a normalised copy of the weights."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    found = LigerFusedLinearCrossEntropyFunction.apply(squashed(v), F.normalize(weight), target)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def entropy_cce(v: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """Cut cross-entropy on a normalised copy of the weights; no gradient left out."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(squashed(v), F.normalize(weight), target, filter_eps=None)
 
 
 def centroids_matrix(x: Tensor, target: Tensor, centroids: Tensor) -> Tensor:
@@ -195,6 +233,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "eager": Peer(attend, "BC"),
         "sdpa": Peer(attend_sdpa),
         "keops": Peer(attend_keops, module="pykeops", half=False, most=KEOPS_MOST),
+        "flex": Peer(attend_flex, gpu=True),
     },
     "nearest_centroid": {
         "released": Peer(nearest_released, "BCD"),
@@ -219,6 +258,8 @@ PEERS: dict[str, dict[str, Peer]] = {
         "eager": Peer(_entropy(logits_normalised), "BC"),
         "eager columns": Peer(_entropy(logits_columns), "BC"),
         "keops": Peer(entropy_keops, module="pykeops", half=False, most=KEOPS_MOST),
+        "liger": Peer(entropy_liger, module="liger_kernel", gpu=True),
+        "cut cross-entropy": Peer(entropy_cce, module="cut_cross_entropy", gpu=True),
     },
     "disc_centroids_loss": {
         "released": Peer(centroids_matrix, "BC"),

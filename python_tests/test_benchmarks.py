@@ -35,7 +35,9 @@ NAMED = [
     pytest.param(op, name, marks=[pytest.mark.slow] if peer.module == "pykeops" else [])
     for op, peers in PEERS.items()
     for name, peer in peers.items()
+    if not peer.gpu
 ]
+ON_GPU = [(op, name) for op, peers in PEERS.items() for name, peer in peers.items() if peer.gpu]
 
 
 @pytest.mark.parametrize(("op", "name"), NAMED)
@@ -54,6 +56,23 @@ def test_peer_gives_outputs_and_gradients_of_the_reference(op, name):
     torch.testing.assert_close(tuple(got), tuple(want))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("op", "name"), ON_GPU)
+def test_peer_on_a_gpu_gives_outputs_and_gradients_of_the_reference(op, name):
+    peer, workload = PEERS[op][name], WORKLOADS[op]
+    if peer.missing():
+        pytest.skip(f"{peer.module} is not installed")
+    with torch.device("cuda"):
+        inputs = workload.inputs(32, 200, 64, torch.bfloat16, True)
+    shape = workload.shape(32, 200, 64)
+    got = caller(peer.call, inputs, "full", shape)()
+    with use_backend("reference"):
+        want = caller(workload.ours, inputs, "full", shape)()
+    for ours, theirs in zip(want, got, strict=True):
+        bound = 3e-2 * max(1.0, ours.abs().max().item())
+        assert (theirs.double() - ours.double()).abs().max().item() < bound
+
+
 def test_modes_of_a_call_agree():
     workload = WORKLOADS["meta_embedding"]
     inputs = workload.inputs(B, C, D, torch.float64, True)
@@ -68,6 +87,8 @@ def test_what_cannot_run_says_why():
     released = PEERS["meta_embedding"]["released"]
     assert released.why_not("full", 256, 1000, 512, torch.float32) == ""
     assert released.why_not("full", 256, 8142, 512, torch.float32) == "needs 4.3 GB for one tensor"
+    liger = PEERS["cosine_cross_entropy"]["liger"]
+    assert liger.why_not("full", B, C, D, torch.float32) == "runs on a GPU alone"
     faiss = PEERS["nearest_centroid"]["faiss"]
     assert faiss.why_not("full", B, C, D, torch.float32) in (
         "has no backward",
@@ -168,7 +189,8 @@ def test_gpu_bench_measures_every_case(gpu_bench):
         seen.add((op, mode))
         row = gpu_bench.measure(op, mode, 4, 40, 16, ceilings)
         assert row["ratio"] == 1.0 and row["share_of_floor"] > 0, (op, mode)
-        assert set(row["unavailable"]) <= {"faiss", "keops"}, row["unavailable"]
+        packages = {name for name, peer in PEERS[op].items() if peer.module}
+        assert set(row["unavailable"]) <= packages, row["unavailable"]
         json.dumps(row)
     assert (
         "ours, graph"
