@@ -138,12 +138,8 @@ def peers_of(op: str, mode: str, B: int, C: int, D: int) -> Iterator[tuple[str, 
     """(name, function, or the reason why not)."""
     for name, peer in PEERS[op].items():
         size = 2 * {"": 0, "BC": 2 * B * C, "BCD": B * C * D}[peer.needs]
-        if peer.missing():
-            yield name, f"{peer.module} is not carried"
-        elif not peer.half:
-            yield name, "takes no bfloat16"
-        elif mode != "forward" and not peer.grad:
-            yield name, "has no backward"
+        if lacks := peer.lacks(mode, torch.bfloat16):
+            yield name, lacks
         elif size > MOST_BYTES:
             yield name, f"needs {size / 1e9:.0f} GB for one tensor"
         else:

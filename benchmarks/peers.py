@@ -40,20 +40,22 @@ class Peer:
     gpu: bool = False
     """Whether it runs on a GPU alone; gpu_bench.py runs it there."""
 
-    def missing(self) -> bool:
-        """Whether a package is wanted that is not there."""
-        return bool(self.module) and importlib.util.find_spec(self.module) is None
-
-    def why_not(self, mode: str, B: int, C: int, D: int, dtype: torch.dtype) -> str:
-        """The reason that it cannot run here; empty if it can."""
-        if self.gpu:
-            return "runs on a GPU alone"
-        if self.missing():
+    def lacks(self, mode: str, dtype: torch.dtype) -> str:
+        """What keeps it from running on any device; empty if nothing does."""
+        if self.module and importlib.util.find_spec(self.module) is None:
             return f"{self.module} is not installed"
         if mode != "forward" and not self.grad:
             return "has no backward"
         if dtype == torch.bfloat16 and not self.half:
             return "takes no bfloat16"
+        return ""
+
+    def why_not(self, mode: str, B: int, C: int, D: int, dtype: torch.dtype) -> str:
+        """The reason that it cannot run on a CPU; empty if it can."""
+        if self.gpu:
+            return "runs on a GPU alone"
+        if lacks := self.lacks(mode, dtype):
+            return lacks
         if self.most < B * C * D:
             return f"takes many seconds a call beyond B C D = {self.most:.0e}"
         size = 4 * {"": 0, "BC": B * C, "BCD": B * C * D}[self.needs]
