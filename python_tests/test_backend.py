@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -45,6 +47,89 @@ def test_native_runs_the_native_op():
     names = [e.name for e in profile.events()]
     assert names.count("oltr_ext::nearest_centroid") == 1
     assert _backend.STATUS.cpu_error is None
+
+
+def test_the_choice_is_a_thread_s_own():
+    """Blocks that overlap without nesting, in two threads, each keep their choice and no more."""
+    steps = [threading.Barrier(2, timeout=60) for _ in range(3)]
+    seen = {}
+
+    def first():
+        with oltr_ext.use_backend("reference"):
+            steps[0].wait()
+            steps[1].wait()  # the other block has begun
+            seen["first"] = oltr_ext.backend()
+        steps[2].wait()  # and this one has ended
+
+    def second():
+        steps[0].wait()
+        with oltr_ext.use_backend("auto"):
+            steps[1].wait()
+            steps[2].wait()
+            seen["second"] = oltr_ext.backend()
+        seen["after"] = oltr_ext.backend()
+
+    with oltr_ext.use_backend("auto"), ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(second)]:
+            done.result()
+        assert oltr_ext.backend() == "auto"
+    assert seen == {"first": "reference", "second": "auto", "after": "native"}
+    assert oltr_ext.backend() == "native"
+
+
+def test_blocks_of_one_thread_that_do_not_nest():
+    """As coroutines have them, or generators."""
+    first, second = oltr_ext.use_backend("reference"), oltr_ext.use_backend("auto")
+    first.__enter__()
+    second.__enter__()
+    with pytest.raises(RuntimeError, match=r"use_backend\('reference'\): expected .* to nest"):
+        first.__exit__(None, None, None)
+    assert oltr_ext.backend() == "native"
+    with pytest.raises(RuntimeError, match=r"use_backend\('auto'\): expected .* to nest"):
+        second.__exit__(None, None, None)
+    assert oltr_ext.backend() == "native"
+
+
+def test_compiled_code_follows_the_choice():
+    """The choice made around it, in whichever thread, and the one made within."""
+    x, m = torch.randn(3, 4), torch.randn(5, 4)
+    natives = []
+
+    def count(graph, inputs):
+        natives.append(sum("oltr_ext" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    def both(x):
+        with oltr_ext.use_backend("reference"):
+            first = ops.nearest_centroid(x, m).distance
+        return first, ops.nearest_centroid(x, m).distance, ops.nearest_centroid(x, m).index
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend=count)
+    compiled(x)
+    with oltr_ext.use_backend("reference"):
+        compiled(x)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(compiled, x).result()  # has the choice it started with, and its graph
+    compiled(x)
+    assert natives == [2, 0]
+    assert oltr_ext.backend() == "native"
+
+
+def test_what_a_block_computed_goes_backward_by_its_formulas():
+    """In any thread: autograd's own have none of the choice."""
+    x, m = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    with oltr_ext.use_backend("reference"):
+        loss = ops.nearest_centroid(x, m).distance.sum()
+
+    def backward():
+        with torch.profiler.profile() as profile:  # sees its thread
+            loss.backward()
+        return " ".join(e.name for e in profile.events())
+
+    with ThreadPoolExecutor(1) as pool:
+        names = pool.submit(backward).result()
+    assert "CdistBackward" in names and "oltr_ext" not in names
 
 
 @pytest.fixture

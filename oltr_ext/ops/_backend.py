@@ -1,6 +1,6 @@
 """Loads the native libraries and decides, call by call, between them and the reference.
 
-`OLTR_EXT_BACKEND` sets the start value and `use_backend` changes it for a block:
+`OLTR_EXT_BACKEND` sets the start value and `use_backend` changes it for a block of a thread:
 
 - ``auto``: native kernels where there are some for the tensors' device, else the reference, with
   one warning that names the cause;
@@ -14,6 +14,7 @@ import functools
 import importlib
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,33 +99,60 @@ def _start() -> Status:
 
 STATUS = _start()
 LOADED = STATUS.cpu_error is None
-_mode = os.environ.get("OLTR_EXT_BACKEND", "auto").strip().lower() or "auto"
+_start_value = os.environ.get("OLTR_EXT_BACKEND", "auto").strip().lower() or "auto"
 _warned: set[str] = set()
 
 
+class _Choice(threading.local):
+    """The blocks of `use_backend` that a thread is in, outermost first.
+
+    No `contextvars.ContextVar`: torch.compile reads none before torch 2.14, and writes none.
+    """
+
+    def __init__(self) -> None:  # runs once a thread: torch.compile guards no class attribute
+        self.blocks: tuple[str, ...] = ()
+
+
+_choice = _Choice()
+
+
 def backend() -> str:
-    """The backend asked for: ``"auto"``, ``"native"`` or ``"reference"``."""
-    return _mode
+    """The backend asked for, in this thread: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _choice.blocks[-1] if _choice.blocks else _start_value
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs a block under another backend, in every thread of the process.
+    """Runs a block under another backend: in this thread, as `torch.autocast` does.
+
+    Other threads, those that the block starts among them, keep their own choice, which is
+    `OLTR_EXT_BACKEND` at first; so do processes such as a DataLoader's workers, unless they are
+    forked within the block. What a block computed goes backward by the same formulas, in
+    whichever thread and wherever; but what `torch.utils.checkpoint` computes again there goes by
+    the choice of that thread at that time.
 
     Args:
         name: ``"auto"``, ``"native"`` or ``"reference"``.
 
     Raises:
         ValueError: for any other name.
+        RuntimeError: at the end of a block, where one that began within it goes on, as blocks of
+            coroutines or generators of one thread may. The choice is then what it was before.
     """
-    global _mode
     if name not in BACKENDS:
         raise ValueError(f"use_backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    before, _mode = _mode, name
+    depth = len(_choice.blocks)
+    _choice.blocks = (*_choice.blocks, name)
     try:
         yield
     finally:
-        _mode = before
+        nested = len(_choice.blocks) == depth + 1
+        _choice.blocks = _choice.blocks[:depth]
+        if not nested:
+            raise RuntimeError(
+                f"use_backend({name!r}): expected the blocks of a thread to nest, but another "
+                "began in this one and did not end in it; what ran in both ran under the later one"
+            )
 
 
 def coverage(archs: str, capability: tuple[int, int]) -> str:
@@ -213,15 +241,16 @@ def _unavailable(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, str] | None
 
 def use_native(op: str, *tensors: Tensor) -> bool:
     """Whether this call goes to the native kernels; raises or warns as the backend asks."""
-    if _mode == "reference":
+    asked = backend()
+    if asked == "reference":
         return False
-    if _mode not in BACKENDS:
-        raise ValueError(f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {_mode!r}")
+    if asked not in BACKENDS:
+        raise ValueError(f"OLTR_EXT_BACKEND: expected one of {', '.join(BACKENDS)}, got {asked!r}")
     found = _unavailable(op, tensors)
     if found is None:
         return True
     reason, repair = found
-    if _mode == "native":
+    if asked == "native":
         raise RuntimeError(
             f"{op}: the native backend was asked for but cannot run: {reason}; "
             f"{repair}, or choose OLTR_EXT_BACKEND=auto"

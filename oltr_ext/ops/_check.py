@@ -42,7 +42,7 @@ def same(op: str, name: str, t: Tensor, shape: tuple[int, ...], like: Tensor) ->
     if t.shape != shape:
         raise ValueError(f"{op}: expected {name} of shape {shape}, got {tuple(t.shape)}")
     on_device(op, name, t, like)
-    if t.dtype != like.dtype and not _autocast(like):
+    if t.dtype != like.dtype and not autocast_on(like.device.type):
         raise TypeError(f"{op}: expected {name} of dtype {like.dtype}, got {t.dtype}")
 
 
@@ -76,6 +76,11 @@ def number(op: str, name: str, value: float, low: float, high: float = math.inf)
     return value
 
 
-def _autocast(like: Tensor) -> bool:
-    device = like.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def autocast_on(device: str) -> bool:
+    """Whether autocast is on for a type of device."""
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot trace it
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

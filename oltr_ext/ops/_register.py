@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oltr_ext.ops._backend import LOADED
+from oltr_ext.ops._check import autocast_on
 
 # Ops that are products keep the autocast dtype, as torch.nn.functional.linear does. Ops that
 # measure a distance or sum a loss run in float32, as torch.cdist and cross_entropy do.
@@ -58,8 +59,7 @@ def _cast(op: str, device: str, value: Any) -> Any:
 def call_reference(op: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls a reference formula under the autocast rule of the native op."""
     device = args[0].device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not on:
+    if not autocast_on(device):
         return function(*args, **kwargs)
     cast = [_cast(op, device, a) for a in args]
     with torch.autocast(device, enabled=False):
