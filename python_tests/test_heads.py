@@ -7,18 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from head_cases import heads_of_every_kind
 from torch import nn
 
 from oltr_ext import ops, use_backend
-from oltr_ext.nn import (
-    FSLwFHead,
-    LinearHead,
-    LWSHead,
-    OLTRHead,
-    OpenMaxHead,
-    heads,
-    open_score,
-)
+from oltr_ext.nn import LinearHead, OLTRHead, OpenMaxHead, heads, open_score
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -230,25 +223,6 @@ def test_scores_by_hand():
     assert open_score("reachability", logits, distance, eps=0.1).tolist() == [2.5, 100]
     with pytest.raises(ValueError, match="expected one of"):
         open_score("softmax", logits)
-
-
-def heads_of_every_kind():
-    torch.manual_seed(2)
-    x, y = torch.rand(60, 6) + F.one_hot(torch.arange(60) % 4, 6), torch.arange(60) % 4
-    prior = torch.tensor([70_000.0, 300, 2, 0])
-    oltr = OLTRHead(6, 4, class_prior=prior)
-    oltr.init_from(None, x, y, classifier="means")
-    oltr.prior_share.fill_(0.123456)
-    fslwf = FSLwFHead(6, [25, 25, 5, 5])
-    kept = torch.arange(60) < 20
-    kept[y < 2] = True
-    fslwf.init_from(torch.eye(4, 6), [(x[kept], y[kept])])
-    openmax = OpenMaxHead(6, 4)
-    openmax.start_at(torch.eye(4, 6) * 3)
-    openmax.fit(x, y)
-    heads = [LinearHead(6, 4, class_prior=prior), LWSHead(6, 4), oltr, fslwf, openmax]
-    rows = y < 2
-    return [(head, x[rows], y[rows]) for head in heads]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,14 +106,32 @@ class Renormalise(nn.Module):
 
     def __init__(self, in_channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        own_mean, own_std = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else (0.0, 1.0)
         wide = torch.float64
-        to_mean, to_std = torch.tensor(mean, dtype=wide), torch.tensor(std, dtype=wide)
-        scale = torch.as_tensor(own_std, dtype=wide) / to_std
-        shift = (torch.as_tensor(own_mean, dtype=wide) - to_mean) / to_std
-        for name, value in (("scale", scale), ("shift", shift)):  # of the code, not of a checkpoint
-            self.register_buffer(name, value.float()[:, None, None], persistent=False)
+        to_mean, to_std = (torch.tensor(v, dtype=wide, device="cpu") for v in (mean, std))
+        own = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else (0.0, 1.0)
+        own_mean, own_std = (torch.tensor(v, dtype=wide, device="cpu") for v in own)
+        scale, shift = own_std / to_std, (own_mean - to_mean) / to_std
         self.needed = in_channels != 3 or bool((scale != 1).any() or (shift != 0).any())
+        self.values = {"scale": scale[:, None, None], "shift": shift[:, None, None]}
+        for name in self.values:  # of the code, not of a checkpoint
+            self.register_buffer(name, None, persistent=False)
+        self._fill(torch.get_default_device())
+
+    def _fill(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        for name, value in self.values.items():
+            setattr(self, name, value.to(dtype).to(device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._fill(self.scale.device, self.scale.dtype)  # `to_empty` leaves anything in them
+        return self
+
+    def _load_from_state_dict(
+        self, state: dict[str, Tensor], prefix: str, local: dict[str, Any], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, local, *rest)
+        if self.scale.is_meta and local.get("assign_to_params_buffers"):
+            self._fill(next((t.device for t in state.values()), torch.device("cpu")))
 
     def forward(self, images: Tensor) -> Tensor:
         return images * self.scale + self.shift if self.needed else images

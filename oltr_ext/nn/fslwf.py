@@ -53,14 +53,16 @@ class FSLwFHead(Head):
         self, feat_dim: int, train_counts: Sequence[int], *, base_shots: int = 20, fake: int = 5
     ) -> None:
         super().__init__()
-        counts = torch.as_tensor(train_counts)
+        # they are read, which on the meta device nothing can be
+        counts = torch.as_tensor(train_counts, device="cpu")
         base, kept = counts >= base_shots, int(counts[counts < base_shots].sum())
-        width = int(base.sum())
+        position = torch.where(base, base.cumsum(0) - 1, -1)
+        width, device = int(base.sum()), torch.get_default_device()
         if width == 0:
             raise ValueError(f"FSLwFHead: expected a class with {base_shots} images, got none")
         self.fake = fake
-        self.register_buffer("base", base)
-        self.register_buffer("position", torch.where(base, base.cumsum(0) - 1, -1))
+        self.register_buffer("base", base.to(device))
+        self.register_buffer("position", position.to(device))
         self.register_buffer("support", torch.zeros(kept, feat_dim))
         self.register_buffer("support_target", torch.zeros(kept, dtype=torch.int64))
         self.weight = nn.Parameter(torch.randn(width, feat_dim) * feat_dim**-0.5)
@@ -219,4 +221,4 @@ class FSLwFHead(Head):
         return self.scale * wide(z @ F.normalize(wide(weight), dim=1).t())
 
     def extra_repr(self) -> str:
-        return f"base={int(self.base.sum())} of {len(self.base)}, fake={self.fake}"
+        return f"base={len(self.weight)} of {len(self.base)}, fake={self.fake}"

@@ -79,7 +79,8 @@ class Head(nn.Module, ABC):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._score = SCORES[int(self.score_index)]
+        if not self.score_index.is_meta:  # still, where nothing was assigned
+            self._score = SCORES[int(self.score_index)]
 
     @property
     @abstractmethod
@@ -272,13 +273,15 @@ def checked_prior(prior: Any, num_classes: int) -> Tensor | None:
     """Class frequencies (C,) as float32; None stays None.
 
     Raises:
-        ValueError: another shape, or what is no frequency.
+        ValueError: another shape, or what is no frequency. On the meta device nothing is.
     """
     if prior is None:
         return None
     prior = torch.as_tensor(prior, dtype=torch.float32)
     if tuple(prior.shape) != (num_classes,):
         raise ValueError(f"class_prior: expected shape ({num_classes},), got {tuple(prior.shape)}")
-    if not torch.isfinite(prior).all() or (prior < 0).any() or prior.sum() == 0:
+    if not prior.is_meta and not (
+        torch.isfinite(prior).all() and (prior >= 0).all() and prior.sum() > 0
+    ):
         raise ValueError("class_prior: expected finite frequencies, not negative, not all zero")
     return prior

@@ -225,7 +225,11 @@ class CentroidMemory(nn.Module):
         self._find_present()
 
     def _find_present(self) -> None:
-        present = self.counts.nonzero()[:, 0]
+        if self.counts.is_meta:  # it is not known yet
+            self._complete, self.present = False, None
+            return
+        with torch.inference_mode(False):  # of tensors made in that mode, backward saves none
+            present = self.counts.nonzero()[:, 0]
         self._complete = len(present) == self.num_classes
         self.present = present if 0 < len(present) < self.num_classes else None
 
