@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 from head_cases import heads_of_every_kind
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import FSLwFHead, LinearHead, LWSHead, ModulatedAttention, OLTRHead, OpenMaxHead
+from oltr_ext.nn.classifiers import PARTS
 
 PRIOR = [7.0, 3, 2, 0]
 MAKERS = {
@@ -131,3 +136,77 @@ def test_what_fslwf_keeps_of_inference_mode_is_not_trained_on():
     assert head._kept is not None
     head.outputs(x).logits[:, head.base].sum().backward()
     head.train().loss(x, y).backward()
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+@pytest.mark.parametrize("kind", [*MAKERS, "without"])
+def test_dynamic_quantisation(kind, dtype):
+    """Of the layers around a head, and of the linear ones within it that no op reads."""
+    head, x, y = trained("oltr" if kind == "without" else kind)
+    if kind == "without":
+        head.classifier.without = ("memory",)
+    model = nn.Sequential(nn.Linear(6, 6), head).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, dtype=dtype)
+    assert type(quantised[0]) is not nn.Linear
+    want, got = head.outputs(x), quantised[1].outputs(x)
+    assert (got.logits - want.logits).abs().max() < 0.05
+    if kind in ("oltr", "without"):
+        assert torch.equal(got.logits, want.logits)
+    assert (quantised(x) - model(x)).abs().max() < 0.5
+    quantised[1].predict(x)
+    quantised[1].loss(x, y)
+    assert quantised[1].num_classes == 4 and repr(quantised)
+
+
+class Loss(nn.Module):
+    """A head as DistributedDataParallel wants it: its forward is the loss."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x, y):
+        return self.head.loss(x, y)
+
+
+SUBSETS = [c for n in range(4) for c in itertools.combinations(PARTS, n)]
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("memory_grad", [False, True])
+@pytest.mark.parametrize("weight", [0.01, 0])
+@pytest.mark.parametrize("without", SUBSETS, ids=str)
+def test_every_trainable_parameter_of_a_memory_head_is_trained(
+    without, weight, memory_grad, one_process
+):
+    """Of which DistributedDataParallel raises in the second step where it is not so."""
+    head = OLTRHead(6, 4, without=without, feature_loss_weight=weight, memory_grad=memory_grad)
+    x, y = torch.randn(12, 6), torch.arange(12) % 4
+    head.init_from(None, x, y)
+    frozen = {name.split(".")[-2] for name, p in head.named_parameters() if not p.requires_grad}
+    parts = {"memory": "fc_hallucinator", "selector": "fc_selector"}
+    assert frozen - {"memory"} == {parts[part] for part in without if part in parts}
+    model = DistributedDataParallel(Loss(head))
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        sgd.zero_grad()
+        model(x + 0.1, y).backward()
+        sgd.step()
+    assert all((p.grad is not None) == p.requires_grad for p in head.parameters())
+    other = OLTRHead(6, 4)
+    other.load_state_dict(head.state_dict())  # the same names, whatever is left out
+
+
+def test_episodes_without_a_class_to_play_novel_reach_every_parameter(one_process):
+    head = FSLwFHead(6, [25, 25, 5, 5])
+    model, x = DistributedDataParallel(Loss(head)), torch.randn(8, 6)
+    for target in ([0, 0, 0, 1, 1, 1, 2, 3], [0] * 8, [2] * 8, [0, 0, 0, 1, 1, 1, 2, 3]):
+        model(x, torch.tensor(target)).backward()
+    assert all(p.grad is not None for p in head.parameters())

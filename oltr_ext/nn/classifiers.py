@@ -61,6 +61,14 @@ class CosineClassifier(nn.Module):
         return f"feat_dim={width}, num_classes={classes}, scale={self.scale}"
 
 
+class OpLinear(nn.Linear):
+    """A Linear whose weights an op reads, not its forward.
+
+    Quantisation, which puts another module in the place of every `nn.Linear` by its very type,
+    passes it over: a memory keeps its precision where a model's other layers lose theirs.
+    """
+
+
 class MetaEmbedding(nn.Module):
     """v = r (x + e m) over a memory given at each call: see :func:`oltr_ext.ops.meta_embedding`.
 
@@ -71,7 +79,7 @@ class MetaEmbedding(nn.Module):
         eps: floor of the distance.
         memory_grad: whether the memory gets a gradient here (the released code detaches it).
         without: `PARTS` to leave out: the memory feature (m = 0), the selector (e = 1), or the
-            reachability (r = 1).
+            reachability (r = 1). Weights of a part left out stay in the state dict, untrained.
 
     Raises:
         ValueError: an unknown part.
@@ -95,8 +103,11 @@ class MetaEmbedding(nn.Module):
                 f"MetaEmbedding: expected without to name some of {', '.join(PARTS)}, got "
                 f"{', '.join(self.without)}"
             )
-        self.fc_hallucinator = nn.Linear(feat_dim, num_classes)
-        self.fc_selector = nn.Linear(feat_dim, feat_dim)
+        self.fc_hallucinator = OpLinear(feat_dim, num_classes)
+        self.fc_selector = OpLinear(feat_dim, feat_dim)
+        # DistributedDataParallel waits for the gradient of whatever could have one
+        self.fc_hallucinator.requires_grad_("memory" not in self.without)
+        self.fc_selector.requires_grad_("selector" not in self.without)
 
     def embed(
         self, x: Tensor, memory: Tensor, present: Tensor | None = None

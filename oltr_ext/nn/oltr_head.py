@@ -28,7 +28,7 @@ class OLTRHead(Head):
         label_smoothing: of the cross-entropy.
         reachability_scale: s of r = s / d.
         logit_scale: of the cosine classifier.
-        learnable_memory: whether the centroids are trained.
+        learnable_memory: whether the centroids are trained, where one of the losses reaches them.
         memory_grad: whether the classifier's loss reaches the centroids too.
         margin, repel_weight, compat: of the centroid loss.
         without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
@@ -69,6 +69,9 @@ class OLTRHead(Head):
             without=without,
         )
         self.centroid_loss = DiscCentroidsLoss(margin, repel_weight, compat)
+        by_classifier = memory_grad and not {"memory", "reachability"} <= {*self.classifier.without}
+        if learnable_memory and not (feature_loss_weight or by_classifier):
+            self.memory.requires_grad_(False)
         self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
         self.register_buffer("prior_share", torch.zeros(()))
 
