@@ -43,6 +43,7 @@ class CosineClassifier(nn.Module):
         Only the direction of a weight matters to the logits, but its length sets how far a step
         turns it. A zero row (a class without data) keeps its random start.
         """
+        directions = wide(directions)  # the norm of a float16 row is infinite from 65,520 on
         norm = directions.norm(dim=1, keepdim=True)
         length = 3**-0.5  # of a row of U(-1/sqrt(D), 1/sqrt(D)), whatever D
         start = (directions / norm.clamp_min(1e-12) * length).to(self.weight)
@@ -145,8 +146,9 @@ class MetaEmbedding(nn.Module):
     ) -> MetaEmbeddingDetails:
         if not self.memory_grad:
             memory = memory.detach()
-        found = ops.nearest_centroid(x, memory)
-        distance = wide(found.distance).clamp_min(self.eps)
+        nearest = ops.nearest_centroid(x, memory).index
+        # in float32, as the fused op has it, which float16 cannot hold from 65,520 on
+        distance = (wide(x) - wide(memory[nearest])).norm(dim=1).clamp_min(self.eps)
         recalled, gate = torch.zeros_like(x), torch.ones_like(x)
         if "memory" not in self.without:
             recalled = ops.memory_attention(x, keys, bias, memory)
@@ -155,7 +157,7 @@ class MetaEmbedding(nn.Module):
         embedding = x + gate * recalled
         if "reachability" not in self.without:
             embedding = (self.scale / distance)[:, None].to(x.dtype) * embedding
-        return MetaEmbeddingDetails(embedding, recalled, gate, distance, found.index)
+        return MetaEmbeddingDetails(embedding, recalled, gate, distance, nearest)
 
     def forward(self, x: Tensor, memory: Tensor) -> Any:
         """Features (B, D) and centroids (C, D) to embeddings (B, D)."""

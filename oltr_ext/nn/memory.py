@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.losses import wide
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
 
@@ -115,12 +116,13 @@ class CentroidMemory(nn.Module):
             count: how many, fewer where fewer classes have a centroid.
 
         Returns:
-            (distance (B, count), class (B, count) int64).
+            (distance (B, count) float32 or float64, class (B, count) int64).
         """
         present = self.present
         memory = self.centroids if present is None else self.centroids[present]
         # By differences: close to a centroid, the products of the default cancel.
-        distance = torch.cdist(x, memory, compute_mode="donot_use_mm_for_euclid_dist")
+        mode = "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(wide(x), wide(memory), compute_mode=mode)
         count = min(count, distance.shape[1])
         value, index = distance.topk(count, dim=1, largest=False)
         return Nearest(value, index if present is None else present[index])
@@ -175,10 +177,13 @@ class CentroidMemory(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"CentroidMemory: expected momentum in [0, 1], got {momentum}")
         self._check(features)
-        means, count = ops.class_means(features.to(self.centroids.dtype), target, self.num_classes)
-        kept = torch.where(self.counts > 0, momentum, 0.0).to(means.dtype).unsqueeze(1)
-        moved = kept * self.centroids + (1 - kept) * means
-        self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, self.centroids))
+        x = features.to(torch.promote_types(features.dtype, self.centroids.dtype))
+        means, count = ops.class_means(wide(x), target, self.num_classes)
+        # in float32 at least, and rounded once
+        means, old = wide(means), wide(self.centroids)
+        moved = momentum * old + (1 - momentum) * means
+        moved = torch.where((self.counts > 0).unsqueeze(1), moved, means)
+        self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, old))
         self.counts += count
         if not self._complete:
             self._find_present()

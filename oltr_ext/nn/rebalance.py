@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext.nn.heads import HeadOutput, LinearHead
+from oltr_ext.nn.losses import wide
 from oltr_ext.nn.memory import means_over
 
 CHUNK = 1 << 24
@@ -32,7 +33,8 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     Returns:
         (C, D); a zero row stays zero.
     """
-    return weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-12) ** tau
+    norm = wide(weight).norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return (wide(weight) / norm**tau).to(weight.dtype)
 
 
 def best_tau(

@@ -71,9 +71,10 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
         memory: class centroids (C, D), same dtype and device.
 
     Returns:
-        ``(distance (B,), index (B,) int64)``. Ties go to the lower class; a NaN row has distance
-        NaN and index 0; a NaN centroid is the nearest of all, as in :func:`torch.min`. The
-        gradient goes to ``x`` and to the nearest row of ``memory``, and is zero at distance 0.
+        ``(distance (B,), index (B,) int64)``, the distance in the dtype of ``x``: in float16
+        infinite from 65,520 on. Ties go to the lower class; a NaN row has distance NaN and index
+        0; a NaN centroid is the nearest of all, as in :func:`torch.min`. The gradient goes to
+        ``x`` and to the nearest row of ``memory``, and is zero at distance 0.
 
     Raises:
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
