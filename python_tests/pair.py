@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from tiny import config
 
-from oltr_ext.engine import checkpoint
+from oltr_ext.engine import build, checkpoint
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.train import _Run
 from oltr_ext.models import OLTRModel
@@ -100,11 +100,8 @@ def in_float64():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OLTRModel, "features", lambda self, images: features(self, images.double()))
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+        patch.setattr(build, "DTYPE", torch.float64)
+        yield
 
 
 def near(one, two, tolerance=1e-7):

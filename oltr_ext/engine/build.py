@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,25 @@ __all__ = [
     "class_frequencies",
     "lr_factor",
     "model_shape",
+    "own_dtype",
     "pick_device",
     "seed_everything",
 ]
 
 Ints = NDArray[np.int64]
+DTYPE = torch.float32
+"""Of all that is built and drawn here, whatever torch's default is."""
+
+
+@contextmanager
+def own_dtype() -> Iterator[None]:
+    """`DTYPE` is torch's default for the block, which layers and random draws go by."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPE)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:
@@ -69,10 +84,11 @@ def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:
     )
 
 
+@own_dtype()
 def build_model(
     config: Config, stage: int, splits_or_shape: Splits | dict[str, Any], *, weights: bool = True
 ) -> OLTRModel:
-    """The model of stage 1 or 2, freshly initialised, with what the stage freezes frozen.
+    """The model of stage 1 or 2 in float32, freshly initialised, what the stage freezes frozen.
 
     Args:
         splits_or_shape: the data, or a checkpoint's ``shape`` (channels, size, train_counts).
@@ -124,7 +140,7 @@ def model_shape(splits: Splits) -> dict[str, Any]:
 
 def class_frequencies(train_counts: Iterable[int]) -> Tensor:
     """(C,) float32, summing to one; a class without images keeps a finite, lowest frequency."""
-    counts = torch.tensor([float(count) for count in train_counts]).clamp_min(0.5)
+    counts = torch.tensor([*train_counts], dtype=torch.float32).clamp_min(0.5)
     return counts / counts.sum()
 
 

@@ -66,7 +66,7 @@ def export(trained: Trained, path: str | Path) -> Path:
     data, shape = trained.config.data, trained.image_shape
     example = torch.zeros(2, *shape, dtype=torch.uint8)
     if isinstance(data, EmbeddingsData):
-        example = torch.zeros(2, shape[0])
+        example = torch.zeros(2, shape[0], dtype=torch.float32)
     program = torch.export.export(
         _Answers(trained.model, isinstance(data, ListData)),
         (example,),

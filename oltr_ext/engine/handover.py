@@ -90,7 +90,8 @@ def hand_over(
         head.start_at(tau_normalise(linear.weight, tau))
     elif settings.kind == "ncm":
         means = class_directions(batches(splits.plain), splits.num_classes)
-        head.start_at(means, NEVER * ~means.any(dim=1))  # a class without images has no mean
+        no_mean = ~means.any(dim=1)  # a class without images
+        head.start_at(means, torch.where(no_mean, NEVER, 0.0).to(means))
     elif settings.kind == "logit_adjustment":
         prior = class_frequencies(splits.train_counts).to(device)
         tau = 1.0 if settings.tau is None else settings.tau

@@ -18,7 +18,7 @@ from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test, read_image
 from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import build_model, pick_device
+from oltr_ext.engine.build import build_model, own_dtype, pick_device
 from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.checks import FREE
 from oltr_ext.engine.config import ConfigError, make_config
@@ -129,6 +129,7 @@ def load_trained(
     )
 
 
+@own_dtype()
 def load_embedder(
     config: Config, trained: Trained | None = None, *, device: str = "auto"
 ) -> Embedder:

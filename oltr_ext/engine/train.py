@@ -33,6 +33,7 @@ from oltr_ext.engine.build import (
     build_sampler,
     lr_factor,
     model_shape,
+    own_dtype,
     seed_everything,
 )
 from oltr_ext.engine.checks import OtherRunError
@@ -67,6 +68,7 @@ class State:
     origin: str | None = None  # fingerprint of the stage 1 that was given, None for its own
 
 
+@own_dtype()
 def train(
     config: Config,
     out: str | Path,

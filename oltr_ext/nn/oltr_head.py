@@ -73,11 +73,12 @@ class OLTRHead(Head):
         if learnable_memory and not (feature_loss_weight or by_classifier):
             self.memory.requires_grad_(False)
         self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
-        self.register_buffer("prior_share", torch.zeros(()))
+        self.register_buffer("prior_share", torch.zeros((), dtype=torch.float32))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}threshold" in state:  # a whole head; of version 0.1 without this
-            state.setdefault(f"{prefix}prior_share", torch.zeros(()))
+            none = torch.zeros_like(state[f"{prefix}threshold"], dtype=torch.float32)
+            state.setdefault(f"{prefix}prior_share", none)
         super()._load_from_state_dict(state, prefix, *args)
 
     @property

@@ -1,0 +1,79 @@
+"""What we build and draw names its dtype: torch's default is for what the user makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from head_cases import heads_of_every_kind
+from tiny import config, same_run
+
+from oltr_ext.engine.assess import assess
+from oltr_ext.engine.build import class_frequencies
+from oltr_ext.engine.config import make_config
+from oltr_ext.engine.predict import load_embedder, load_trained, predict_images
+from oltr_ext.engine.train import train
+from oltr_ext.nn import OLTRHead
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=["f64", "bf16"])
+def default(request):
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def answers(finished, data):
+    return _answers(finished, data)
+
+
+def _answers(run, data):
+    trained = load_trained(run, device="cpu")
+    images = [data / f"test_{label}_0.png" for label in range(4)]
+    return assess(trained, name="tiny").summary, predict_images(trained, images)
+
+
+def test_a_run_and_its_answers(default, finished, answers, data, tmp_path):
+    train(make_config(config(data)), tmp_path)
+    assert torch.get_default_dtype() == default
+    same_run(tmp_path, finished)
+    summary, predictions = _answers(tmp_path, data)
+    assert repr(summary) == repr(answers[0]) and predictions == answers[1]
+
+
+@pytest.mark.parametrize("kind", ["ncm", "openmax", "fslwf"])
+def test_every_kind_of_second_stage(kind, data, tmp_path):
+    values = config(data)
+    second = {"kind": kind}
+    if kind == "fslwf":
+        second |= {"epochs": 1, "batch_size": 8, "lr": values["stage1"]["lr"], "base_shots": 4}
+    values["stage1"]["epochs"] = 1
+    made = make_config({**values, "stage2": second})
+    train(made, tmp_path / "float32")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        train(made, tmp_path / "bfloat16")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same_run(tmp_path / "bfloat16", tmp_path / "float32")
+
+
+def test_an_embedder(default, finished):
+    trained = load_trained(finished, device="cpu")
+    embedder = load_embedder(trained.config, trained, device="cpu")
+    assert {p.dtype for p in embedder.model.parameters()} == {torch.float32}
+    assert class_frequencies([3, 0, 1]).dtype == torch.float32
+
+
+def test_a_head_is_of_the_default_but_for_what_must_be_exact(default):
+    """As every layer of torch's own."""
+    for head, _, _ in heads_of_every_kind():
+        kept = {name: head.get_buffer(name) for name in head.EXACT if hasattr(head, name)}
+        assert {p.dtype for p in head.parameters()} == {default}
+        for name, value in kept.items():
+            assert value is None or value.dtype == head.EXACT[name], name
+    old = OLTRHead(6, 5).state_dict()
+    del old["prior_share"]
+    head = OLTRHead(6, 5)
+    head.load_state_dict(old, assign=True)
+    assert head.prior_share.dtype == torch.float32
