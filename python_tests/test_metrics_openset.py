@@ -11,7 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from oltr_ext.metrics import SCORE_NAMES, open_scores, open_set_metrics, oscr, roc_points
+from oltr_ext.metrics import (
+    SCORE_NAMES,
+    calibrate_threshold,
+    evaluate_answers,
+    open_scores,
+    open_set_metrics,
+    oscr,
+    roc_points,
+)
 
 SEEDED = settings(deadline=None, derandomize=True)
 
@@ -130,7 +138,44 @@ def test_fpr95_is_the_least_that_keeps_the_knowns(
     score, _, target = case
     known, opened = score[target >= 0], score[target < 0]
     passing = [(opened >= t).mean() for t in score if (known >= t).mean() >= 0.95]
-    assert open_set_metrics(score, target)["fpr95"] == pytest.approx(min(passing))
+    fpr95 = open_set_metrics(score, target)["fpr95"]
+    assert fpr95 == pytest.approx(min(passing))
+    # and so it is read off the curve
+    fpr, tpr = roc_points(score, target)
+    assert fpr[np.argmax(tpr >= 0.95)] == pytest.approx(fpr95)
+    assert len(fpr) == 1 + len(np.unique(score))
+
+
+def test_a_curve_has_the_points_of_its_straight_stretches() -> None:
+    # One known and one open image at each of 40 scores: the curve is the diagonal, and at the 38th
+    # score 95 % of both are accepted. From the corners alone one would read 100 %.
+    score, target = np.repeat(np.arange(40.0), 2), np.tile([0, -1], 40)
+    fpr, tpr = roc_points(score, target)
+    assert open_set_metrics(score, target)["fpr95"] == fpr[np.argmax(tpr >= 0.95)] == 0.95
+    curve = oscr(score, np.zeros(80, int), target)
+    assert len(curve.fpr) == 41 and curve.fpr[np.argmax(curve.ccr >= 0.95)] == 0.95
+
+
+@settings(SEEDED, max_examples=25)
+@given(scored())
+def test_scores_far_outside_of_0_to_1_are_taken_as_they_are(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """A sigmoid, which some libraries pass logits through, makes 1 of all of these."""
+    score, pred, target = case
+    far = score + 64  # exact, the scores being quarters
+    assert open_set_metrics(far, target) == open_set_metrics(score, target)
+    for a, b in zip(roc_points(far, target), roc_points(score, target), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert oscr(far, pred, target).area == oscr(score, pred, target).area
+    assert calibrate_threshold(far[target >= 0]) == calibrate_threshold(score[target >= 0]) + 64
+    results = [
+        evaluate_answers(pred, {"max_logit": s}, target, [9, 9, 9, 9])["scores"]["max_logit"]
+        for s in (score, far)
+    ]
+    moved = results[1]["f_curve"]
+    moved["threshold"] = [t - 64 for t in moved["threshold"]]
+    assert results[0] == results[1]
 
 
 @SEEDED

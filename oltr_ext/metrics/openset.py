@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ class Oscr(NamedTuple):
 
     area: float
     fpr: FloatArray
-    """(T,) fraction of open images accepted, rising from 0 to 1."""
+    """(T,) fraction of open images accepted at each distinct score, rising from 0 to 1."""
     ccr: FloatArray
     """(T,) fraction of known images accepted and classified right, from 0 to the accuracy."""
 
@@ -26,6 +27,10 @@ class Oscr(NamedTuple):
 def _ranks(score: FloatArray) -> FloatArray:
     """Dense ranks: what every metric here depends on, and finite where scores may be infinite."""
     return np.unique(score, return_inverse=True)[1].astype(np.float64)
+
+
+# With the points on straight stretches too, or what is read off between them comes out too high.
+_curve = partial(roc_curve, drop_intermediate=False)
 
 
 def _split(score: Any, target: Any, where: str) -> tuple[FloatArray, BoolArray]:
@@ -63,11 +68,14 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
 
 
 def roc_points(score: Any, target: Any) -> tuple[FloatArray, FloatArray]:
-    """(fpr, tpr) of the ROC curve, known positive; empty without known or without open images."""
+    """(fpr, tpr) of the ROC curve, known positive: a point for each distinct score, and the origin.
+
+    Empty without known or without open images.
+    """
     s, known = _split(score, target, "roc_points")
     if known.all() or not known.any():
         return np.empty(0), np.empty(0)
-    fpr, tpr, _ = roc_curve(known, _ranks(s))
+    fpr, tpr, _ = _curve(known, _ranks(s))
     return fpr, tpr
 
 
@@ -94,6 +102,6 @@ def oscr(score: Any, pred_closed: Any, target: Any) -> Oscr:
     if not right.any():
         return Oscr(0.0, np.array([0.0, 1.0]), np.zeros(2))
     used = right | ~known
-    fpr, tpr, _ = roc_curve(right[used], _ranks(s[used]))
+    fpr, tpr, _ = _curve(right[used], _ranks(s[used]))
     ccr = tpr * (right.sum() / known.sum())
     return Oscr(float(auc(fpr, ccr)), fpr, ccr)
