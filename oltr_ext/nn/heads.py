@@ -153,6 +153,10 @@ class Head(nn.Module, ABC):
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The answer for features (B, D), in memory that does not grow with B x C.
 
+        A row alone may differ from the same in a batch by the rounding of float32 products, which
+        is that of bfloat16 under ``torch.set_float32_matmul_precision("medium")``. On a CPU a
+        memory head's natively does not differ at all, and a distance nowhere.
+
         Returns:
             (label (B,) int64 with -1 for unknown, confidence (B,) float64). The confidence is the
             value of ``self.score``; a row without a number (NaN) is unknown.
