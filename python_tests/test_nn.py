@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from oltr_ext import use_backend
@@ -194,6 +195,10 @@ class TestMemory:
         assert torch.equal(memory.counts, other.counts)
         with pytest.raises(ValueError, match="holds"):
             CentroidMemory(4, 2).load(tmp_path / "m.safetensors")
+        one = {"centroids": memory.centroids.detach(), "counts": torch.ones(1, dtype=torch.int64)}
+        save_file(one, tmp_path / "one")  # which would be everybody's count
+        with pytest.raises(ValueError, match=r"expected counts of shape \(3,\), .* holds \(1,\)"):
+            other.load(tmp_path / "one")
         with pytest.raises(FileNotFoundError):
             other.load(tmp_path / "none")
         data = (tmp_path / "m.safetensors").read_bytes()

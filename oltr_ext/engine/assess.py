@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from oltr_ext.data import Embeddings, TensorImages
+from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.predict import Trained, nearest_classes
 from oltr_ext.engine.splits import Splits, load_splits
@@ -60,6 +61,7 @@ class Assessment:
         return "open" if names is None or index < 0 else names[index]
 
 
+@own_defaults()
 def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Assessment:
     """Run the test set of the model's own configuration (or `splits`) through it.
 
@@ -120,6 +122,7 @@ def compare(trained: Sequence[Trained], names: Sequence[str]) -> list[Assessment
     return results
 
 
+@own_defaults()
 def report(
     results: Sequence[Assessment],
     path: str | Path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ __all__ = [
     "class_frequencies",
     "lr_factor",
     "model_shape",
+    "own_defaults",
     "own_dtype",
     "pick_device",
     "seed_everything",
@@ -74,6 +75,14 @@ def own_dtype() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """`own_dtype`, and the CPU as torch's default device: what goes elsewhere is sent there."""
+    cpu = torch.device("cpu")
+    with own_dtype(), nullcontext() if torch.get_default_device() == cpu else cpu:
+        yield
 
 
 def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oltr_ext.data import FeatureStream, write_embeddings
+from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import SUFFIX
 from oltr_ext.engine.config import config_names, load_config
 from oltr_ext.engine.evaluate import BATCH, stream
@@ -20,6 +21,7 @@ from oltr_ext.engine.splits import Images, Splits, load_splits
 __all__ = ["embed"]
 
 
+@own_defaults()
 def embed(
     path: str | Path,
     out: str | Path,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oltr_ext.data.transforms import icon_tensor, photo_tensor
+from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.predict import Trained
 from oltr_ext.engine.schema import EmbeddingsData, ListData
 from oltr_ext.models import OLTRModel
@@ -36,6 +37,7 @@ class _Answers(nn.Module):
         return self.model.head.predict(self.model.features(images).float())
 
 
+@own_defaults()
 @torch.no_grad()
 def export(trained: Trained, path: str | Path) -> Path:
     """Write a trained model as a program of `torch.export`.

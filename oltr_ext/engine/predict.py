@@ -18,7 +18,7 @@ from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test, read_image
 from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import build_model, own_dtype, pick_device
+from oltr_ext.engine.build import build_model, own_defaults, pick_device
 from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.checks import FREE
 from oltr_ext.engine.config import ConfigError, make_config
@@ -92,6 +92,7 @@ def read_model(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, Any
     return path, tensors, header
 
 
+@own_defaults()
 def load_trained(
     path: str | Path, *, device: str = "auto", overrides: Iterable[str] = ()
 ) -> Trained:
@@ -129,7 +130,7 @@ def load_trained(
     )
 
 
-@own_dtype()
+@own_defaults()
 def load_embedder(
     config: Config, trained: Trained | None = None, *, device: str = "auto"
 ) -> Embedder:
@@ -173,6 +174,7 @@ def load_embedder(
     return Embedder(model.to(where).eval(), config, where, source)
 
 
+@own_defaults()
 @torch.no_grad()
 def predict_images(
     trained: Trained,
@@ -226,6 +228,7 @@ def predict_images(
     return found
 
 
+@own_defaults()
 @torch.no_grad()
 def predict_embeddings(
     trained: Trained,

@@ -33,7 +33,7 @@ from oltr_ext.engine.build import (
     build_sampler,
     lr_factor,
     model_shape,
-    own_dtype,
+    own_defaults,
     seed_everything,
 )
 from oltr_ext.engine.checks import OtherRunError
@@ -68,7 +68,7 @@ class State:
     origin: str | None = None  # fingerprint of the stage 1 that was given, None for its own
 
 
-@own_dtype()
+@own_defaults()
 def train(
     config: Config,
     out: str | Path,

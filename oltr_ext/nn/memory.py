@@ -31,12 +31,13 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
     Raises:
         ValueError: no row at all. RuntimeError: a label out of range.
     """
-    sums, counts = torch.empty(0), torch.zeros(num_classes, dtype=torch.int64)
+    cpu, wide = torch.device("cpu"), torch.float64
+    sums, counts = torch.empty(0), torch.zeros(num_classes, dtype=torch.int64, device=cpu)
     for features, target in batches:
         if len(features) == 0:
             continue
         if len(sums) == 0:
-            sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
+            sums = torch.zeros(num_classes, features.shape[1], dtype=wide, device=cpu)
         target = target.cpu()
         wrong = ((target < 0) | (target >= num_classes)).nonzero()
         if len(wrong):
@@ -47,7 +48,7 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
             )
         # only the classes of the batch: their number, not C, sets the cost of a batch
         classes, row = target.unique(return_inverse=True)
-        means, count = ops.class_means(features.cpu().double(), row, len(classes))
+        means, count = ops.class_means(features.to(cpu, wide), row, len(classes))
         sums[classes] += means * count.unsqueeze(1)
         counts[classes] += count
     if len(sums) == 0:
@@ -207,11 +208,15 @@ class CentroidMemory(nn.Module):
             centroids, counts = tensors["centroids"], tensors["counts"]
         except Exception as error:  # safetensors raises its own type, a missing name KeyError
             raise ValueError(f"CentroidMemory: {path} does not hold a memory: {error}") from None
-        if centroids.shape != self.centroids.shape:
-            raise ValueError(
-                f"CentroidMemory: expected centroids of shape {tuple(self.centroids.shape)}, "
-                f"{path} holds {tuple(centroids.shape)}"
-            )
+        for name, own, found in (
+            ("centroids", self.centroids, centroids),
+            ("counts", self.counts, counts),
+        ):
+            if found.shape != own.shape:
+                raise ValueError(
+                    f"CentroidMemory: expected {name} of shape {tuple(own.shape)}, {path} holds "
+                    f"{tuple(found.shape)}"
+                )
         with torch.no_grad():
             self.centroids.copy_(centroids)
             self._set_counts(counts)

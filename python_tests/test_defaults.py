@@ -1,18 +1,21 @@
-"""What we build and draw names its dtype: torch's default is for what the user makes."""
+"""What we build and draw names dtype and device: torch's defaults are for what the user makes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from head_cases import heads_of_every_kind
-from tiny import config, same_run
+from tiny import arrays, config, same_run
 
-from oltr_ext.engine.assess import assess
+from oltr_ext import ops
+from oltr_ext.engine.assess import assess, report
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.config import make_config
+from oltr_ext.engine.export import export
 from oltr_ext.engine.predict import load_embedder, load_trained, predict_images
 from oltr_ext.engine.train import train
 from oltr_ext.nn import OLTRHead
+from oltr_ext.nn.memory import means_over
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16], ids=["f64", "bf16"])
@@ -39,6 +42,34 @@ def test_a_run_and_its_answers(default, finished, answers, data, tmp_path):
     same_run(tmp_path, finished)
     summary, predictions = _answers(tmp_path, data)
     assert repr(summary) == repr(answers[0]) and predictions == answers[1]
+
+
+@pytest.fixture
+def elsewhere():
+    """The default device is not the CPU; meta stands in for a GPU."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def test_a_run_and_its_answers_on_another_default_device(
+    elsewhere, finished, answers, data, tmp_path
+):
+    train(make_config(config(data)), tmp_path)
+    assert torch.get_default_device().type == "meta"
+    same_run(tmp_path, finished)
+    summary, predictions = _answers(tmp_path, data)
+    assert repr(summary) == repr(answers[0]) and predictions == answers[1]
+    trained = load_trained(tmp_path, device="cpu")
+    export(trained, tmp_path / "model.pt2")
+    report([assess(trained, name="tiny")], tmp_path / "report.html")
+
+
+def test_means_on_another_default_device(elsewhere):
+    x, y = (torch.from_numpy(part) for part in arrays()["train"])
+    means, counts = means_over([(x[:10], y[:10]), (x[10:], y[10:])], 4)
+    assert means.device.type == counts.device.type == "cpu"
+    torch.testing.assert_close(means.float(), ops.class_means(x, y, 4).means)
 
 
 @pytest.mark.parametrize("kind", ["ncm", "openmax", "fslwf"])
