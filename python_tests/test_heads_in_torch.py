@@ -11,6 +11,7 @@ import torch.distributed as dist
 from head_cases import heads_of_every_kind
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import FSLwFHead, LinearHead, LWSHead, ModulatedAttention, OLTRHead, OpenMaxHead
@@ -136,6 +137,66 @@ def test_what_fslwf_keeps_of_inference_mode_is_not_trained_on():
     assert head._kept is not None
     head.outputs(x).logits[:, head.base].sum().backward()
     head.train().loss(x, y).backward()
+
+
+def copied(head, other):
+    for a, b in zip(other.state_dict().values(), head.state_dict().values(), strict=True):
+        a.copy_(b)
+    return other
+
+
+def averaged(use_buffers):
+    def average(head, other):
+        average = AveragedModel(other, use_buffers=use_buffers)
+        average.update_parameters(head)
+        average.update_parameters(head)
+        return average.module
+
+    return average
+
+
+WAYS = {"copied": copied, "averaged": averaged(False), "buffers too": averaged(True)}
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_head_that_is_written_tensor_by_tensor(kind, how):
+    """As processes get one's weights, and averages their model's: what it derives is made anew."""
+    if (kind, how) == ("fslwf", "buffers too"):
+        pytest.skip("torch averages no bool, which FSLwF's base is")
+    head, x, _ = trained(kind)
+    other = MAKERS[kind]().eval()
+    with torch.no_grad():
+        other.predict(x)  # derives all there is
+        other = WAYS[how](head, other)
+        assert other.score == "energy"
+        for name, value in head.eval().outputs(x)._asdict().items():
+            if value is not None:
+                torch.testing.assert_close(getattr(other.outputs(x), name), value)
+        assert torch.equal(other.predict(x)[0], head.predict(x)[0])
+
+
+def test_a_program_of_a_memory_that_lacks_a_class():
+    """Compiled or exported, it has what was known then; also where the head was just moved."""
+    head, x, _ = trained("oltr")
+    head.requires_grad_(False)
+    want = head.predict(x)
+    moved = copy.deepcopy(head).to("meta").to_empty(device="cpu")
+    moved.load_state_dict(head.state_dict())
+    program = torch.export.export(Predict(moved), (x,)).module()
+    compiled = torch.compile(moved.predict, fullgraph=True, backend="aot_eager")
+    for got in (program(x), compiled(x)):
+        assert torch.equal(got[0], want[0])
+        torch.testing.assert_close(got[1], want[1])
+
+
+class Predict(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head.predict(x)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")

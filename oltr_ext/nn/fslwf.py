@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from oltr_ext import ops
 from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, check_labels
 from oltr_ext.nn.losses import wide
+from oltr_ext.nn.mark import mark
 
 CHUNK = 1 << 24
 """Attention, rows times base classes, that `FSLwFHead.generate` holds at a time."""
@@ -147,9 +148,8 @@ class FSLwFHead(Head):
             self._kept = None
             return self._all_weights()
         made_of = [*self.parameters(), *self.buffers()]
-        try:
-            state = [(id(t), t.data_ptr(), t._version) for t in made_of]
-        except RuntimeError:  # tensors of inference mode or torch.func do not say
+        state = mark(made_of)
+        if state is None:
             return self._all_weights()
         if self._kept is None or self._kept[0] != state:
             # with the tensors themselves: while they live, no other can have their id

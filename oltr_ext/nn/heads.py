@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from oltr_ext.nn.losses import wide
+from oltr_ext.nn.mark import mark
 from oltr_ext.nn.scores import SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -57,7 +58,8 @@ class Head(nn.Module, ABC):
 
     threshold: Tensor
     score_index: Tensor
-    _score = "max_softmax"  # what score_index says, for a graph cannot ask it
+    _score = "max_softmax"  # what score_index says, for a graph cannot ask it; and which one said
+    _said_by: Any = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +81,12 @@ class Head(nn.Module, ABC):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
+        self._read_score()
+
+    def _read_score(self) -> None:
         if not self.score_index.is_meta:  # still, where nothing was assigned
             self._score = SCORES[int(self.score_index)]
+        self._said_by = mark([self.score_index])
 
     @property
     @abstractmethod
@@ -90,6 +96,8 @@ class Head(nn.Module, ABC):
     @property
     def score(self) -> str:
         """Name of the score that is compared with the threshold."""
+        if not torch.compiler.is_compiling() and mark([self.score_index]) != self._said_by:
+            self._read_score()
         return self._score
 
     def set_threshold(self, value: float, score: str) -> None:
@@ -104,7 +112,7 @@ class Head(nn.Module, ABC):
             raise ValueError("set_threshold: expected a number, got NaN")
         self.threshold.fill_(value)
         self.score_index.fill_(SCORES.index(score))
-        self._score = score
+        self._score, self._said_by = score, mark([self.score_index])
 
     @abstractmethod
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.losses import wide
+from oltr_ext.nn.mark import mark
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
 
@@ -68,16 +69,15 @@ class CentroidMemory(nn.Module):
     Attributes:
         centroids: (C, D).
         counts: (C,) int64, features seen of each class; 0 marks a class without a centroid yet.
-            Written by the methods and by `load_state_dict`.
-        present: (K,) int64, the classes with a centroid, in order; None where that is all of them,
-            or none (nothing was counted: the centroids are taken as they are). The others take no
-            part: they are no feature's nearest class.
     """
 
     centroids: Tensor
     counts: Tensor
-    present: Tensor | None
+    # What `present` was found to be, and of which counts. No buffer: there is one where a class
+    # lacks alone, and whoever goes through two models' buffers side by side would not find it.
+    _present: Tensor | None = None
     _complete = False  # whether every class has a centroid
+    _found_of: Any = ()
 
     def __init__(self, num_classes: int, feat_dim: int, *, learnable: bool = True) -> None:
         super().__init__()
@@ -92,7 +92,18 @@ class CentroidMemory(nn.Module):
         else:
             self.register_buffer("centroids", centroids)
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
-        self.register_buffer("present", None, persistent=False)
+
+    @property
+    def present(self) -> Tensor | None:
+        """(K,) int64, the classes with a centroid, in order.
+
+        None where that is all of them, or none (nothing was counted: the centroids are taken as
+        they are). The others take no part: they are no feature's nearest class.
+        """
+        # a compiled graph cannot ask: it has what was found before
+        if not torch.compiler.is_compiling() and mark([self.counts]) != self._found_of:
+            self._find_present()
+        return self._present
 
     @property
     def num_classes(self) -> int:
@@ -178,6 +189,7 @@ class CentroidMemory(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"CentroidMemory: expected momentum in [0, 1], got {momentum}")
         self._check(features)
+        complete = self.present is None and self._complete
         x = features.to(torch.promote_types(features.dtype, self.centroids.dtype))
         means, count = ops.class_means(wide(x), target, self.num_classes)
         # in float32 at least, and rounded once
@@ -186,7 +198,9 @@ class CentroidMemory(nn.Module):
         moved = torch.where((self.counts > 0).unsqueeze(1), moved, means)
         self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, old))
         self.counts += count
-        if not self._complete:
+        if complete:  # and so it stays: no need to wait for the device
+            self._found_of = mark([self.counts])
+        else:
             self._find_present()
 
     def save(self, path: str | Path) -> None:
@@ -235,13 +249,20 @@ class CentroidMemory(nn.Module):
         self._find_present()
 
     def _find_present(self) -> None:
+        self._complete, self._present = False, None
+        self._found_of = mark([self.counts])
         if self.counts.is_meta:  # it is not known yet
-            self._complete, self.present = False, None
             return
         with torch.inference_mode(False):  # of tensors made in that mode, backward saves none
             present = self.counts.nonzero()[:, 0]
         self._complete = len(present) == self.num_classes
-        self.present = present if 0 < len(present) < self.num_classes else None
+        self._present = present if 0 < len(present) < self.num_classes else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self._present is not None:  # for compiled graphs, which do not look for it anew
+            self._present = None if self.counts.is_meta else self._present.to(self.counts.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
