@@ -225,3 +225,11 @@ def test_errors():
     head = FSLwFHead(3, [20, 4])
     with pytest.raises(ValueError, match="expected 4 images of novel classes, got 1"):
         head.init_from(torch.ones(2, 3), [(torch.ones(2, 3), torch.tensor([0, 1]))])
+    x, y = torch.ones(4, 3), torch.ones(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"expected weight of shape \(2, 3\), got \(3, 3\)"):
+        head.init_from(torch.ones(3, 3), [(x, y)])
+    for wrong in (x[:, :1], x[0]):  # which would be everywhere
+        with pytest.raises(ValueError, match=r"expected finite features of shape \(4, 3\), got"):
+            head.init_from(torch.ones(2, 3), [(wrong, y)])
+    with pytest.raises(ValueError, match="not all finite"):
+        head.init_from(torch.ones(2, 3), [(x * torch.nan, y)])

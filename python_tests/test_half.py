@@ -9,6 +9,7 @@ from oltr_ext import ops, use_backend
 from oltr_ext.nn import (
     CentroidMemory,
     CosineClassifier,
+    FocalLoss,
     FSLwFHead,
     LiftedStructureLoss,
     MetaEmbedding,
@@ -75,6 +76,17 @@ def test_directions_from_rows_of_such_norms(kind):
     assert (classifier.weight.double().norm(dim=1) - 3**-0.5).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_directions_from_rows_whose_squares_float32_cannot_hold(scale):
+    classifier, rows = CosineClassifier(6, 4), torch.randn(4, 6)
+    rows[3] = 0
+    before = classifier.weight[3].clone()
+    classifier.start_at(rows * scale)
+    want = rows[:3] / rows[:3].norm(dim=1, keepdim=True) / 3**0.5
+    torch.testing.assert_close(classifier.weight[:3], want)
+    assert torch.equal(classifier.weight[3], before)
+
+
 def test_tau_normalisation_of_such_norms_and_of_zero():
     weight = torch.cat([long_rows(3), torch.zeros(1, 64).half()])
     for tau in (0.0, 0.5, 1.0):
@@ -90,6 +102,10 @@ def test_losses_and_cosines_of_such_norms():
     for loss in (LiftedStructureLoss(), RangeLoss(margin=1e12)):
         got, want = loss(x, y), loss(x.double(), y)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+    logits = torch.tensor([[0.0, 12.0], [0.0, 9.0]], requires_grad=True)
+    loss = FocalLoss(0.5)(logits.half(), torch.tensor([1, 1]))  # 1 - p is 6e-6, which float16 has
+    assert loss.dtype == torch.float32  # to one digit
+    torch.testing.assert_close(loss, FocalLoss(0.5)(logits, torch.tensor([1, 1])))
     head = FSLwFHead(64, [20, 20, 20]).half()
     assert head.outputs(x).logits.isfinite().all()
 

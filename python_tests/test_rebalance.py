@@ -207,6 +207,12 @@ def test_openmax_fits_each_class_as_alone(monkeypatch):
         assert (shape, scale) == pytest.approx(fit_weibull(tail + shift), rel=1e-3)
     with pytest.raises(ValueError, match=r"OpenMaxHead.fit: expected finite features, class 3"):
         head.fit(x.masked_fill((target == 3)[:, None], torch.nan), target)
+    with pytest.raises(
+        ValueError, match=r"OpenMaxHead.fit: expected features and a tail .*, got 0"
+    ):
+        head.fit(x[:0], target[:0])
+    with pytest.raises(ValueError, match=r"a tail of at least 1, got [0-9]+ and 0"):
+        head.fit(x, target, tail=0)
     with pytest.raises(ValueError, match=r"OpenMaxHead.fit: expected labels in .*, got -1 to"):
         head.fit(x, target - 1)
 

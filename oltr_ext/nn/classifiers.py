@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
@@ -43,11 +44,15 @@ class CosineClassifier(nn.Module):
         Only the direction of a weight matters to the logits, but its length sets how far a step
         turns it. A zero row (a class without data) keeps its random start.
         """
-        directions = wide(directions)  # the norm of a float16 row is infinite from 65,520 on
-        norm = directions.norm(dim=1, keepdim=True)
+        directions = wide(directions)
+        largest = directions.abs().amax(dim=1, keepdim=True)
+        there = largest > 0
+        # squares of small numbers are 0 and those of large ones infinite: by the largest first
+        divide = there & ((largest < 1e-12) | (largest > 1e15))
+        unit = F.normalize(directions / largest.where(divide, 1), dim=1)
         length = 3**-0.5  # of a row of U(-1/sqrt(D), 1/sqrt(D)), whatever D
-        start = (directions / norm.clamp_min(1e-12) * length).to(self.weight)
-        self.weight.copy_(torch.where((norm > 0).to(self.weight.device), start, self.weight))
+        start = (unit * length).to(self.weight)
+        self.weight.copy_(torch.where(there.to(self.weight.device), start, self.weight))
 
     def forward(self, v: Tensor) -> Tensor:
         """Embeddings (B, D) to logits (B, C)."""

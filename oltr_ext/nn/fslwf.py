@@ -85,12 +85,24 @@ class FSLwFHead(Head):
             batches: features (B, D) and labels (B,), together the whole training set.
 
         Raises:
-            ValueError: other images of novel classes than ``train_counts`` announced, or labels
-                that are no class.
+            ValueError: other images of novel classes than ``train_counts`` announced, labels that
+                are no class, another shape, or features that are not finite.
         """
         novel: list[tuple[Tensor, Tensor]] = []
+        width = self.weight.shape[1]
+        if tuple(weight.shape) != (len(self.base), width):
+            raise ValueError(
+                f"FSLwFHead.init_from: expected weight of shape {(len(self.base), width)}, got "
+                f"{tuple(weight.shape)}"
+            )
         for x, y in batches:
             check_labels("FSLwFHead.init_from", y, len(self.base))
+            if tuple(x.shape) != (len(y), width) or not x.isfinite().all():
+                finite = "" if x.isfinite().all() else ", not all finite"
+                raise ValueError(
+                    f"FSLwFHead.init_from: expected finite features of shape {(len(y), width)}, "
+                    f"got {tuple(x.shape)}{finite}"
+                )
             novel.append((x[~self.base[y]], y[~self.base[y]]))
         kept = sum(len(y) for _, y in novel)
         if kept != len(self.support):

@@ -76,8 +76,8 @@ class FocalLoss(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits (B, C) and labels (B,) int64 in [0, C) to a scalar."""
-        log_p = -F.cross_entropy(logits, target, reduction="none")
+        """Logits (B, C) and labels (B,) int64 in [0, C) to a float32 (or float64) scalar."""
+        log_p = -F.cross_entropy(wide(logits), target, reduction="none")
         # -expm1 keeps 1 - p exact for a row that is right; where it is 0 the power has no slope
         rest = (-log_p.expm1()).clamp_min(1e-12)
         return -(rest**self.gamma * log_p).mean()

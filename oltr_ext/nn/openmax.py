@@ -98,9 +98,15 @@ class OpenMaxHead(LinearHead):
                 without images is never held for unknown.
 
         Raises:
-            ValueError: features that are not finite, or labels that are no class.
+            ValueError: no feature, features that are not finite, labels that are no class, or a
+                tail of none.
         """
         check_labels("OpenMaxHead.fit", target, self.num_classes)
+        if len(target) == 0 or tail < 1:
+            raise ValueError(
+                f"OpenMaxHead.fit: expected features and a tail of at least 1, got {len(target)} "
+                f"and {tail}"
+            )
         seen, counts = target.unique(return_counts=True)
         order, most = target.argsort(stable=True), int(counts.max())
         tails = self.weibull.new_full((len(seen), min(tail, most)), torch.nan)
