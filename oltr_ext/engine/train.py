@@ -214,13 +214,8 @@ class _Run:
         # one loader for the stage: its processes start once, and fetch ahead while others validate
         parts = iter(make_loader(self.splits.train, keys, self.splits.workers))
         name = f"stage {state.stage}/{len(self.stages)}"
-        with tqdm(
-            total=total,
-            initial=state.step,
-            desc=name,
-            unit="step",
-            disable=None if distributed.lead() else True,
-        ) as bar:
+        hide = None if distributed.lead() else True
+        with tqdm(total=total, initial=state.step, desc=name, unit="step", disable=hide) as bar:
             while state.step < total:
                 self.step(islice(parts, stage.accumulate), steps)
                 bar.update()
