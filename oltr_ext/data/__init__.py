@@ -1,7 +1,8 @@
 """Data sets of images and of embeddings, sample streams and image transforms."""
 
 from oltr_ext.data.decode import DECODE_ERRORS, read_image
-from oltr_ext.data.embeddings import Embeddings, FeatureStream, read_embeddings, write_embeddings
+from oltr_ext.data.embedding_writer import FeatureStream, write_embeddings
+from oltr_ext.data.embeddings import Embeddings, read_embeddings
 from oltr_ext.data.lists import ImageList, ListLine, read_list, read_names
 from oltr_ext.data.published import PUBLISHED, Published
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.build import build_model, model_shape
 from oltr_ext.engine.config import make_config
+from oltr_ext.engine.fingerprint import what_changed
 from oltr_ext.engine.schema import Config, MemoryStage
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel
@@ -130,10 +131,16 @@ def check_same_run(
     config: Config,
     splits: Splits,
     free: Collection[str] = (),
+    *,
+    say: Callable[[str], None],
 ) -> None:
     """Raises OtherRunError where the checkpoint with this header is not of this run.
 
-    Keys in `FREE`, and those that are or lie under one of `free`, may differ.
+    Keys in `FREE`, and those that are or lie under one of `free`, may differ. A checkpoint from
+    before fingerprints were kept passes with the same training images a class and class names.
+
+    Args:
+        say: gets a line where there is no fingerprint to compare.
     """
     # through today's defaults: a run from before a key was there may go on
     old, new = (
@@ -146,6 +153,10 @@ def check_same_run(
                 f"{out} holds a run with {key} = {old.get(key)}, and this one asks for "
                 f"{new.get(key)}"
             )
+    if "data" not in header:
+        say(f"{out} has no fingerprint of its data: only their numbers and names are compared")
+    elif changed := what_changed(header["data"], splits.fingerprint):
+        raise OtherRunError(f"{out} holds a run on other data: {changed}")
     if header["shape"] != model_shape(splits):
         raise OtherRunError(f"{out} holds a run on other training data")
     names = zip(header["class_names"], splits.class_names, strict=True)
@@ -160,12 +171,14 @@ def check_stage_1(
     header: Mapping[str, Any],
     config: Config,
     splits: Splits,
+    *,
+    say: Callable[[str], None],
 ) -> None:
     """Raises ValueError where a checkpoint is not the end of this run's stage 1."""
     if header["config"]["stage2"] is not None:
         raise ValueError(f"{path} holds the model of a stage 2; its stage 1 is overwritten")
     try:
-        check_same_run(path, header, config, splits, free=AFTER_STAGE_1)
+        check_same_run(path, header, config, splits, AFTER_STAGE_1, say=say)
     except OtherRunError as error:
         raise ValueError(error.args[0]) from None
     stage = config.stage1

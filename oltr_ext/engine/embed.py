@@ -79,7 +79,7 @@ def embed(
             dtype=dtype,
             test_ids=[splits.image_id(i) for i in range(shown)],
             open_names=splits.open_names,
-            source=embedder.source,
+            source={**embedder.source, "data": splits.fingerprint},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from oltr_ext.data import (
 )
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.pack import Pack, load_pack
+from oltr_ext.engine.fingerprint import fingerprint_of
 from oltr_ext.engine.schema import EmbeddingsData, IconsData, ListData, PackData
 
 __all__ = ["Images", "Splits", "load_splits", "make_loader"]
@@ -49,6 +50,13 @@ class Splits:
     open_names: list[str] | None = None  # true name of each image of open_test, where known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
     source: dict[str, Any] | None = None  # what made embeddings, where known
+    fingerprint: dict[str, Any] = field(init=False)  # of what a run learns or chooses by
+
+    def __post_init__(self) -> None:
+        parts = {"train": self.train, "val": self.val, "open_val": self.open_val}
+        self.fingerprint = {
+            name: fingerprint_of(part) for name, part in parts.items() if part is not None
+        }
 
     @property
     def num_classes(self) -> int:

@@ -182,7 +182,7 @@ class _Run:
         if self.config.stage2 is None:
             raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
         path, tensors, header = read_model(run)
-        checks.check_stage_1(path, tensors, header, self.config, self.splits)
+        checks.check_stage_1(path, tensors, header, self.config, self.splits, say=self.say)
         weights = checkpoint.under("model.", tensors)
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
         self.model.load_state_dict(weights)
@@ -344,6 +344,7 @@ class _Run:
             "config": self.config.model_dump(mode="json"),
             "class_names": self.splits.class_names,
             "shape": model_shape(self.splits),
+            "data": self.splits.fingerprint,
             "state": asdict(self.state),
             "scaler": self.scaler.state_dict(),
             "threshold": threshold,
@@ -358,7 +359,7 @@ class _Run:
         tensors, header, problems = found
         for problem in problems:
             self.say(problem)
-        checks.check_same_run(self.out, header, self.config, self.splits)
+        checks.check_same_run(self.out, header, self.config, self.splits, say=self.say)
         self.state = State(**header["state"])
         if stage1 is not None:
             checks.check_origin(self.out, self.state.origin, *read_model(stage1)[:2])
