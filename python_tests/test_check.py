@@ -49,7 +49,9 @@ def test_a_whole_set(imagenet, capsys):
         *("part", "list", "images", "published", "missing", "damaged", "decoded"),
     ]
     assert lines[1].split()[2:] == ["30", "30", "0", "0", "30"]
-    assert lines[-2:] == ["ImageNet-LT: 4 classes with 14 to 3 training images", "whole"]
+    assert lines[-3] == "ImageNet-LT: 4 classes with 14 to 3 training images"
+    assert lines[-2].startswith("note: data.shots: oltr makes every class few-shot, for they have")
+    assert lines[-1] == "whole"
     assert main(["data", "check", "imagenet_lt", "--decode", "7", "--json", *imagenet]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == [] and [p["decoded"] for p in found["parts"]] == [7] * 4

@@ -3,6 +3,7 @@
 from oltr_ext.data.decode import DECODE_ERRORS, read_image
 from oltr_ext.data.embedding_writer import FeatureStream, write_embeddings
 from oltr_ext.data.embeddings import Embeddings, read_embeddings
+from oltr_ext.data.held_out import hold_out
 from oltr_ext.data.lists import ImageList, ListLine, read_list, read_names
 from oltr_ext.data.published import PUBLISHED, Published
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
@@ -23,6 +24,7 @@ __all__ = [
     "Sampler",
     "ShuffleSampler",
     "TensorImages",
+    "hold_out",
     "icon_image",
     "imagenet_test",
     "imagenet_train",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -223,6 +223,11 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         if len(kept) == 0:
             raise ValueError(f"{self.file}: none of its images can be read")
         self.left_out += [self.paths[n] for n in rows]
+        self.keep(kept)
+
+    def keep(self, rows: ArrayLike) -> None:
+        """Takes all images but these rows (indices, or a bool mask) off the list."""
+        kept = np.arange(len(self))[np.asarray(rows)]
         self.paths = [self.paths[n] for n in kept]
         self.lines = [self.lines[n] for n in kept]
         self.labels = self.labels[kept]

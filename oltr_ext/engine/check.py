@@ -17,10 +17,12 @@ from oltr_ext.data import (
     PUBLISHED,
     ListLine,
     Published,
+    hold_out,
     read_image,
     read_list,
     read_names,
 )
+from oltr_ext.engine.checks import shot_note
 from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
@@ -44,7 +46,7 @@ class PartCheck:
 
 @dataclass
 class DataCheck:
-    """What was found. `problems` is empty when the set is whole; each is one line."""
+    """What was found. `problems` is empty when the set is whole; each is one line, as a note is."""
 
     title: str | None  # of the published set
     classes: int
@@ -52,6 +54,7 @@ class DataCheck:
     smallest: int
     parts: list[PartCheck] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what training takes, and should be known
     sources: tuple[str, ...] = ()  # where a published set is to be had
 
 
@@ -100,10 +103,11 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
             )
         )
     found.problems += [f"{', '.join(names)}: no folder {root}" for root, names in gone.items()]
+    _hold_out(data, lists, found)
     _check_labels(data, lists, found)
     _check_overlap(data, lists, found.problems)
     if known:
-        _check_published(known, found)
+        _check_published(known, found, whole=isinstance(data.val, Path))
     return found
 
 
@@ -126,14 +130,35 @@ def _read(part: str, file: Path, problems: list[str]) -> list[ListLine]:
     return good
 
 
+def _hold_out(data: ListData, lists: dict[str, list[ListLine]], found: DataCheck) -> None:
+    """Deal the lines of train as training does, where there is no list of val."""
+    if isinstance(data.val, Path):
+        return
+    lines = [line for line in lists["train"] if line.label is not None and line.label >= 0]
+    lists["val"] = []
+    if not lines:
+        return
+    paths, labels = [line.path for line in lines], [line.label or 0 for line in lines]
+    held = hold_out(paths, labels, data.val, data.val_seed)
+    if not held.any():
+        found.problems.append(f"val: {data.val} holds none of the images of train out")
+    lists["val"] = [line for line, out in zip(lines, held, strict=True) if out]
+    lists["train"] = _without(lists["train"], lists["val"])
+    found.notes.append(
+        f"val: {len(lists['val']):,} of the {len(lines):,} images of train are held out (data.val: "
+        f"{data.val}, data.val_seed: {data.val_seed}); train keeps {len(lists['train']):,}"
+    )
+
+
 def _check_labels(data: ListData, lists: dict[str, list[ListLine]], found: DataCheck) -> None:
     """Labels against the classes, and classes against their training images."""
     train = [line.label or 0 for line in lists["train"] if line.label != -1]
     counts = Counter(train)
-    found.classes = max(counts, default=-1) + 1
+    found.classes, names = max(counts, default=-1) + 1, []
     if data.class_names is not None:
         try:
-            found.classes = len(read_names(data.file(data.class_names)))
+            names = read_names(data.file(data.class_names))
+            found.classes = len(names)
         except (FileNotFoundError, ValueError) as error:
             found.problems.append(str(error))
     for part in ("train", "val", "test"):
@@ -149,6 +174,14 @@ def _check_labels(data: ListData, lists: dict[str, list[ListLine]], found: DataC
             found.problems.append("val: no image of a known class")
     if not train:
         return
+    for part in ("val", "test"):
+        tested = {line.label for line in lists[part]}
+        lacking = sorted(c for c in counts if c not in tested and c < found.classes)
+        if lists[part] and lacking:
+            found.notes.append(
+                f"{part}: {len(lacking):,} of {found.classes:,} classes have no image: "
+                + _some(f"{c} ({names[c]})" if names else f"{c}" for c in lacking)
+            )
     per_class = [counts[c] for c in range(found.classes)] if found.classes <= len(train) else []
     found.largest = max(counts.values())
     found.smallest = min(per_class, default=0)
@@ -158,11 +191,14 @@ def _check_labels(data: ListData, lists: dict[str, list[ListLine]], found: DataC
             f"train: {empty:,} of {found.classes:,} classes have no training image: "
             + _some(str(c) for c in range(found.classes) if c not in counts)
         )
+    if per_class and (note := shot_note(per_class, data.shots)):
+        found.notes.append(note)
 
 
 def _check_overlap(data: ListData, lists: dict[str, list[ListLine]], problems: list[str]) -> None:
     """No image in two lists, but for lists that are the same file."""
     parts = data.parts()
+    parts.setdefault("val", parts["train"])
     paths = {
         part: {os.path.normpath(parts[part][1] / line.path) for line in lines}
         for part, lines in lists.items()
@@ -177,7 +213,9 @@ def _check_overlap(data: ListData, lists: dict[str, list[ListLine]], problems: l
                 )
 
 
-def _check_published(known: Published, found: DataCheck) -> None:
+def _check_published(known: Published, found: DataCheck, *, whole: bool) -> None:
+    """Counts as published; those of the classes only where train is whole, with none held out."""
+
     def differs(what: str, value: int, published: int) -> bool:
         return abs(value - published) > known.rounded.get(what, 1) / 2
 
@@ -188,7 +226,7 @@ def _check_published(known: Published, found: DataCheck) -> None:
             )
     if found.classes and differs("classes", found.classes, known.classes):
         found.problems.append(f"{found.classes:,} classes, {known.classes:,} are published")
-    if found.largest and known.shots and (found.largest, found.smallest) != known.shots:
+    if whole and found.largest and known.shots and (found.largest, found.smallest) != known.shots:
         found.problems.append(
             f"train: {found.largest:,} to {found.smallest:,} images a class, "
             f"{known.shots[0]:,} to {known.shots[1]:,} are published"
@@ -257,6 +295,7 @@ def check_table(found: DataCheck) -> str:
             f"{found.title + ': ' if found.title else ''}{found.classes:,} classes with "
             f"{found.largest:,} to {found.smallest:,} training images"
         )
+    lines += [f"note: {note}" for note in found.notes]
     lines += [f"problem: {problem}" for problem in found.problems]
     if found.problems:
         lines += [f"to be had: {source}" for source in found.sources]

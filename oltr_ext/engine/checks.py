@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from oltr_ext.engine import checkpoint, distributed
@@ -16,6 +17,7 @@ from oltr_ext.engine.config import make_config
 from oltr_ext.engine.fingerprint import what_changed
 from oltr_ext.engine.schema import Config, MemoryStage
 from oltr_ext.engine.splits import Splits
+from oltr_ext.metrics import fitting_bounds, shot_groups
 from oltr_ext.models import OLTRModel
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "check_same_run",
     "check_stage_1",
     "outline",
+    "shot_note",
 ]
 
 FREE = {"device", "threads", "checkpoint_every", "data.workers", "data.max_bad_images"}
@@ -57,6 +60,8 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
         f"{len(counts):,} classes, {int(counts.sum()):,} training images ({counts.max():,} to "
         f"{counts.min():,} a class); {plan}; on {device}"
     )
+    for line in (splits.held_out, shot_note(counts, config.data.shots)):
+        said += f"\n{line}" if line else ""
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         some = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
@@ -67,6 +72,24 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
     if _emulated(config.amp, device):
         said += f"\namp: {config.amp} is emulated on this processor; amp: off is many times faster"
     return said
+
+
+def shot_note(train_counts: ArrayLike, shots: str | tuple[int, int]) -> str | None:
+    """A line where `data.shots` puts every class into one group, with bounds that would not."""
+    groups, counts = shot_groups(train_counts, shots), np.asarray(train_counts)
+    whole = [name for name, members in groups.items() if members.all()]
+    if not whole:
+        return None
+    held = shots if isinstance(shots, str) else list(shots)
+    said = (
+        f"data.shots: {held} makes every class {whole[0]}-shot, for they have {counts.max():,} to "
+        f"{counts.min():,} training images"
+    )
+    bounds = fitting_bounds(counts)
+    if bounds is None:
+        return said
+    sizes = ", ".join(f"{n.sum():,} {name}" for name, n in shot_groups(counts, bounds).items())
+    return f"{said}; data.shots: {list(bounds)} would make {sizes}"
 
 
 def _emulated(amp: str, device: torch.device) -> bool:

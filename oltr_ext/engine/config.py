@@ -36,6 +36,7 @@ from oltr_ext.engine.schema import (
 
 __all__ = ["ConfigError", "config_names", "load_config", "make_config"]
 
+REQUIRED = {"data.val": ": a list, or 0.1 to hold a tenth of train out, or one_per_class"}
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
 
 
@@ -145,7 +146,7 @@ def _first_line(error: ValidationError) -> str:
         near = difflib.get_close_matches(parts[-1], _all_keys(), n=1)
         what = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
     elif first["type"] == "missing":
-        what = "this key is required"
+        what = "this key is required" + REQUIRED.get(where, "")
     else:
         # a key of several types has an error for each
         of_key = first["loc"][:-1] if "[" in str(first["loc"][-1]) else first["loc"]

@@ -73,7 +73,10 @@ class ListData(Strict):
     root: Path | None = None  # what the lists' paths are relative to; default: the list's folder
     lists: Path | None = None  # what the files below are relative to; default: the working folder
     train: Path
-    val: Path
+    # A list; or, where there is none, what is held out of the training list: a share of its images,
+    # or `one_per_class`, one of each class that has two. See `oltr_ext.data.hold_out`.
+    val: Path | Annotated[float, Field(gt=0, lt=1)] | Literal["one_per_class"]
+    val_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # which images are held out
     test: Path
     open_val: Path | None = None
     open_test: Path | None = None
@@ -91,12 +94,12 @@ class ListData(Strict):
         return (self.lists or Path()) / path
 
     def parts(self) -> dict[str, tuple[Path, Path]]:
-        """List file and root of its images, for each part that is named."""
+        """List file and root of its images, for each part that has a list."""
         files = {part: getattr(self, part) for part in PARTS}
         strangers = self.root if self.open_root is None else self.file(self.open_root)
         found = {}
         for part, path in files.items():
-            if path is not None:
+            if isinstance(path, Path):
                 file, root = self.file(path), strangers if "open" in part else self.root
                 found[part] = (file, file.parent if root is None else root)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from oltr_ext.data import (
     Embeddings,
     ImageList,
     TensorImages,
+    hold_out,
     imagenet_test,
     imagenet_train,
     read_embeddings,
@@ -50,6 +52,7 @@ class Splits:
     open_names: list[str] | None = None  # true name of each image of open_test, where known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
     source: dict[str, Any] | None = None  # what made embeddings, where known
+    held_out: str | None = None  # how validation images were taken from the training list
     fingerprint: dict[str, Any] = field(init=False)  # of what a run learns or chooses by
 
     def __post_init__(self) -> None:
@@ -162,7 +165,10 @@ def _list_splits(data: ListData) -> Splits:
         ImageList(*parts["train"], t, max_bad=limit, substitute=True) for t in (augmented, plain)
     )
     again.bad = train.bad  # they are the same files
-    val, test = (ImageList(*parts[part], plain, max_bad=limit) for part in ("val", "test"))
+    val, test = (  # without a list of its own, val is what is held out of train's
+        ImageList(*parts[part if part in parts else "train"], plain, max_bad=limit)
+        for part in ("val", "test")
+    )
     if data.class_names is not None:
         names = read_names(data.file(data.class_names))
     else:
@@ -180,6 +186,7 @@ def _list_splits(data: ListData) -> Splits:
                 f"{images.file}:{images.lines[wrong[0]]}: label {images.labels[wrong[0]]} is out "
                 f"of range: there are {len(names)} classes, 0 to {len(names) - 1}"
             )
+    held_out = None if isinstance(data.val, Path) else _hold_out(data, train, again, val)
     if (val.labels < 0).all():
         raise ValueError(f"{val.file} lists no image of a known class")
     return Splits(
@@ -194,6 +201,24 @@ def _list_splits(data: ListData) -> Splits:
         channels=3,
         size=data.image_size,
         workers=data.workers,
+        held_out=held_out,
+    )
+
+
+def _hold_out(data: ListData, train: ImageList, again: ImageList, val: ImageList) -> str:
+    """Deal the images of the one list that all three hold; what was done, in a line."""
+    assert not isinstance(data.val, Path)
+    held, number = hold_out(train.paths, train.labels, data.val, data.val_seed), len(train)
+    if not held.any():
+        raise ValueError(f"data.val: {data.val} holds none of the {number} training images out")
+    classes = len(np.unique(train.labels))
+    for images, rows in ((train, ~held), (again, ~held), (val, held)):
+        images.keep(rows)
+    again.bad = train.bad
+    return (
+        f"validation: {len(val):,} of the {number:,} training images, of "
+        f"{len(np.unique(val.labels)):,} of {classes:,} classes, are held out (data.val: "
+        f"{data.val}, data.val_seed: {data.val_seed})"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .fmeasure import F_RULES, f_curve, f_measure
 from .openset import Oscr, open_set_metrics, oscr, roc_points
 from .scores import SCORE_NAMES, open_scores
-from .shots import SHOT_NAMES, class_accuracy, shot_accuracy, shot_groups
+from .shots import SHOT_NAMES, class_accuracy, fitting_bounds, shot_accuracy, shot_groups
 from .summary import RELEASED_THRESHOLD, evaluate, evaluate_answers
 from .threshold import CALIBRATION_RULES, calibrate_threshold
 
@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_answers",
     "f_curve",
     "f_measure",
+    "fitting_bounds",
     "open_scores",
     "open_set_metrics",
     "oscr",

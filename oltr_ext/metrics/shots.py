@@ -46,6 +46,26 @@ def shot_groups(train_counts: Any, convention: Convention = "oltr") -> dict[str,
     return {"many": many, "medium": ~(many | few), "few": few}
 
 
+def fitting_bounds(train_counts: Any) -> tuple[int, int] | None:
+    """Bounds (m, f) as of `shot_groups` under which each group has near a third of the classes.
+
+    Where classes have two different numbers of images the middle group stays empty; where all
+    have the same number there are no such bounds.
+
+    Args:
+        train_counts: (C,) training images of each class.
+    """
+    counts = as_labels(train_counts, "fitting_bounds: train_counts", low=0)
+    sizes, classes = np.unique(counts, return_counts=True)
+    if len(sizes) < 3:
+        return (int(sizes[1]) - 1, int(sizes[1])) if len(sizes) == 2 else None
+    below = np.cumsum(classes) - classes  # classes of fewer images than this size
+    few = 1 + int(np.argmin(abs(below[1:-1] - len(counts) / 3)))
+    above = len(counts) - below - classes
+    many = few + int(np.argmin(abs(above[few:-1] - len(counts) / 3)))
+    return int(sizes[many]), int(sizes[few])
+
+
 def class_accuracy(pred: IntArray, target: IntArray, num_classes: int) -> FloatArray:
     """(C,) share of each class's images predicted right; nan for a class without images."""
     images = np.bincount(target, minlength=num_classes)
