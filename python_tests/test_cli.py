@@ -156,14 +156,32 @@ def test_stage_1_is_a_folder_or_its_model(folder, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`.\n"), None),
+        (
+            RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`.\n"),
+            "CUDA error: out of memory; Compile with `TORCH_USE_CUDA_DSA`.",
+        ),
+        (
+            RuntimeError(
+                "Error(s) in loading state_dict for OLTRModel:\n"
+                '\tMissing key(s) in state_dict: "backbone.a", "backbone.b". \n'
+                "\tsize mismatch for head.weight: copying a param with shape torch.Size([4, 2]).\n"
+            ),
+            "Error(s) in loading state_dict for OLTRModel: Missing key(s) in state_dict: "
+            '"backbone.a", "backbone.b". size mismatch for head.weight: copying a param with shape '
+            "torch.Size([4, 2]).",
+        ),
+        (
+            RuntimeError("\n".join(f"{n}" for n in range(9))),
+            "0; 1; 2; 3; 4; 5; and 3 more lines (--debug shows them)",
+        ),
+        (RuntimeError("word " * 100), "word " * 47 + "..."),
         (
             ValueError(
                 "Caught ValueError in DataLoader worker process 0.\n"
                 "Original Traceback (most recent call last):\n"
                 '  File "x.py", line 1, in f\n    raise\nValueError: no image: x\nof y\n'
             ),
-            "no image: x",
+            "no image: x; of y",
         ),
         (OSError(), "OSError"),
     ],
@@ -174,7 +192,14 @@ def test_the_line_of_an_error_says_what_happened(error, line, capsys, monkeypatc
 
     monkeypatch.setattr("oltr_ext.cli.commands.run_methods", fail)
     assert main(["methods"]) == 1
-    assert capsys.readouterr().err == f"oltr: {line or 'CUDA error: out of memory'}\n"
+    assert capsys.readouterr().err == f"oltr: {line}\n"
+
+
+def test_home_is_put_into_a_folder_that_the_shell_left_alone(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--set", "stage2=null", "--set", "stage1.epochs=1", "--out=~/runs/a"]
+    assert main(["train", str(folder / "tiny.yaml"), *words]) == 0
+    assert capsys.readouterr().out == f"model  {tmp_path}/runs/a/model.safetensors\n"
 
 
 @pytest.mark.parametrize(

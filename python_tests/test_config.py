@@ -83,3 +83,50 @@ def test_a_file_is_as_good_as_a_name(tmp_path):
     config = load_config(file)
     assert config.stage1.epochs == 2 and config.stage2 is None and config.amp == "off"
     assert make_config(SMALL).stage1.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage1: {epochs: 1}\nseed: 3\nstage1: {epochs: 2}\n", "stage1 is .* lines 1 and 3"),
+        ("seed: 1\nstage1:\n  epochs: 1\n  lr: 1\n  'epochs': 3\n", "epochs is .* lines 3 and 5"),
+        ("data:\n  augment: {flip: 1, shift: 2, flip: 0}\n", "flip is there .* lines 2 and 2"),
+    ],
+)
+def test_a_key_twice_is_told_with_both_lines(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"x\.yaml: {message}$"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_a_key_twice_in_an_override_too_but_not_what_a_merge_replaces(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set stage1=.*: epochs is there twice"):
+        load_config("icons", ["stage1={epochs: 1, epochs: 2}"])
+    (tmp_path / "x.yaml").write_text(
+        "data: {kind: icons}\n"
+        "stage1: &one {epochs: 1, lr: &lr {feature: .1, classifier: .1}}\n"
+        "stage2: {<<: *one, epochs: 2, lr: {<<: *lr, centroid: .1}}\n"
+    )
+    config = load_config(tmp_path / "x.yaml")
+    assert (config.stage1.epochs, config.stage2.epochs, config.stage2.lr.feature) == (1, 2, 0.1)
+
+
+def test_home_and_variables_are_put_into_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SETS", "/sets")
+    data = {
+        "kind": "lists",
+        "root": "~/birds",
+        "lists": "$HOME/lists",
+        **{part: f"${{SETS}}/{part}.txt" for part in ("train", "val", "test")},
+        "class_names": "$UNKNOWN/~/names.txt",
+    }
+    found = make_config({**SMALL, "data": data}).data
+    assert str(found.root) == "/home/me/birds" and str(found.lists) == "/home/me/lists"
+    assert [str(p) for p in (found.train, found.val, found.test)] == [
+        f"/sets/{part}.txt" for part in ("train", "val", "test")
+    ]
+    assert str(found.class_names) == "$UNKNOWN/~/names.txt"
+    for data in ({"kind": "embeddings", "root": "~/e"}, {"kind": "pack", "name": "~/e"}):
+        found = make_config({**SMALL, "data": data}).data
+        assert str(getattr(found, "root", None) or found.name) == "/home/me/e"

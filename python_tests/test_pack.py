@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import config
 
 from oltr_ext.cli import main
-from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, load_pack, save_pack
+from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, cache_folder, load_pack, save_pack
 from oltr_ext.engine import predict
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.config import load_config, make_config
@@ -160,6 +160,26 @@ def test_a_pack_that_is_not_there_says_how_to_make_it(tmp_path, monkeypatch, cap
         assert told == f"oltr: no pack {tmp_path}/{name}.npz; make it: oltr data make {maker}\n"
     assert main(["train", "glyphs-2000", "--set", "data.name=glyphs"]) == 1
     assert "no pack glyphs; packs of the package: glyphs-2000, " in capsys.readouterr().err
+
+
+def test_no_folder_for_the_cache_names_what_sets_it(tmp_path, monkeypatch, capsys):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("OLTR_EXT_CACHE", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", unknown)
+    for words in (["data", "make", "glyphs"], ["train", "glyphs-2000"]):
+        assert main(words) == 1
+        told = capsys.readouterr().err
+        assert told.endswith("no home folder for the cache: set OLTR_EXT_CACHE to a folder\n")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OLTR_EXT_CACHE", str(tmp_path / "file" / "cache"))
+    assert main(["data", "make", "icons-large"]) == 1
+    told = capsys.readouterr().err
+    assert f"cannot write to the cache {tmp_path}/file/cache (Not a directory): set OLTR_EX" in told
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OLTR_EXT_CACHE", "~/cache")
+    assert cache_folder() == tmp_path / "cache"
 
 
 ROWS = st.one_of(

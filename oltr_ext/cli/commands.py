@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from textwrap import shorten
 
 from oltr_ext.engine.methods import METHODS
 
@@ -164,10 +165,13 @@ def run_methods(args: argparse.Namespace) -> int:
 
 
 def one_line(error: Exception) -> str:
+    """What an error says, its lines joined; of long ones and of many the beginning."""
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:  # of a loader process, with the message at its end
-        text = (re.findall(r"^[\w.]+Error: (.+)", text, re.MULTILINE) or text.splitlines())[-1]
-    return text.splitlines()[0]
+        text = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1]
+    lines = [shorten(line, 240, placeholder=" ...") for line in text.splitlines() if line.strip()]
+    more = f"; and {len(lines) - 6} more lines (--debug shows them)" if len(lines) > 6 else ""
+    return "; ".join(lines[:6]).replace(":; ", ": ").replace(".; ", ". ") + more
 
 
 def _say(line: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from oltr_ext._version import __version__
 from oltr_ext.cli import commands
 from oltr_ext.engine.methods import DEMO
+from oltr_ext.engine.paths import expanded, path_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         "train methods on the embedded icons, evaluate them, write a report",
         "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain crt oltr",
     )
-    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    sub.add_argument("--out", type=path_of, default=Path("runs/demo"), help="default: %(default)s")
     sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     sub.add_argument(
         "--methods",
@@ -66,10 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_config(sub)
     sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
-    sub.add_argument("--out", type=Path, help="folder of the run; default: runs/CONFIG_METHOD")
+    sub.add_argument("--out", type=path_of, help="folder of the run; default: runs/CONFIG_METHOD")
     sub.add_argument(
         "--stage1",
-        type=Path,
+        type=path_of,
         metavar="RUN",
         help="take stage 1 from a finished run of it alone: its folder or model",
     )
@@ -101,13 +102,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "checkpoints",
         nargs="+",
-        type=Path,
+        type=path_of,
         metavar="checkpoint",
         help="a checkpoint, or the folder of a run",
     )
     sub.add_argument(
         "--out",
-        type=Path,
+        type=path_of,
         help="folder of the report; default: the run's, of several the one that they are in",
     )
     sub.add_argument(
@@ -129,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr predict runs/demo/oltr *.png --json\n"
         "  oltr predict runs/on_embeddings features.npy",
     )
-    sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
+    sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
     sub.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files; or .npy files of embeddings (N, D)"
     )
@@ -147,8 +148,8 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr export runs/demo/oltr-plus\n"
         "  OLTR_EXT_BACKEND=reference oltr export runs/demo/oltr-plus --out plain_torch.pt2",
     )
-    sub.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="default: the model's, as .pt2")
+    sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
+    sub.add_argument("--out", type=path_of, metavar="FILE", help="default: the model's, as .pt2")
 
     about = "check and make data sets"
     group = groups.add_parser("data", help=about, description=f"{about.capitalize()}.")
@@ -183,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="glyphs (two sizes) or icons-large")
     sub.add_argument(
         "--source",
-        type=Path,
+        type=path_of,
         help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
     )
 
@@ -197,9 +198,12 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr train embeddings --method oltr-plus --set data.root=embeddings",
     )
     sub.add_argument(
-        "source", metavar="CONFIG_OR_CHECKPOINT", help="a configuration, a checkpoint or a run"
+        "source",
+        type=expanded,
+        metavar="CONFIG_OR_CHECKPOINT",
+        help="a configuration, a checkpoint or a run",
     )
-    sub.add_argument("--out", type=Path, required=True, help="folder of the embeddings")
+    sub.add_argument("--out", type=path_of, required=True, help="folder of the embeddings")
     sub.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     _add_set(sub)
     sub.add_argument("--device", default="auto", help="default: %(default)s")
@@ -221,7 +225,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_config(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("config", help="a YAML file, or the name of a packaged configuration")
+    sub.add_argument(
+        "config", type=expanded, help="a YAML file, or the name of a packaged configuration"
+    )
 
 
 def _add_set(sub: argparse.ArgumentParser) -> None:

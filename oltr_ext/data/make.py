@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +33,17 @@ def make(name: str, source: Path | None = None, *, say: Say = lambda _: None) ->
     """
     if name not in MAKERS:
         raise ValueError(f"no data set {name!r} to make; there are {', '.join(MAKERS)}")
-    begin, paths = time.perf_counter(), []
-    for pack_name, pack in MAKERS[name](source, cache_folder() / "downloads", say).items():
-        paths.append(cache_folder() / f"{pack_name}.npz")
+    begin, paths, folder = time.perf_counter(), [], cache_folder()
+    try:  # before minutes of rendering
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot write to the cache {folder} ({error.strerror}): set OLTR_EXT_CACHE to another "
+            "folder"
+        ) from None
+    for pack_name, pack in MAKERS[name](source, folder / "downloads", say).items():
+        paths.append(folder / f"{pack_name}.npz")
         save_pack(paths[-1], pack)
         strangers = len(pack.class_names) - pack.num_known
         say(

@@ -155,8 +155,18 @@ def rank(*words: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where packs and downloads are kept: ``$OLTR_EXT_CACHE``, else ``~/.cache/oltr_ext``."""
-    return Path(os.environ.get("OLTR_EXT_CACHE") or Path.home() / ".cache" / "oltr_ext")
+    """Where packs and downloads are kept: ``$OLTR_EXT_CACHE``, else ``~/.cache/oltr_ext``.
+
+    Raises:
+        RuntimeError: neither it nor a home folder is there.
+    """
+    named = os.environ.get("OLTR_EXT_CACHE")
+    try:
+        return Path(named).expanduser() if named else Path.home() / ".cache" / "oltr_ext"
+    except RuntimeError:  # a user that the system does not know, as in a container
+        raise RuntimeError(
+            "there is no home folder for the cache: set OLTR_EXT_CACHE to a folder"
+        ) from None
 
 
 def save_pack(path: str | Path, pack: Pack) -> None:

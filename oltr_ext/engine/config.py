@@ -114,10 +114,33 @@ def _folder() -> Any:
 
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
+    except _TwiceError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except yaml.YAMLError as error:
         what = " ".join(str(error).split())
         raise ConfigError(f"{source}: not YAML: {what}") from None
+
+
+class _TwiceError(ValueError):
+    """A key that a group holds twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML forbids a key twice, and PyYAML takes the second silently."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    raise _TwiceError(
+                        f"{key.value} is there twice, in lines {lines[name]} and {line}"
+                    )
+                lines[name] = line
+        return node
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -15,7 +15,10 @@ from pydantic import (
     model_validator,
 )
 
+from oltr_ext.engine.paths import expanded, path_of
+
 Count = Annotated[int, Field(ge=1)]
+AnyPath = Annotated[Path, AfterValidator(path_of)]  # ~ and $NAME put in
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -61,7 +64,8 @@ class PackData(Strict):
     """Grey images in one file, made by `oltr data make` or your own; see `oltr_ext.data.pack`."""
 
     kind: Literal["pack"]
-    name: str  # glyphs-2000, glyphs-18000, icons-large, or the path of an .npz file
+    # glyphs-2000, glyphs-18000, icons-large, or the path of an .npz file
+    name: Annotated[str, AfterValidator(expanded)]
     augment: AugmentConfig = AugmentConfig()
     shots: Shots = "oltr"
 
@@ -70,18 +74,18 @@ class ListData(Strict):
     """Your own images through `path label` list files; see `oltr_ext.data.ImageList`."""
 
     kind: Literal["lists"]
-    root: Path | None = None  # what the lists' paths are relative to; default: the list's folder
-    lists: Path | None = None  # what the files below are relative to; default: the working folder
-    train: Path
+    root: AnyPath | None = None  # what the lists' paths are relative to; default: list's folder
+    lists: AnyPath | None = None  # what the files below are relative to; default: working folder
+    train: AnyPath
     # A list; or, where there is none, what is held out of the training list: a share of its images,
     # or `one_per_class`, one of each class that has two. See `oltr_ext.data.hold_out`.
-    val: Path | Annotated[float, Field(gt=0, lt=1)] | Literal["one_per_class"]
+    val: AnyPath | Annotated[float, Field(gt=0, lt=1)] | Literal["one_per_class"]
     val_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # which images are held out
-    test: Path
-    open_val: Path | None = None
-    open_test: Path | None = None
-    open_root: Path | None = None  # what the open lists' paths are relative to; default: root
-    class_names: Path | None = None  # one name a line, in order of the labels
+    test: AnyPath
+    open_val: AnyPath | None = None
+    open_test: AnyPath | None = None
+    open_root: AnyPath | None = None  # what the open lists' paths are relative to; default: root
+    class_names: AnyPath | None = None  # one name a line, in order of the labels
     image_size: Annotated[int, Field(ge=8)] = 224
     workers: Annotated[int, Field(ge=0)] = 4  # loader processes, for each training process
     # Images of each list that may fail to decode. In training the next of the class takes their
@@ -109,7 +113,7 @@ class EmbeddingsData(Strict):
     """Features that `oltr embed` or `oltr_ext.data.write_embeddings` wrote."""
 
     kind: Literal["embeddings"]
-    root: Path
+    root: AnyPath
     workers: Annotated[int, Field(ge=0)] = 0  # rows of a memory map need no process to fetch them
     shots: Shots = "oltr"
 
