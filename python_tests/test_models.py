@@ -9,7 +9,7 @@ import torch
 from torchvision.models import WeightsEnum, get_model
 
 from oltr_ext.models import OLTRModel, build_backbone, feature_layer
-from oltr_ext.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Renormalise
+from oltr_ext.models.pixels import IMAGENET_MEAN, IMAGENET_STD, Renormalise
 from oltr_ext.nn import LinearHead, ModulatedAttention
 
 
@@ -51,7 +51,7 @@ def test_resnet10_is_the_papers():
         ({"name": "small_cnn", "weights": "DEFAULT"}, "small_cnn has no published weights"),
         ({"name": "small_cnn", "in_channels": 0}, "at least 1, got 0"),
         ({"name": "torchvision:resnet18", "in_channels": 2}, "1 or 3 channels, got 2"),
-        ({"name": "efficientnet_lite0", "weights": "DEFAULT"}, "`package`, got 3 and 'DEFAULT'"),
+        ({"name": "efficientnet_lite0", "weights": "DEFAULT"}, "a file, got 3 and 'DEFAULT'"),
         ({"name": "embedding", "weights": "DEFAULT"}, "embedding has no published weights"),
         ({"name": "torchvision:resnet18", "weights": "NOPE"}, "weights='NOPE'"),
     ],

@@ -112,6 +112,7 @@ def build_model(
         in_channels=shape["channels"],
         weights=config.model.weights,
         load=weights,
+        image_size=shape["size"],
     )
     width = int(backbone.feature_dim)  # type: ignore[arg-type]
     attention = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.build import build_model, model_shape
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.fingerprint import what_changed
-from oltr_ext.engine.schema import Config, MemoryStage
+from oltr_ext.engine.schema import Config, IconsData, ListData, MemoryStage
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups
-from oltr_ext.models import OLTRModel
+from oltr_ext.models import OLTRModel, build_backbone
 
 __all__ = [
     "AFTER_STAGE_1",
     "OtherRunError",
+    "check_backbone",
     "check_batches",
     "check_last_stage",
     "check_origin",
@@ -97,6 +99,28 @@ def _emulated(amp: str, device: torch.device) -> bool:
     if amp == "off" or device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return not getattr(torch.ops.mkldnn, f"_is_mkldnn_{amp}_supported")()
+
+
+def check_backbone(config: Config) -> None:
+    """Raises ValueError for a backbone that there is not, or that cannot take images of that size.
+
+    It needs no data: the size of images of packs shows when they are read.
+    """
+    data = config.data
+    if isinstance(data, ListData | IconsData):
+        channels, size = (3, data.image_size) if isinstance(data, ListData) else (1, 32)
+        with (
+            suppress(NotImplementedError),  # of RegNets, whose plan is computed with tensors
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta"),  # no weights are made
+        ):
+            build_backbone(
+                config.model.backbone,
+                in_channels=channels,
+                weights=config.model.weights,
+                load=False,
+                image_size=size,
+            )
 
 
 def check_batches(config: Config, splits: Splits) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test, read_image
-from oltr_ext.data.pack import MADE_BY
+from oltr_ext.data.pack import MADE_BY, SIZE
 from oltr_ext.data.transforms import icon_tensor
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, own_defaults, pick_device
@@ -154,7 +154,8 @@ def load_embedder(
                 f"or give a trained checkpoint"
             )
         channels = 1 if isinstance(config.data, IconsData | PackData) else 3  # packs are grey
-        backbone = build_backbone(name, in_channels=channels, weights=weights)
+        size = config.data.image_size if isinstance(config.data, ListData) else SIZE
+        backbone = build_backbone(name, in_channels=channels, weights=weights, image_size=size)
         model = OLTRModel(backbone, LinearHead(int(backbone.feature_dim), 1))  # type: ignore[arg-type]
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():

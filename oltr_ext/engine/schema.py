@@ -123,7 +123,8 @@ Data = IconsData | PackData | ListData | EmbeddingsData
 
 class ModelConfig(Strict):
     backbone: str = "small_cnn"  # embeddings have none but `embedding`
-    weights: str | None = None  # torchvision weights name, such as DEFAULT
+    # torchvision's name for them, such as DEFAULT, or the path of a file: a state dict
+    weights: Annotated[str, AfterValidator(expanded)] | None = None
 
 
 class LearningRates(Strict):

@@ -5,8 +5,7 @@ the meta-embedding on the visual memory, or a classifier made anew on frozen fea
 on, or, where its kind needs no steps, is fitted and judged at once.
 The order of the data, its augmentation, all that is drawn in a step and the learning rate are
 functions of (seed, step); so the state of a run is its step and its tensors. Several processes
-share the work (`oltr_ext.engine.distributed`) and do not change the result beyond rounding, except
-that dropout draws other masks.
+(`oltr_ext.engine.distributed`) change the result by rounding alone, and by masks of dropout.
 """
 
 from __future__ import annotations
@@ -104,6 +103,7 @@ def train(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
+    checks.check_backbone(config)
     splits = load_splits(config.data)
     with locked(out) if distributed.lead() else nullcontext():
         first = None if stage1 is None else Path(stage1)

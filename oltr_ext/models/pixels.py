@@ -1,0 +1,59 @@
+"""Pixels as this package makes them, and as published nets take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Renormalise"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Renormalise(nn.Module):
+    """Images as this package makes them, to three channels of the mean and std a net was made for.
+
+    Colour images come with ImageNet's mean and std, grey ones (one channel) in [0, 1].
+
+    Args:
+        in_channels: 1 or 3.
+        mean, std: (3,) of pixels in [0, 1].
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, in_channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        wide = torch.float64
+        to_mean, to_std = (torch.tensor(v, dtype=wide, device="cpu") for v in (mean, std))
+        own = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else (0.0, 1.0)
+        own_mean, own_std = (torch.tensor(v, dtype=wide, device="cpu") for v in own)
+        scale, shift = own_std / to_std, (own_mean - to_mean) / to_std
+        self.needed = in_channels != 3 or bool((scale != 1).any() or (shift != 0).any())
+        self.values = {"scale": scale[:, None, None], "shift": shift[:, None, None]}
+        for name in self.values:  # of the code, not of a checkpoint
+            self.register_buffer(name, None, persistent=False)
+        self._fill(torch.get_default_device())
+
+    def _fill(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        for name, value in self.values.items():
+            setattr(self, name, value.to(dtype).to(device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._fill(self.scale.device, self.scale.dtype)  # `to_empty` leaves anything in them
+        return self
+
+    def _load_from_state_dict(
+        self, state: dict[str, Tensor], prefix: str, local: dict[str, Any], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, local, *rest)
+        if self.scale.is_meta and local.get("assign_to_params_buffers"):
+            self._fill(next((t.device for t in state.values()), torch.device("cpu")))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift if self.needed else images
