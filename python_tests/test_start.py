@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from tiny import config, stop_after
 
 from oltr_ext.data import write_embeddings
@@ -210,14 +212,43 @@ def test_a_folder_belongs_to_one_process(data, tmp_path):
     assert train(make_config({**config(data), "stage2": None}), tmp_path / "out").exists()
 
 
-def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
-    def refuse(self):
-        raise NotImplementedError
+NO_LOCKS = ("ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EIO", "EPERM")
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    with locked(tmp_path / "run"), locked(tmp_path / "run"):
-        (tmp_path / "run" / "file").touch()
-    assert (tmp_path / "run" / "file").exists()
+
+@pytest.mark.parametrize("name", NO_LOCKS)
+def test_a_file_system_without_locks_holds_nothing_and_says_so(tmp_path, monkeypatch, name):
+    """As NFS without a lock daemon and Lustre answer, to us and to filelock alike."""
+    number, said, run = getattr(errno, name), [], tmp_path / "run"
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(run, said.append), locked(run, said.append):
+        (run / "file").touch()
+    line = f"{run} has no file locks ({os.strerror(number)}): nothing keeps another run out of it"
+    assert said == [line, line] and (run / "file").exists()
+    with locked(tmp_path / "empty"):
+        pass
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize("name", ["EAGAIN", "EACCES"])
+def test_a_lock_that_another_holds_is_no_lack_of_locks(tmp_path, monkeypatch, name):
+    def refuse(*_):
+        raise OSError(getattr(errno, name), "held")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(BusyError, match="run is in use by another run"), locked(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_the_block_pass_through_its_lock(tmp_path):
+    with pytest.raises(OSError, match="disk"), locked(tmp_path / "run"):
+        raise OSError("disk")
+    with locked(tmp_path / "run"), pytest.raises(BusyError), locked(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -131,7 +131,14 @@ def run_data_make(args: argparse.Namespace) -> int:
 def run_embed(args: argparse.Namespace) -> int:
     from oltr_ext.engine.embed import embed
 
-    path = embed(args.source, args.out, overrides=args.set, dtype=args.dtype, device=args.device)
+    path = embed(
+        args.source,
+        args.out,
+        overrides=args.set,
+        dtype=args.dtype,
+        device=args.device,
+        say=_tell,
+    )
     print(f"embeddings  {path.parent}")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -29,6 +29,7 @@ def embed(
     overrides: Iterable[str] = (),
     dtype: str = "float32",
     device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the features of every split of a configuration's images; see `write_embeddings`.
 
@@ -40,6 +41,7 @@ def embed(
         out: folder of the embeddings.
         overrides: ``key.path=value`` on the configuration, that of the checkpoint included.
         dtype: of the files, ``float32`` or ``float16``.
+        say: gets a line of text where there is something to know.
 
     Returns:
         The path of the manifest.
@@ -67,7 +69,7 @@ def embed(
         "open_test": splits.open_test,
     }
     shown = len(splits.test) + (0 if splits.open_test is None else len(splits.open_test))
-    with locked(Path(out)):
+    with locked(Path(out), say):
         return write_embeddings(
             out,
             {

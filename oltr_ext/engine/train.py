@@ -105,7 +105,7 @@ def train(
     told = say if distributed.lead() else lambda _: None
     checks.check_backbone(config)
     splits = load_splits(config.data)
-    with locked(out) if distributed.lead() else nullcontext():
+    with locked(out, told) if distributed.lead() else nullcontext():
         first = None if stage1 is None else Path(stage1)
         return _Run(config, splits, out, told, resume=resume, stage1=first).go()
 
