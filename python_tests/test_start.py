@@ -145,6 +145,37 @@ def test_what_stage_2_lacks_is_told_before_stage_1(data, tmp_path, monkeypatch, 
         train(make_config(values), tmp_path)
 
 
+SMALL = {"data": {"image_size": 8}}  # whose last maps are of 1 x 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage1": {"batch_size": 1}}, r"stage1\.batch_size: 1 is too few for the BatchNorm"),
+        ({"stage2": {"batch_size": 1}}, r"stage2\.batch_size: 1 is too few .* images of 8 x 8: "),
+        (
+            {"stage1": {"accumulate": 8}},
+            r"stage1\.batch_size: 8, in 8 parts \(accumulate\), is too few for",
+        ),
+        ({"stage2": {"batch_size": 1, "freeze": ["backbone"]}}, None),
+        ({"stage1": {"batch_size": 1}, "data": {"image_size": 16}}, None),
+    ],
+)
+def test_a_batch_of_one_that_batchnorm_cannot_take(data, tmp_path, monkeypatch, changes, message):
+    class Begun(Exception):
+        pass
+
+    def begin(self):
+        raise Begun
+
+    monkeypatch.setattr(_Run, "train_stage", begin)
+    values = config(data)
+    for group, keys in {**SMALL, **changes}.items():
+        values[group] = {**values[group], **keys}
+    with pytest.raises(Begun if message is None else ValueError, match=message):
+        train(make_config(values), tmp_path)
+
+
 def test_an_odd_width_for_the_attention_is_told_before_stage_1(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(8) % 2

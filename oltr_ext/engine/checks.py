@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.build import build_model, model_shape
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.fingerprint import what_changed
-from oltr_ext.engine.schema import Config, IconsData, ListData, MemoryStage
+from oltr_ext.engine.schema import Config, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups
 from oltr_ext.models import OLTRModel, build_backbone
@@ -157,6 +158,9 @@ def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
                 last = build_model(config, 2, splits, weights=False)
             except ValueError as error:
                 raise ValueError(f"stage2: {error}") from None
+    _check_one_row(config.stage1, 1, first, splits)
+    if config.stage2 is not None:
+        _check_one_row(config.stage2, 2, last, splits)
     if isinstance(config.stage2, MemoryStage) and last.feature_dim != first.feature_dim:
         raise ValueError(
             f"stage2.fc: the memory starts from stage 1, whose features have {first.feature_dim} "
@@ -170,6 +174,21 @@ def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
             last.head.score_of(out, score)
         except ValueError as error:
             raise ValueError(f"open_set.score: {error}") from None
+
+
+def _check_one_row(stage: Stage, number: int, model: OLTRModel, splits: Splits) -> None:
+    """Raises ValueError where batches are of one image and BatchNorm has one value a channel."""
+    if stage.epochs == 0 or stage.batch_size > stage.accumulate:
+        return
+    probe, side = copy.deepcopy(model).to("meta").train(), splits.size
+    try:
+        probe.features(torch.zeros(1, splits.channels, side, side, device="meta"))
+    except ValueError as error:  # torch asks before it counts
+        parts = f", in {stage.accumulate} parts (accumulate)," if stage.accumulate > 1 else ""
+        raise ValueError(
+            f"stage{number}.batch_size: {stage.batch_size}{parts} is too few for the BatchNorm of "
+            f"{type(model.backbone).__name__} on images of {side} x {side}: {error}"
+        ) from None
 
 
 def check_same_run(
