@@ -9,6 +9,7 @@ Environment: OLTR_EXT_WITH_CUDA=auto|1|0, CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -20,11 +21,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 MIN_TORCH = (2, 11)
+MIN_SETUPTOOLS = 77  # for the licence in pyproject.toml
 # Instruction sets are chosen inside the sources and dispatched at run time, hence no -march;
 # BuildExtension adds the C++ standard that the torch at hand wants, hence no -std.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -52,11 +55,28 @@ def sources(*patterns: str) -> list[str]:
 # --- what must be there -------------------------------------------------------------------------
 
 
+def need_setuptools() -> None:
+    """An older one cannot read pyproject.toml, and says so in its own words."""
+    if int(setuptools.__version__.split(".")[0]) >= MIN_SETUPTOOLS:
+        return
+    try:
+        wants = importlib.metadata.requires("torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        wants = []
+    limit = re.search(r"<\d+", "".join(w for w in wants if w.startswith("setuptools")))
+    wanted = f"setuptools>={MIN_SETUPTOOLS}{f',{limit[0]}' if limit else ''}"
+    stop(
+        f'setuptools {setuptools.__version__} is too old: run `pip install "{wanted}"` and build '
+        "again, or drop --no-build-isolation."
+    )
+
+
 def need_torch() -> str:
     if importlib.util.find_spec("torch") is None:
         stop(
             'torch is missing from the build environment: run `pip install "torch>=2.11" '
-            "setuptools ninja pybind11` and build again, or drop --no-build-isolation."
+            f'"setuptools>={MIN_SETUPTOOLS}" ninja pybind11` and build again, or drop '
+            "--no-build-isolation."
         )
     import torch
 
@@ -363,5 +383,6 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
 BUILDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
 
 if __name__ == "__main__":
+    need_setuptools()
     ext_modules, cmdclass = extensions() if BUILDS & set(sys.argv[1:]) else ([], {})
     setup(ext_modules=ext_modules, cmdclass=cmdclass)

@@ -207,6 +207,28 @@ def test_missing_torch(tree: Path, tmp_path: Path) -> None:
     assert 'torch is missing from the build environment: run `pip install "torch>=2.11"' in message
 
 
+@pytest.mark.parametrize(
+    ("wants", "named"),
+    [(["setuptools<82", "sympy"], ">=77,<82"), (["setuptools>=77.0.3"], ">=77"), (None, ">=77")],
+)
+def test_an_old_setuptools_is_told_with_what_torch_takes(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, wants: list[str] | None, named: str
+) -> None:
+    def requires(name: str) -> list[str]:
+        if wants is None:
+            raise build.importlib.metadata.PackageNotFoundError(name)
+        return wants
+
+    build.need_setuptools()
+    monkeypatch.setattr(build.setuptools, "__version__", "65.5.0")
+    monkeypatch.setattr(build.importlib.metadata, "requires", requires)
+    with pytest.raises(SystemExit) as stopped:
+        build.need_setuptools()
+    assert f'setuptools 65.5.0 is too old: run `pip install "setuptools{named}"`' in str(
+        stopped.value
+    )
+
+
 def test_missing_pybind11(tree: Path, tmp_path: Path) -> None:
     message = refused(tree, PYTHONPATH=without("pybind11", tmp_path))
     assert "run `pip install pybind11`" in message
