@@ -11,9 +11,11 @@ from tiny import arrays, config, stop_after, write_data
 
 from oltr_ext.data import read_embeddings, write_embeddings
 from oltr_ext.engine import checkpoint
+from oltr_ext.engine.assess import assess
 from oltr_ext.engine.config import make_config
 from oltr_ext.engine.embed import embed
 from oltr_ext.engine.fingerprint import what_changed
+from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 
@@ -81,6 +83,22 @@ def test_test_lists_and_the_images_of_the_same_lists_may_change(killed, tmp_path
     (tmp_path / "there" / "test.txt").write_text("\r\n".join(lines[1:]))
     after = load_splits(make_config(config(tmp_path / "there")).data)
     assert before.fingerprint == after.fingerprint
+
+
+def test_shot_groups_are_of_what_a_model_was_trained_on(killed, tmp_path):
+    trained = load_trained(killed / "one", device="cpu")
+    before = assess(trained, name="x").summary["closed"]
+    file = killed / "train.txt"
+    lines = file.read_text()
+    try:
+        file.write_text("".join(f"train_{c}_{n}.png {c}\n" for c in range(4) for n in range(3)))
+        assert load_splits(trained.config.data).train_counts.tolist() == [3] * 4
+        after = assess(trained, name="x").summary["closed"]
+    finally:
+        file.write_text(lines)
+    assert {k: before[k] for k in ("many", "medium", "few")} == {
+        k: after[k] for k in ("many", "medium", "few")
+    }
 
 
 def test_a_run_from_before_fingerprints_goes_on_and_says_so(killed, tmp_path):

@@ -83,7 +83,7 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
         seen.pred,
         seen.scores,
         seen.target,
-        splits.train_counts,
+        trained.train_counts,  # whatever the training list holds today
         convention=trained.config.data.shots,
         thresholds={threshold["score"]: threshold["value"]},
     )
@@ -141,7 +141,7 @@ def report(
         path,
         methods,
         class_names=first.class_names,
-        train_counts=first.train_counts,
+        train_counts=np.array(results[0].trained.train_counts),
         details=details,
     )
 
