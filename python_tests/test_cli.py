@@ -183,6 +183,7 @@ def test_stage_1_is_a_folder_or_its_model(folder, capsys, tmp_path):
             ),
             "no image: x; of y",
         ),
+        (RuntimeError("Caught.\nOriginal Traceback\n  File\nStopIteration"), "StopIteration"),
         (OSError(), "OSError"),
     ],
 )

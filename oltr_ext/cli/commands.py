@@ -175,7 +175,8 @@ def one_line(error: Exception) -> str:
     """What an error says, its lines joined; of long ones and of many the beginning."""
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:  # of a loader process, with the message at its end
-        text = re.split(r"^[\w.]+Error: ", text, flags=re.MULTILINE)[-1]
+        parts = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)
+        text = parts[-1] if len(parts) > 1 else text.splitlines()[-1]
     lines = [shorten(line, 240, placeholder=" ...") for line in text.splitlines() if line.strip()]
     more = f"; and {len(lines) - 6} more lines (--debug shows them)" if len(lines) > 6 else ""
     return "; ".join(lines[:6]).replace(":; ", ": ").replace(".; ", ". ") + more
