@@ -9,14 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from oltr_ext import use_backend
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import augment_picture  # noqa: E402
 import collect  # noqa: E402
 import floors  # noqa: E402
 import harness  # noqa: E402
@@ -229,3 +232,18 @@ def test_gpu_bench_other_parts(gpu_bench):
     chunks = gpu_bench.chunk_sizes([(4, 40, 16)])
     assert [r["chunk_mb"] for r in chunks] == [12, 24, 48, 96, 192]
     assert "OLTR_EXT_CUDA_CHUNK_MB" not in os.environ
+
+
+def test_the_picture_of_the_presets(tmp_path):
+    """Its rows are the README's, each unlike the others, and the file is small."""
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in augment_picture.PRESETS)
+    assert len(augment_picture.PRESETS) == 6
+    pixels = np.add.outer(np.arange(40), np.arange(30))[..., None] * [1, 2, 3]
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+    rows = [augment_picture.draws(tmp_path / "a.png", name) for name in augment_picture.PRESETS]
+    assert len({np.stack(row).tobytes() for row in rows}) == 6
+    augment_picture.draw(tmp_path / "drawn.jpg")
+    committed = BENCHMARKS / "results" / "augment.jpg"
+    assert Image.open(tmp_path / "drawn.jpg").size == Image.open(committed).size
+    assert committed.stat().st_size < 150_000

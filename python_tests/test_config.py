@@ -14,6 +14,8 @@ SMALL = {
 
 OFFICIAL = "{compat: official, epochs: 1, lr: {feature: 1, classifier: 1}}"
 
+PRIOR = r"stage2.test_prior: .*'balanced' or 'val' or less than or equal to 1, got 2$"
+
 
 @pytest.mark.parametrize("name", config_names())
 def test_packaged_configurations_load_with_every_method(name):
@@ -63,6 +65,50 @@ def test_errors_are_one_line_with_the_path(overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config("icons", overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("embeddings", "data.augment=gentle", "data.augment: unknown key"),
+        ("icons", "data.image_size=32", "data.image_size: unknown key"),
+        (
+            "imagenet_lt",
+            "data.image_sizes=32",
+            "data.image_sizes: unknown key; did you mean image_size?",
+        ),
+        (
+            "imagenet_lt",
+            "data.augment.fits=pad",
+            "data.augment.fits: unknown key; did you mean fit?",
+        ),
+        ("imagenet_lt", "data.augment.epoch=3", "data.augment.epoch: unknown key"),
+        ("icons", "data.augment.jiter=1", "data.augment.jiter: unknown key"),
+        ("icons", "stage1.loss={kind: focal, weight: 1}", "stage1.loss.weight: unknown key"),
+        ("icons", "stage1.lr.features=1", "stage1.lr.features: unknown key; did you mean feature?"),
+        ("icons", "epochs=3", "epochs: unknown key"),
+    ],
+)
+def test_a_suggestion_is_a_key_that_may_stand_there(name, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(name, [override])
+    assert str(caught.value) == f"{name}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("icons", "data.augment=photo", "data.augment: .*preset gentle or none .*got 'photo'"),
+        ("imagenet_lt", "data.augment=gentel", "data.augment.preset: .*'gentle', .*got 'gentel'"),
+        ("imagenet_lt", "data.augment={fit: cut}", "data.augment.fit: .*'pad' or 'resize', got"),
+        ("imagenet_lt", "data.augment.crop=0", "data.augment.crop: .*greater than 0, got 0"),
+        ("imagenet_lt", "data.image_size=4", "data.image_size: .*equal to 8 or .*'auto', got 4$"),
+        ("icons", "stage2={epochs: 1, test_prior: 2, lr: {feature: 1, classifier: 1}}", PRIOR),
+    ],
+)
+def test_what_may_be_of_several_types_is_named_with_all_of_them(name, override, message):
+    with pytest.raises(ConfigError, match=f"^{name}: {message}"):
+        load_config(name, [override])
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

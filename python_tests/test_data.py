@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 
 from oltr_ext.data import (
-    Augment,
     ImageList,
+    Recipe,
     TensorImages,
+    eval_transform,
     icon_image,
-    imagenet_test,
-    imagenet_train,
-    read_image,
     read_names,
+    train_transform,
 )
 from oltr_ext.data.lists import UNREADABLE
+
+PHOTO = Recipe(crop=0.08, flip=0.5, jitter=0.4)
 
 
 @pytest.fixture
@@ -33,15 +34,15 @@ def folder(tmp_path):
 
 
 def test_image_list_reads_the_published_format(folder):
-    images = ImageList(folder / "train.txt", None, imagenet_test(32))
+    images = ImageList(folder / "train.txt", None, eval_transform(32))
     assert len(images) == 4
     assert images.labels.tolist() == [0, 1, 2, -1]
     image, label = images[1]
-    assert image.shape == (3, 32, 32) and image.dtype == torch.float32 and label == 1
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8 and label == 1
 
 
 def test_random_transforms_depend_on_seed_and_position_only(folder):
-    images = ImageList(folder / "train.txt", folder, imagenet_train(32), seed=3)
+    images = ImageList(folder / "train.txt", folder, train_transform(32, PHOTO), seed=3)
     keys = np.array([[10, 2], [11, 2], [12, 0]])
     state = torch.get_rng_state()
     a, labels = images.__getitems__(keys)
@@ -51,7 +52,7 @@ def test_random_transforms_depend_on_seed_and_position_only(folder):
     assert torch.equal(a[1:], b)
     assert not torch.equal(a[0], a[1])
     assert labels.tolist() == [2, 2, 0]
-    other = ImageList(folder / "train.txt", folder, imagenet_train(32), seed=4)
+    other = ImageList(folder / "train.txt", folder, train_transform(32, PHOTO), seed=4)
     assert not torch.equal(a, other.__getitems__(keys)[0])
 
 
@@ -66,18 +67,18 @@ def test_random_transforms_depend_on_seed_and_position_only(folder):
 def test_bad_lines_are_named(folder, line, message):
     (folder / "train.txt").write_text("a b/0.png 0\n" + line)
     with pytest.raises(ValueError, match=message):
-        ImageList(folder / "train.txt", folder, imagenet_test())
+        ImageList(folder / "train.txt", folder, eval_transform())
 
 
 def test_missing_things_are_named(folder):
     with pytest.raises(FileNotFoundError, match=r"no list file .*none.txt"):
-        ImageList(folder / "none.txt", folder, imagenet_test())
+        ImageList(folder / "none.txt", folder, eval_transform())
     (folder / "train.txt").write_text("a b/0.png 0\na b/9.png 0")
     with pytest.raises(FileNotFoundError, match=r"train.txt:2: no image .*9.png"):
-        ImageList(folder / "train.txt", folder, imagenet_test())
+        ImageList(folder / "train.txt", folder, eval_transform())
     (folder / "train.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"train.txt lists no images"):
-        ImageList(folder / "train.txt", folder, imagenet_test())
+        ImageList(folder / "train.txt", folder, eval_transform())
 
 
 def test_class_names(tmp_path):
@@ -100,7 +101,7 @@ def test_class_names(tmp_path):
 def test_truncated_image_is_named(folder):
     path = folder / "a b" / "1.png"
     path.write_bytes(path.read_bytes()[:900])
-    images = ImageList(folder / "train.txt", folder, imagenet_test())
+    images = ImageList(folder / "train.txt", folder, eval_transform())
     with pytest.raises(ValueError, match=r"train.txt:3: cannot read image .*1.png"):
         images[1]
     path.write_text("no image at all")
@@ -110,68 +111,16 @@ def test_truncated_image_is_named(folder):
 
 def test_an_image_too_large_to_be_decoded_is_an_unreadable_one(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # twice as many are an error to PIL
-    images = ImageList(folder / "train.txt", folder, imagenet_test())
+    images = ImageList(folder / "train.txt", folder, eval_transform())
     with pytest.raises(ValueError, match=r"train.txt:1: cannot read image .* decompression bomb"):
         images[0]
-    assert ImageList(folder / "train.txt", folder, imagenet_test(), max_bad=1)[0][1] == UNREADABLE
-
-
-def test_sixteen_bits_keep_their_upper_eight(tmp_path):
-    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
-    assert Image.open(tmp_path / "deep.png").mode.startswith("I;16")
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "deep.png")), grey >> 8)
-    with pytest.raises(ValueError, match=r"pixels of 32 bits \(mode F\); expected 8 or 16"):
-        read_image(tmp_path / "float.tiff")
+    assert ImageList(folder / "train.txt", folder, eval_transform(), max_bad=1)[0][1] == UNREADABLE
 
 
 @pytest.fixture
 def icons():
     rng = np.random.default_rng(1)
     return torch.from_numpy(rng.integers(0, 255, (10, 1, 32, 32), dtype=np.uint8))
-
-
-def test_augmentation_is_a_pure_function_of_its_key(icons):
-    augment = Augment(shift=3, scale=0.2, stretch=0.1, rotate=10, flip=0.5, erase=0.5, ink=0.2)
-    data = TensorImages(icons, np.arange(10), augment, seed=5)
-    keys = np.stack([np.arange(100, 110), np.arange(10)], axis=1)
-    whole, labels = data.__getitems__(keys)
-    part, _ = data.__getitems__(keys[[7, 2]])
-    torch.testing.assert_close(part, whole[[7, 2]], rtol=0, atol=1e-6)
-    assert torch.equal(labels, torch.arange(10))
-    moved, _ = data.__getitems__(keys + np.array([1, 0]))
-    assert (moved != whole).flatten(1).any(dim=1).all()
-
-
-def test_plain_indices_are_never_augmented(icons):
-    data = TensorImages(icons, np.zeros(10, np.int64), Augment(shift=3, erase=1.0))
-    images, _ = data.__getitems__(np.array([4, 4]))
-    assert torch.equal(images[0], icons[4].float() / 255) and torch.equal(images[0], images[1])
-
-
-def test_each_augmentation_does_what_it_says():
-    dot = torch.zeros(400, 1, 32, 32)
-    dot[:, :, 16, 20] = 1.0
-    keys = np.arange(400).astype(np.uint64)
-    x, y = torch.arange(32.0), torch.arange(32.0)
-
-    def centre(images):
-        mass = images.sum(dim=(1, 2, 3))
-        return (images.sum(dim=(1, 2)) @ x) / mass, (images.sum(dim=(1, 3)) @ y) / mass
-
-    cx, cy = centre(Augment(shift=4)(dot, keys))
-    assert 3.5 < (cx - 20).abs().max() < 4.1 and 3.5 < (cy - 16).abs().max() < 4.1
-    cx, _ = centre(Augment(flip=0.25)(dot, keys))
-    assert set(cx.round().tolist()) == {11.0, 20.0}
-    assert 0.18 < (cx < 15).float().mean() < 0.32
-    ones = torch.ones(400, 1, 32, 32)
-    erased = 1 - Augment(erase=0.5)(ones, keys).mean(dim=(1, 2, 3))
-    assert 0.4 < (erased > 0).float().mean() < 0.6
-    assert erased[erased > 0].min() > 0.04 and erased.max() < 0.27
-    ink = Augment(ink=0.5)(ones, keys)[:, 0, 0, 0]
-    assert 0.66 < ink.min() < 0.75 and 1.4 < ink.max() < 1.51
-    assert torch.equal(Augment()(dot, keys), dot)
 
 
 def test_bad_tensors_are_named(icons):
@@ -209,7 +158,7 @@ def test_unreadable_images_are_counted_replaced_in_training_and_left_out_elsewhe
     (tmp_path / "list.txt").write_text("\n".join(f"{n}.png {n // 4}" for n in range(8)))
 
     def images(**options):
-        return ImageList(tmp_path / "list.txt", None, imagenet_test(16), **options)
+        return ImageList(tmp_path / "list.txt", None, eval_transform(16), **options)
 
     train = images(max_bad=3, substitute=True)
     assert train.problem() is None

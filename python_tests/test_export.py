@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny import arrays, config
-from torchvision.transforms import v2
 
 from oltr_ext.cli import main
 from oltr_ext.data import write_embeddings
@@ -49,9 +48,12 @@ def test_photos(data, finished, tmp_path, capsys):
 
     files = [data / f"test_{n % 4}_{n % 6}.png" for n in range(9)]
     found = predict_images(trained, files)
-    steps = load_splits(trained.config.data).test.transform.transforms
-    crop = v2.Compose(steps[:-1])  # all but mean and std
-    pixels = torch.stack([crop(Image.open(file).convert("RGB")) for file in files])
+    assert about["images"] == (
+        "RGB, EXIF orientation applied, transparency on white, longer side resized to 16, padded "
+        "to a square with the median of the border"
+    )
+    made = load_splits(trained.config.data).test.transform
+    pixels = torch.stack([made(Image.open(file).convert("RGB")) for file in files])
     same(found, *program(pixels), trained.class_names)
     same(found[:1], *program(pixels[:1]), trained.class_names)
     assert main(["export", str(finished), "--out", str(tmp_path / "model.zip")]) == 1

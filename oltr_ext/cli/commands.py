@@ -128,6 +128,16 @@ def run_data_make(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_data_pack(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.config import load_config
+    from oltr_ext.engine.pack_lists import pack_lists
+
+    out = args.out or Path(f"{Path(args.config).stem}.npz")
+    pack_lists(load_config(args.config, args.set), out, say=_tell)
+    print(f"pack  {out}")
+    return 0
+
+
 def run_embed(args: argparse.Namespace) -> int:
     from oltr_ext.engine.embed import embed
 

@@ -151,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
     sub.add_argument("--out", type=path_of, metavar="FILE", help="default: the model's, as .pt2")
 
-    about = "check and make data sets"
+    about = "check, pack and make data sets"
     group = groups.add_parser("data", help=about, description=f"{about.capitalize()}.")
     parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sub = command(
@@ -172,6 +172,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="images of each list to decode, or all; default: %(default)s",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
+    _add_set(sub)
+
+    sub = command(
+        "pack",
+        commands.run_data_pack,
+        "put the images of lists into one file, decoded and in their final size: a pack",
+        "  oltr data pack my.yaml\n"
+        "  oltr data pack my.yaml --out mine.npz --set data.image_size=48",
+        within=parts,
+    )
+    _add_config(sub)
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: CONFIG.npz, here")
     _add_set(sub)
 
     sub = command(

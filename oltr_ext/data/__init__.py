@@ -1,6 +1,7 @@
 """Data sets of images and of embeddings, sample streams and image transforms."""
 
-from oltr_ext.data.decode import DECODE_ERRORS, read_image
+from oltr_ext.data.augment import GENTLE, Augment
+from oltr_ext.data.decode import ImageError, read_image, read_rgb
 from oltr_ext.data.embedding_writer import FeatureStream, write_embeddings
 from oltr_ext.data.embeddings import Embeddings, read_embeddings
 from oltr_ext.data.held_out import hold_out
@@ -8,29 +9,41 @@ from oltr_ext.data.lists import ImageList, ListLine, read_list, read_names
 from oltr_ext.data.published import PUBLISHED, Published
 from oltr_ext.data.samplers import BalancedSampler, ClassAwareSampler, Sampler, ShuffleSampler
 from oltr_ext.data.tensors import TensorImages
-from oltr_ext.data.transforms import Augment, icon_image, imagenet_test, imagenet_train
+from oltr_ext.data.transforms import (
+    Recipe,
+    eval_transform,
+    icon_image,
+    network_input,
+    square,
+    train_transform,
+)
 
 __all__ = [
-    "DECODE_ERRORS",
+    "GENTLE",
     "PUBLISHED",
     "Augment",
     "BalancedSampler",
     "ClassAwareSampler",
     "Embeddings",
     "FeatureStream",
+    "ImageError",
     "ImageList",
     "ListLine",
     "Published",
+    "Recipe",
     "Sampler",
     "ShuffleSampler",
     "TensorImages",
+    "eval_transform",
     "hold_out",
     "icon_image",
-    "imagenet_test",
-    "imagenet_train",
+    "network_input",
     "read_embeddings",
     "read_image",
     "read_list",
     "read_names",
+    "read_rgb",
+    "square",
+    "train_transform",
     "write_embeddings",
 ]

@@ -5,27 +5,69 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-__all__ = ["DECODE_ERRORS", "read_image"]
+__all__ = ["ImageError", "on_white", "read_image", "read_rgb"]
 
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
-"""What PIL raises on files that are damaged, or no images, or too large."""
+
+class ImageError(ValueError):
+    """A file that is damaged, or no image, or none that can be used; the message says why, in one
+    line, and leaves it to the caller to name the file."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """The whole image, of any mode with at most eight bits a channel.
+    """The whole image, upright, of any mode with at most eight bits a channel.
 
     Sixteen bits of grey keep their upper eight, where PIL's own conversion cuts off what is over
-    255. EXIF orientation is ignored, as by torchvision's loaders and so in the published results.
+    255. It is turned as its EXIF orientation says; an orientation that cannot be read says nothing.
 
     Raises:
-        one of `DECODE_ERRORS`; ValueError for 32-bit pixels, whose range nobody knows.
+        ImageError: whatever PIL's readers raise, of which each format has its own; pixels of 32
+            bits, whose range nobody knows.
     """
-    with Image.open(path) as image:
-        image.load()
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of 32 bits (mode {image.mode}); expected 8 or 16")
-    return image
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            image = opened
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of 32 bits (mode {image.mode}); expected 8 or 16")
+        image = _upright(image)
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image
+    except Exception as error:
+        raise ImageError(_reason(error, path)) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF: the pixels are good all the same
+        return image
+
+
+def _reason(error: Exception, path: Path) -> str:
+    text = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+    meant = isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError)
+    return text if text and meant else f"{type(error).__name__} in its decoder: {text}".rstrip(": ")
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """`read_image` in RGB, transparency laid on white.
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    image = read_image(path)
+    try:
+        return on_white(image).convert("RGB")
+    except Exception as error:  # some formats decode no sooner
+        raise ImageError(_reason(error, path)) from None
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """What is transparent in an image of any mode laid on white; as it is where nothing may be."""
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

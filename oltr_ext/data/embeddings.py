@@ -165,7 +165,7 @@ class Embeddings(Dataset[tuple[Tensor, int]]):
             reading, a row that is not finite.
     """
 
-    seed = 0  # nothing here is random
+    seed, augment = 0, None  # nothing here is random
 
     def __init__(
         self,

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
-from oltr_ext.data.decode import DECODE_ERRORS, read_image
+from oltr_ext.data.augment import Augment
+from oltr_ext.data.decode import ImageError, read_rgb
 from oltr_ext.data.samplers import mix
 
 __all__ = ["UNREADABLE", "ImageList", "ListLine", "read_list", "read_names"]
 
+T = TypeVar("T")
 UNREADABLE = -2
 """Label in a batch of an image that stands for none."""
 
@@ -84,9 +86,10 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         path_file: text file of `path label` lines; blank lines are left out. The path may hold
             spaces; the label is the last word: an int from 0, or -1 for an open image.
         root: folder the paths are relative to; default the list file's own folder.
-        transform: PIL image (RGB) -> Tensor (C, H, W).
+        transform: PIL image (RGB) -> uint8 (3, H, W).
+        augment: what whoever trains on them does to the batches.
         seed: of random transforms, which are a pure function of (seed, position in the stream).
-        max_bad: images that may turn out truncated or no image.
+        max_bad: images that may turn out damaged, no image, or too long for the transform.
         substitute: what a batch holds in the place of such an image. True, for training: the next
             readable image of its class in the list, going round, so that batches keep their size
             and classes. False, for validation and test: a black one with the label `UNREADABLE`,
@@ -94,6 +97,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         bad: (N,) bool, images found unreadable so far. Loader processes share it.
+        crowded: what whoever loads them says of too little shared memory.
 
     Raises:
         FileNotFoundError: no list file, or an image it names is not there (file and line given).
@@ -107,13 +111,14 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         root: str | Path | None,
         transform: Callable[[Image.Image], Tensor],
         *,
+        augment: Augment | None = None,
         seed: int = 0,
         max_bad: int = 0,
         substitute: bool = False,
     ) -> None:
         self.file = Path(path_file)
         self.root = Path(root) if root is not None else self.file.parent
-        self.transform = transform
+        self.transform, self.augment = transform, augment
         self.seed, self.max_bad, self.substitute = seed, max_bad, substitute
         paths: list[str] = []
         labels: list[int] = []
@@ -137,52 +142,61 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
         self.bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.left_out: list[str] = []
+        self.crowded: str | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def image(self, index: int) -> Image.Image:
-        """The RGB image as stored, before any transform."""
+        """The RGB image as stored, upright, before any transform."""
+        return self._or_named(index, read_rgb)
+
+    def _or_named(self, index: int, read: Callable[[Path], T]) -> T:
         path = self.root / self.paths[index]
         try:
-            return read_image(path).convert("RGB")
-        except DECODE_ERRORS as error:
-            raise ValueError(
+            return read(path)
+        except ImageError as error:
+            raise ImageError(
                 f"{self.file}:{self.lines[index]}: cannot read image {path}: {error}"
             ) from None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index = int(index)
         label = int(self.labels[index])
-        image = self._read(index)
-        if image is None and self.substitute:
-            image = self._next_of_class(index)
-        if image is None:
+        pixels = self._read(index)
+        if pixels is None and self.substitute:
+            pixels = self._next_of_class(index)
+        if pixels is None:
             return self.transform(Image.new("RGB", (8, 8))), UNREADABLE
-        return self.transform(image), label
+        return pixels, label
 
-    def _read(self, index: int) -> Image.Image | None:
-        """The image, or None for an unreadable one that may be."""
+    def _read(self, index: int) -> Tensor | None:
+        """The transformed image, or None for an unreadable one that may be."""
+
+        def pixels(path: Path) -> Tensor:
+            return self.transform(read_rgb(path))
+
         if self.max_bad == 0:
-            return self.image(index)
+            return self._or_named(index, pixels)
         if not self.bad[index]:
             try:
-                return self.image(index)
-            except ValueError:
+                return self._or_named(index, pixels)
+            except ImageError:
                 self.bad[index] = True
         self.check()
         return None
 
-    def _next_of_class(self, index: int) -> Image.Image:
+    def _next_of_class(self, index: int) -> Tensor:
         own = np.flatnonzero(self.labels == self.labels[index])
         for other in np.roll(own, -np.searchsorted(own, index)):
-            image = self._read(int(other))
-            if image is not None:
-                return image
+            pixels = self._read(int(other))
+            if pixels is not None:
+                return pixels
         raise ValueError(f"{self.file}: no image of class {self.labels[index]} can be read")
 
     def __getitems__(self, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Batch: images (B, C, H, W) and labels (B,) for rows of (position, index), or indices."""
+        """Batch: uint8 images (B, 3, H, W) and labels (B,) for rows of (position, index), or
+        indices."""
         keys = np.asarray(keys)
         if keys.ndim == 1:
             images, labels = zip(*(self[n] for n in keys), strict=True)
@@ -191,8 +205,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
             # torchvision draws from torch's global generator, so lend it one for each image
             with torch.random.fork_rng(devices=[]):
                 images, labels = zip(*map(self._drawn, seeds, keys[:, 1]), strict=True)
-        # default_collate: a loader process then writes the batch where the trainer reads it
-        return default_collate(list(images)), torch.tensor(labels)
+        return torch.stack(images), torch.tensor(labels)
 
     def _drawn(self, seed: np.uint64, index: int) -> tuple[Tensor, int]:
         torch.default_generator.manual_seed(int(seed))

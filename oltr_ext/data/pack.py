@@ -3,7 +3,7 @@
 The larger real data sets of the package are packs, rendered on request into a cache folder (see
 `oltr_ext.data.make`); a file of your own in the same format is read by its path. The arrays:
 
-    images        (N, 32, 32) uint8, ink bright on black
+    images        (N, S, S) uint8 grey, or (N, S, S, 3) RGB; squares of at least 8 pixels a side
     class_index   (N,) integer, position in class_names
     split_index   (N,) integer, position in SPLITS
     source_index  (N,) integer, position in source_names: who drew the image
@@ -11,8 +11,9 @@ The larger real data sets of the package are packs, rendered on request into a c
     source_names  (S,) str
     about         () str, free text: how the file came about; may be missing
 
-`predict` gives a model of the package's own packs any image as bright ink on black, inverted where
-its border is light, and a model of another pack the image as it is: it should look like the pack's.
+Grey ones of the package are ink bright on black, and so is what `predict` gives their models of any
+image, inverted where its border is light. A model of another pack gets the image as it is, in the
+pack's size and colours: it should look like the pack's.
 
 The known classes are those of training, validation and test; all others are open.
 """
@@ -34,7 +35,8 @@ from torch import Tensor
 
 __all__ = ["MADE_BY", "SPLITS", "Pack", "cache_folder", "load_pack", "rank", "save_pack"]
 
-SIZE = 32
+SIZE = 32  # S of the package's own
+SMALLEST = 8
 SPLITS = ("train", "val", "test", "open_val", "open_test")
 MADE_BY = {"glyphs-2000": "glyphs", "glyphs-18000": "glyphs", "icons-large": "icons-large"}
 """Packs of the package, and what `oltr data make` is told to make each."""
@@ -48,7 +50,7 @@ class Pack:
     """N images with their classes, splits and sources, checked to hold together.
 
     Args:
-        images: (N, 32, 32) uint8, ink bright on black.
+        images: (N, S, S) uint8, grey, or (N, S, S, 3), RGB.
         class_index: (N,) int, position in `class_names`; from `num_known` on the class is open.
         split_index: (N,) int, position in `SPLITS`.
         source_index: (N,) int, position in `source_names`.
@@ -72,9 +74,11 @@ class Pack:
 
     def __post_init__(self) -> None:
         shape = self.images.shape
-        if self.images.dtype != np.uint8 or shape[1:] != (SIZE, SIZE):
+        square = len(shape) in (3, 4) and shape[1] == shape[2] >= SMALLEST
+        if self.images.dtype != np.uint8 or not square or shape[3:] not in ((), (3,)):
             raise ValueError(
-                f"expected images (N, {SIZE}, {SIZE}) of uint8, got {shape} of {self.images.dtype}"
+                f"expected images (N, S, S) or (N, S, S, 3) of uint8, S at least {SMALLEST}, got "
+                f"{shape} of {self.images.dtype}"
             )
         limits = {
             "class_index": len(self.class_names),
@@ -119,6 +123,16 @@ class Pack:
         return int(known.max()) + 1
 
     @property
+    def size(self) -> int:
+        """S, pixels a side."""
+        return int(self.images.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return 1 if self.images.ndim == 3 else 3
+
+    @property
     def known_names(self) -> list[str]:
         """Names of labels 0 to num_known - 1."""
         return self.class_names[: self.num_known]
@@ -137,11 +151,13 @@ class Pack:
         return np.flatnonzero(self.split_index == SPLITS.index(name))
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, 32, 32) uint8 and labels (n,) int64 of one split; open classes are -1."""
+        """Images (n, channels, S, S) uint8, labels (n,) int64 of a split; open classes are -1."""
         rows = self.rows(name)
         label = self.class_index[rows].astype(np.int64)
         label = np.where(label < self.num_known, label, -1)
-        return torch.from_numpy(self.images[rows]).unsqueeze(1), torch.from_numpy(label)
+        images = torch.from_numpy(self.images[rows])
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        return images.contiguous(), torch.from_numpy(label)
 
     def image_id(self, row: int) -> str:
         """Name of an image for readers: its source, and what it shows."""

@@ -8,19 +8,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from oltr_ext.data.samplers import mix
-from oltr_ext.data.transforms import Augment, icon_tensor
+from oltr_ext.data.augment import Augment
 
 __all__ = ["TensorImages"]
 
 
 class TensorImages(Dataset[tuple[Tensor, int]]):
-    """uint8 images (N, C, H, W) with labels (N,), augmented as a batch.
+    """uint8 images (N, C, H, W) with labels (N,).
 
     Args:
         images: uint8 (N, C, H, W).
         labels: (N,) int, -1 for open images.
-        augment: applied to keys that carry a position (training), never to plain indices.
+        augment: what whoever trains on them does to the batches.
         seed: the augmentation of an image is a pure function of (seed, position, image).
 
     Raises:
@@ -48,12 +47,10 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return icon_tensor(self.images[int(index)]), int(self.labels[index])
+        return self.images[int(index)], int(self.labels[index])
 
     def __getitems__(self, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Batch: images (B, C, H, W) and labels (B,) for rows of (position, index), or indices."""
+        """Batch: uint8 images (B, C, H, W) and labels (B,) for rows of (position, index), or
+        indices."""
         index = keys if keys.ndim == 1 else keys[:, 1]
-        images = icon_tensor(self.images[torch.from_numpy(index)])
-        if self.augment is not None and keys.ndim == 2:
-            images = self.augment(images, mix(self.seed, 6, keys[:, 0], index))
-        return images, torch.from_numpy(self.labels[index])
+        return self.images[torch.from_numpy(index)], torch.from_numpy(self.labels[index])

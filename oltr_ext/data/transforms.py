@@ -1,55 +1,135 @@
-"""Image transforms: the paper's for photos, and a batched augmentation for small icons."""
+"""From a decoded image to square uint8 pixels, and from those to what a network is fed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from oltr_ext.data.samplers import mix
+from oltr_ext.data.augment import Augment
+from oltr_ext.data.decode import ImageError, on_white
 
 __all__ = [
-    "Augment",
+    "Fit",
+    "Policy",
+    "Recipe",
+    "eval_transform",
     "icon_image",
-    "icon_tensor",
-    "imagenet_test",
-    "imagenet_train",
-    "photo_tensor",
+    "network_input",
+    "square",
+    "train_transform",
 ]
 
+Fit = Literal["crop", "pad", "resize"]
+Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
+Picture = Callable[[Image.Image], Tensor]
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ImageTransform = Callable[[Image.Image], Tensor]
+LONGEST = 50
+"""Images that are more times as long as wide are not cropped to a square: resizing their short
+side first would make up to gigabytes of nearly nothing."""
 
 
-def imagenet_train(size: int = 224) -> ImageTransform:
-    """RandomResizedCrop, flip, ColorJitter(.4, .4, .4, 0), ImageNet mean and std."""
-    return _compose(
-        v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4, 0)
-    )
+@dataclass(frozen=True)
+class Recipe:
+    """How an image becomes a square, and what is drawn at random for it in training.
+
+    Args:
+        fit: `crop` takes the middle: the short side resized to 256/224 of the square's, then cut;
+            `pad` the whole, on the ground that its border shows; `resize` the whole, distorted.
+        crop: instead of `fit`'s crop, a random part of the image of at least this share of its
+            area, and of at most 4:3, resized to the square; of the whole for other fits. 1: none.
+        flip: probability of a left-right flip.
+        jitter: brightness, contrast and saturation each between 1 - jitter and 1 + jitter.
+        policy: one of torchvision's, with its own defaults.
+        augment: what comes after these, on batches.
+    """
+
+    fit: Fit = "crop"
+    crop: float = 1.0
+    flip: float = 0.0
+    jitter: float = 0.0
+    policy: Policy = "none"
+    augment: Augment = field(default_factory=Augment)
 
 
-def imagenet_test(size: int = 224) -> ImageTransform:
-    """Resize the short side to 256/224 of `size`, centre crop, ImageNet mean and std."""
-    return _compose(v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size))
+def eval_transform(size: int = 224, fit: Fit = "crop") -> Picture:
+    """PIL image (RGB) -> uint8 (3, size, size), as validation, test and prediction see it.
+
+    The result raises `ImageError` for an image too long to be cropped.
+    """
+    return v2.Compose(_fitted(size, fit))
 
 
-def _compose(*steps: ImageTransform) -> ImageTransform:
-    """The steps on a uint8 tensor, faster than on a PIL image; then float32 with mean and std."""
-    return v2.Compose([v2.PILToTensor(), *steps, photo_tensor])
+def train_transform(size: int, recipe: Recipe) -> Picture:
+    """The same for training, up to `recipe.augment`; draws from torch's generator."""
+    steps = _fitted(size, recipe.fit)
+    if recipe.crop < 1:
+        cut = v2.RandomResizedCrop(size, scale=(recipe.crop, 1.0))
+        steps = [_not_too_long, v2.PILToTensor(), cut] if recipe.fit == "crop" else [*steps, cut]
+    if recipe.flip:
+        steps.append(v2.RandomHorizontalFlip(recipe.flip))
+    if recipe.jitter:
+        steps.append(v2.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter, 0))
+    if recipe.policy != "none":
+        made = {
+            "randaugment": v2.RandAugment,
+            "trivialaugment": v2.TrivialAugmentWide,
+            "augmix": v2.AugMix,
+        }[recipe.policy]
+        steps.append(made(interpolation=v2.InterpolationMode.BILINEAR))
+    return v2.Compose(steps)
 
 
-def photo_tensor(images: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) -> float32 with ImageNet mean and std."""
-    images = v2.functional.to_dtype(images, torch.float32, scale=True)
-    return v2.functional.normalize(images, list(MEAN), list(STD), inplace=True)
+def _fitted(size: int, fit: Fit) -> list[Callable[..., object]]:
+    """Steps on uint8 tensors where they cut, which is faster than on PIL images."""
+    if fit == "crop":
+        resize = v2.Resize(round(size * 256 / 224))
+        return [_not_too_long, v2.PILToTensor(), resize, v2.CenterCrop(size)]
+    return [partial(square, size=size, fit=fit), v2.PILToTensor()]
+
+
+def _not_too_long(image: Image.Image) -> Image.Image:
+    if max(image.size) > LONGEST * min(image.size):
+        raise ImageError(
+            f"{image.width} x {image.height} pixels, more than {LONGEST} times as long as wide, "
+            "are too many to be resized and cropped"
+        )
+    return image
+
+
+def square(image: Image.Image, size: int, fit: Fit = "pad") -> Image.Image:
+    """All of an image of mode L or RGB, (size, size): padded with its `ground`, or distorted."""
+    to = (size, size)
+    if fit == "pad":
+        share = size / max(image.size)
+        to = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    made = image
+    if to != image.size:
+        shrunk = to[0] <= image.width and to[1] <= image.height
+        kind = Image.Resampling.BOX if shrunk else Image.Resampling.BICUBIC
+        made = image.resize(to, kind)
+    if to == (size, size):
+        return made
+    whole = Image.new(image.mode, (size, size), ground(image))
+    whole.paste(made, ((size - to[0]) // 2, (size - to[1]) // 2))
+    return whole
+
+
+def ground(image: Image.Image) -> int | tuple[int, ...]:
+    """Median of the border's pixels, for each channel."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    found = np.median(border, axis=0).astype(int)
+    return int(found) if found.ndim == 0 else tuple(found.tolist())
 
 
 def icon_image(image: Image.Image, size: int = 32, *, invert: bool = True) -> NDArray[np.uint8]:
@@ -58,81 +138,29 @@ def icon_image(image: Image.Image, size: int = 32, *, invert: bool = True) -> ND
     Transparency is laid on white; the ground is what the border shows, inverted when light, unless
     `invert` is False.
     """
-    if image.mode != "L" or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("L")
-    side = max(image.size)
-    grey = np.asarray(image)
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ground = int(np.median(border))
-    square = Image.new("L", (side, side), ground)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    if side != size:
-        square = square.resize((size, size), Image.Resampling.BOX if side > size else None)
-    pixels = np.array(square, np.uint8)
-    return 255 - pixels if invert and ground > 127 else pixels
+    grey = on_white(image).convert("L")
+    pixels = np.array(square(grey, size), np.uint8)
+    light = ground(grey)
+    assert isinstance(light, int)
+    return 255 - pixels if invert and light > 127 else pixels
 
 
-def icon_tensor(images: Tensor) -> Tensor:
-    """uint8 (B, 1, H, W) -> float32 in [0, 1]."""
-    return images.to(torch.float32) / 255
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Augmentation of float images (B, C, H, W), each by a pure function of its key.
+def network_input(
+    images: Tensor, augment: Augment | None = None, draws: NDArray[np.uint64] | None = None
+) -> Tensor:
+    """What a network is fed, made of a batch on its own device.
 
     Args:
-        shift: largest move along each axis, in pixels.
-        scale: zoom between 1/(1+scale) and 1+scale, uniform in its logarithm.
-        stretch: the same, but with inverse effect on the two axes.
-        rotate: largest turn, in degrees.
-        flip: probability of a left-right flip.
-        erase: probability of blanking a rectangle of 1/4 to 1/2 of each side.
-        ink: brightness between 1/(1+ink) and 1+ink.
+        images: uint8 (B, 1, H, W) grey or (B, 3, H, W) colour, or floats, which stay as they are.
+        augment, draws: with both, the pixels are augmented, each image by its own of draws (B,).
+
+    Returns:
+        float32: grey in [0, 1], colour with ImageNet's mean and std.
     """
-
-    shift: float = 0.0
-    scale: float = 0.0
-    stretch: float = 0.0
-    rotate: float = 0.0
-    flip: float = 0.0
-    erase: float = 0.0
-    ink: float = 0.0
-
-    def __call__(self, images: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-        """Args: images (B, C, H, W) float; keys (B,) one hash for each image."""
-        draw = mix(keys[:, None], np.arange(12))
-        u = torch.from_numpy((draw >> np.uint64(40)).astype(np.float32) * 2.0**-24)
-        u = u.to(images.device)
-        height, width = images.shape[2:]
-        out = images
-        if self.shift or self.scale or self.stretch or self.rotate or self.flip:
-            zoom = (math.log1p(self.scale) * (2 * u[:, 0] - 1)).exp()
-            aspect = (math.log1p(self.stretch) * (2 * u[:, 1] - 1)).exp()
-            angle = math.radians(self.rotate) * (2 * u[:, 2] - 1)
-            mirror = torch.where(u[:, 3] < self.flip, -1.0, 1.0)
-            move = self.shift * (2 * u[:, 4:6] - 1)
-            cos, sin = angle.cos() / zoom, angle.sin() / zoom
-            theta = torch.stack(
-                [
-                    torch.stack([mirror * cos / aspect, -sin, 2 * move[:, 0] / width], 1),
-                    torch.stack([mirror * sin, cos * aspect, 2 * move[:, 1] / height], 1),
-                ],
-                dim=1,
-            )
-            grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-            out = F.grid_sample(out, grid, align_corners=False)
-        if self.erase:
-            sides = 0.25 + 0.25 * u[:, 6:8]
-            corner = u[:, 8:10] * (1 - sides)
-            rows = (torch.arange(height, device=u.device) + 0.5) / height
-            cols = (torch.arange(width, device=u.device) + 0.5) / width
-            inside_y = (rows >= corner[:, :1]) & (rows < corner[:, :1] + sides[:, :1])
-            inside_x = (cols >= corner[:, 1:]) & (cols < corner[:, 1:] + sides[:, 1:])
-            chosen = (u[:, 10] < self.erase)[:, None, None]
-            hole = chosen & inside_y[:, :, None] & inside_x[:, None, :]
-            out = out.masked_fill(hole[:, None], 0.0)
-        if self.ink:
-            out = out * (math.log1p(self.ink) * (2 * u[:, 11] - 1)).exp()[:, None, None, None]
-        return out
+    if images.is_floating_point():
+        return images
+    grey = images.shape[1] == 1
+    scaled = images.to(torch.float32) / 255
+    if augment is not None and draws is not None:
+        scaled = augment(scaled, draws)
+    return scaled if grey else v2.functional.normalize(scaled, list(MEAN), list(STD), inplace=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oltr_ext.data import Embeddings, TensorImages
+from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.predict import Trained, nearest_classes
@@ -194,7 +194,7 @@ def _inside(result: Assessment, index: NDArray[np.int64], top: int = 3) -> list[
         return [{} for _ in index]
     places = [result.splits.locate(i) for i in index.tolist()]
     pixels = torch.stack([images[row][0] for images, row in places])
-    features = trained.model.features(pixels.to(trained.device)).float()
+    features = trained.model.features(network_input(pixels.to(trained.device))).float()
     out, scale = head.outputs(features), head.classifier.scale
     weight, which = head.recall(features).topk(min(top, len(names)))
     near, how_far = nearest_classes(trained, features, out.logits, top)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from oltr_ext.data import (
-    DECODE_ERRORS,
     PUBLISHED,
+    ImageError,
     ListLine,
     Published,
+    eval_transform,
     hold_out,
-    read_image,
     read_list,
     read_names,
+    read_rgb,
 )
 from oltr_ext.engine.checks import shot_note
+from oltr_ext.engine.pictures import settled
 from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
@@ -68,6 +71,8 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
     found = DataCheck(
         known.title if known else None, 0, 0, 0, sources=known.sources if known else ()
     )
+    how = settled(data)
+    transform = eval_transform(int(how.image_size), how.augment.fit or "crop")
     lists: dict[str, list[ListLine]] = {}
     gone: dict[Path, list[str]] = {}
     for part, (file, root) in data.parts().items():
@@ -83,7 +88,7 @@ def check_data(data: ListData, *, decode: int | None = 200) -> DataCheck:
                 + _some(line.path for line in missing)
             )
         chosen = _spread(there, decode)
-        damaged = _damaged(part, [root / line.path for line in chosen], data.workers)
+        damaged = _damaged(part, [root / line.path for line in chosen], data.workers, transform)
         if damaged:
             found.problems.append(
                 f"{part}: {len(damaged):,} of {len(chosen):,} images cannot be decoded: "
@@ -244,8 +249,18 @@ def _spread(lines: Sequence[ListLine], count: int | None) -> Sequence[ListLine]:
     return [lines[i] for i in np.linspace(0, len(lines) - 1, count, dtype=np.int64)]
 
 
-def _damaged(part: str, paths: Sequence[Path], workers: int) -> list[str]:
-    """Path and reason of each image that cannot be decoded whole."""
+def _damaged(
+    part: str, paths: Sequence[Path], workers: int, transform: Callable[[Image.Image], object]
+) -> list[str]:
+    """Path and reason of each image that cannot be decoded whole, or not be used so."""
+
+    def why_not(path: Path) -> str | None:
+        try:
+            transform(read_rgb(path))
+        except ImageError as error:
+            return str(error)
+        return None
+
     found = []
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
@@ -253,19 +268,11 @@ def _damaged(part: str, paths: Sequence[Path], workers: int) -> list[str]:
     ):
         for begin in range(0, len(paths), 1000):  # the pool would queue all of a million
             some = paths[begin : begin + 1000]
-            for path, reason in zip(some, pool.map(_why_not, some), strict=True):
+            for path, reason in zip(some, pool.map(why_not, some), strict=True):
                 bar.update()
                 if reason is not None:
                     found.append(f"{path} ({reason})")
     return found
-
-
-def _why_not(path: Path) -> str | None:
-    try:
-        read_image(path).convert("RGB")
-    except DECODE_ERRORS as error:
-        return " ".join(str(error).split()).replace(f" {str(path)!r}", "")
-    return None
 
 
 def _some(items: Iterable[str]) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.build import build_model, model_shape
-from oltr_ext.engine.config import make_config
+from oltr_ext.engine.config import run_config
 from oltr_ext.engine.fingerprint import what_changed
+from oltr_ext.engine.pictures import settled
 from oltr_ext.engine.schema import Config, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups
@@ -50,7 +51,8 @@ class OtherRunError(ValueError):
 
 
 def outline(config: Config, splits: Splits, device: torch.device) -> str:
-    """What will be trained on what, in one line; a line more for what to look at first."""
+    """What will be trained on what, in one line; a line each on the images and for what to look at
+    first."""
     counts = splits.train_counts
     stages = [s for s in (config.stage1, config.stage2) if s is not None]
     plan = ", ".join(
@@ -63,7 +65,7 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
         f"{len(counts):,} classes, {int(counts.sum()):,} training images ({counts.max():,} to "
         f"{counts.min():,} a class); {plan}; on {device}"
     )
-    for line in (splits.held_out, shot_note(counts, config.data.shots)):
+    for line in (splits.note, splits.held_out, shot_note(counts, config.data.shots)):
         said += f"\n{line}" if line else ""
     empty = np.flatnonzero(counts == 0)
     if len(empty):
@@ -109,7 +111,10 @@ def check_backbone(config: Config) -> None:
     """
     data = config.data
     if isinstance(data, ListData | IconsData):
-        channels, size = (3, data.image_size) if isinstance(data, ListData) else (1, 32)
+        channels, size = 1, 32
+        if isinstance(data, ListData):
+            found = settled(data, pretrained=config.model.weights is not None)
+            channels, size = 3, int(found.image_size)
         with (
             suppress(NotImplementedError),  # of RegNets, whose plan is computed with tensors
             torch.random.fork_rng(devices=[]),
@@ -211,9 +216,10 @@ def check_same_run(
     # through today's defaults: a run from before a key was there may go on
     old, new = (
         _flatten(c.model_dump(mode="json"))
-        for c in (make_config(header["config"], source=str(out)), config)
+        for c in (run_config(header["config"], source=str(out)), config)
     )
-    for key in sorted((old.keys() | new.keys()) - FREE):
+    # a preset before the keys that it stands for
+    for key in sorted((old.keys() | new.keys()) - FREE, key=lambda k: (".preset" not in k, k)):
         if key.split(".")[0] not in free and old.get(key) != new.get(key):
             raise OtherRunError(
                 f"{out} holds a run with {key} = {old.get(key)}, and this one asks for "

@@ -7,37 +7,22 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from oltr_ext.engine.methods import apply_method
-from oltr_ext.engine.schema import (
-    AugmentConfig,
-    Config,
-    EmbeddingsData,
-    EpisodeStage,
-    FitStage,
-    Focal,
-    IconsData,
-    LearningRates,
-    Lifted,
-    ListData,
-    MemoryStage,
-    ModelConfig,
-    OpenSet,
-    PackData,
-    Range,
-    RetrainStage,
-    Schedule,
-    Stage1,
-)
+from oltr_ext.engine.pictures import settled
+from oltr_ext.engine.schema import Config, ListData
 
-__all__ = ["ConfigError", "config_names", "load_config", "make_config"]
+__all__ = ["ConfigError", "config_names", "load_config", "make_config", "run_config"]
 
 REQUIRED = {"data.val": ": a list, or 0.1 to hold a tenth of train out, or one_per_class"}
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
+
+ALONE = {"augment": "preset"}  # groups in whose place the value of one key may stand
 
 
 class ConfigError(ValueError):
@@ -65,6 +50,18 @@ def make_config(
         return Config.model_validate(changed)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_line(error)}") from None
+
+
+def run_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str) -> Config:
+    """`make_config` of what a checkpoint says of its run. One from before a key was there gets what
+    was done then, where that is not today's default."""
+    data = values["data"]
+    if data["kind"] == "lists":
+        values = {**values, "data": {"image_size": 224, "augment": "photo", **data}}
+    config = make_config(values, overrides, source=source)
+    if isinstance(config.data, ListData):
+        config = config.model_copy(update={"data": settled(config.data)})
+    return config
 
 
 def load_config(
@@ -149,6 +146,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
         inner = values.setdefault(parent, {})
         if inner is None:
             inner = values[parent] = {}
+        if isinstance(inner, str) and parent in ALONE:
+            inner = values[parent] = {ALONE[parent]: inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
         values = inner
@@ -162,17 +161,18 @@ def _first_line(error: ValidationError) -> str:
     parts = [
         str(part)
         for n, part in enumerate(first["loc"])
-        if not (n and first["loc"][n - 1] in UNIONS) and "[" not in str(part)
+        if not (n and first["loc"][n - 1] in UNIONS) and not _is_kind(first, n)
     ]
     where = ".".join(parts) or "top level"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _all_keys(), n=1)
+        near = difflib.get_close_matches(parts[-1], _keys_beside(first["loc"]), n=1)
         what = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
     elif first["type"] == "missing":
         what = "this key is required" + REQUIRED.get(where, "")
     else:
         # a key of several types has an error for each
-        of_key = first["loc"][:-1] if "[" in str(first["loc"][-1]) else first["loc"]
+        last = len(first["loc"]) - 1
+        of_key = first["loc"][:last] if _is_kind(first, last) else first["loc"]
         same = [e for e in errors if e["loc"][: len(of_key)] == of_key]
         text = " or ".join(e["msg"] for e in same).replace("or Input should be ", "or ")
         what = f"{text[0].lower()}{text[1:]}, got {first['input']!r}"
@@ -181,9 +181,34 @@ def _first_line(error: ValidationError) -> str:
     return f"{where}: {what}{more}"
 
 
-def _all_keys() -> set[str]:
-    stages = (Stage1, MemoryStage, RetrainStage, EpisodeStage, FitStage, Schedule)
-    parts = (LearningRates, Focal, Lifted, Range, OpenSet, ModelConfig)
-    data = (IconsData, PackData, ListData, EmbeddingsData, AugmentConfig)
-    groups = (Config, *stages, *parts, *data)
+def _is_kind(error: ErrorDetails, place: int) -> bool:
+    """Whether a part of a path is no key, but one of several types that its value may have."""
+    part, loc = str(error["loc"][place]), error["loc"][: place + 1]
+    if part.isdigit() or error["type"] in ("extra_forbidden", "missing"):
+        return False
+    return "[" in part or part not in _keys_beside(loc)
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> set[str]:
+    """Keys that the group of a misplaced one may hold."""
+    groups: list[type[BaseModel]] = [Config]
+    for part in loc[:-1]:
+        inside = [g for m in groups if part in m.model_fields for g in _groups(m, str(part))]
+        # a part that is no key tells which of several groups was meant
+        kinds: list[tuple[type[BaseModel], Any]] = [
+            (g, g.model_fields["kind"].annotation) for g in groups if "kind" in g.model_fields
+        ]
+        chosen = [group for group, kind in kinds if part in get_args(kind)]
+        groups = inside or chosen or groups
     return {key for group in groups for key in group.model_fields}
+
+
+def _groups(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """What may stand under a key, of the kinds that are groups of keys themselves."""
+    found, left = [], [model.model_fields[key].annotation]
+    while left:
+        kind = left.pop()
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.append(kind)
+        left += get_args(kind)
+    return found

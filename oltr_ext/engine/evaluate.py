@@ -79,15 +79,15 @@ def stream(
     bad: list[int] = []
     try:
         for turn, (pixels, target) in zip(
-            turns, make_loader(images, own, min(workers, len(own))), strict=True
+            turns, make_loader(images, own, min(workers, len(own)), device), strict=True
         ):
-            features = model.features(pixels.to(device)).float()
+            features = model.features(pixels).float()
             everyones = batches[turn : turn + distributed.world()]
             most = max(len(rows) for rows in everyones)
             for rows, x, y in zip(
                 everyones,
                 distributed.all_gather(_padded(features, most)),
-                distributed.all_gather(_padded(target.to(device), most)),
+                distributed.all_gather(_padded(target, most)),
                 strict=False,
             ):
                 kept = y[: len(rows)] != UNREADABLE

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from oltr_ext.data.transforms import icon_tensor, photo_tensor
+from oltr_ext.data import network_input
 from oltr_ext.engine.build import own_defaults
-from oltr_ext.engine.predict import Trained
-from oltr_ext.engine.schema import EmbeddingsData, ListData
+from oltr_ext.engine.predict import Trained, is_made
+from oltr_ext.engine.schema import Data, EmbeddingsData, ListData
 from oltr_ext.models import OLTRModel
 
 __all__ = ["ABOUT", "export"]
@@ -24,17 +24,29 @@ ABOUT = "oltr.json"
 class _Answers(nn.Module):
     """Pixels or embeddings -> (label, confidence), as `Head.predict`."""
 
-    def __init__(self, model: OLTRModel, photos: bool) -> None:
+    def __init__(self, model: OLTRModel) -> None:
         super().__init__()
-        self.model, self.photos = copy.deepcopy(model).requires_grad_(False), photos
+        self.model = copy.deepcopy(model).requires_grad_(False)
         self.model.to(memory_format=torch.contiguous_format)  # as the file holds them
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if inputs.dim() == 2:
-            images = inputs[:, :, None, None]
-        else:
-            images = photo_tensor(inputs) if self.photos else icon_tensor(inputs)
+        images = inputs[:, :, None, None] if inputs.dim() == 2 else network_input(inputs)
         return self.model.head.predict(self.model.features(images).float())
+
+
+def _made_so(data: Data, channels: int, size: int) -> str | None:
+    """How a file becomes the program's pixels, in words; None for embeddings."""
+    if isinstance(data, EmbeddingsData):
+        return None
+    fits = {
+        "crop": f"short side resized to {round(size * 256 / 224)}, middle {size} x {size} cut out",
+        "pad": f"longer side resized to {size}, padded to a square with the median of the border",
+        "resize": f"resized to {size} x {size}",
+    }
+    fit = (data.augment.fit or "crop") if isinstance(data, ListData) else "pad"
+    ink = "; inverted where that is light" if channels == 1 and is_made(data) else ""
+    colour = "grey" if channels == 1 else "RGB"
+    return f"{colour}, EXIF orientation applied, transparency on white, {fits[fit]}{ink}"
 
 
 @own_defaults()
@@ -42,9 +54,10 @@ class _Answers(nn.Module):
 def export(trained: Trained, path: str | Path) -> Path:
     """Write a trained model as a program of `torch.export`.
 
-    It takes uint8 pixels (B, channels, size, size) as the model is trained on, before their mean
-    and std, or embeddings (B, D) float32, of any number of rows; and gives the label (B,) int64,
-    -1 for unknown, and the confidence (B,) float64::
+    It takes uint8 pixels (B, channels, size, size) as the model is trained on, upright and before
+    their mean and std (``images`` of ``oltr.json`` says how they are made), or embeddings (B, D)
+    float32, of any number of rows; and gives the label (B,) int64, -1 for unknown, and the
+    confidence (B,) float64::
 
         about = {"oltr.json": ""}
         program = torch.export.load("model.pt2", extra_files=about)
@@ -70,7 +83,7 @@ def export(trained: Trained, path: str | Path) -> Path:
     if isinstance(data, EmbeddingsData):
         example = torch.zeros(2, shape[0], dtype=torch.float32)
     program = torch.export.export(
-        _Answers(trained.model, isinstance(data, ListData)),
+        _Answers(trained.model),
         (example,),
         dynamic_shapes=({0: torch.export.Dim("rows")},),
     )
@@ -80,6 +93,7 @@ def export(trained: Trained, path: str | Path) -> Path:
         "threshold": trained.threshold["value"],
         "input": f"{str(example.dtype).removeprefix('torch.')} (rows, "
         f"{', '.join(map(str, example.shape[1:]))})",
+        "images": _made_so(data, *shape[:2]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")

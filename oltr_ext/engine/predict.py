@@ -14,15 +14,22 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from oltr_ext.data import DECODE_ERRORS, icon_image, imagenet_test, read_image
-from oltr_ext.data.pack import MADE_BY, SIZE
-from oltr_ext.data.transforms import icon_tensor
+from oltr_ext.data import (
+    ImageError,
+    eval_transform,
+    icon_image,
+    network_input,
+    read_image,
+    read_rgb,
+)
+from oltr_ext.data.pack import MADE_BY, load_pack
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, own_defaults, pick_device
 from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.checks import FREE
-from oltr_ext.engine.config import ConfigError, make_config
-from oltr_ext.engine.schema import Config, EmbeddingsData, IconsData, ListData, PackData
+from oltr_ext.engine.config import ConfigError, run_config
+from oltr_ext.engine.pictures import settled
+from oltr_ext.engine.schema import Config, Data, EmbeddingsData, ListData, PackData
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead, OLTRHead
 
@@ -58,6 +65,7 @@ class Embedder:
 
     model: OLTRModel  # of which the head is not asked
     config: Config  # its data say how an image is read
+    image_shape: tuple[int, int, int]  # channels, height, width
     device: torch.device
     source: dict[str, Any]  # JSON-able: enough for `load_embedder`, and to tell other weights
 
@@ -110,7 +118,7 @@ def load_trained(
     for item in overrides:
         if re.split("[.=]", item.strip())[0] != "data":
             raise ConfigError(f"--set {item}: {path} is trained; of it only data may be set anew")
-    config = make_config(header["config"], overrides, source=str(path))
+    config = run_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
     model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
     model.load_state_dict(checkpoint.under("model.", tensors))
@@ -132,20 +140,29 @@ def load_trained(
 
 @own_defaults()
 def load_embedder(
-    config: Config, trained: Trained | None = None, *, device: str = "auto"
+    config: Config,
+    trained: Trained | None = None,
+    *,
+    device: str = "auto",
+    image_shape: tuple[int, int, int] | None = None,
 ) -> Embedder:
     """What embeds images: a trained model up to its head, or a backbone with published weights.
 
     Args:
         config: whose data are images, and whose backbone it is where there is no trained model.
+        image_shape: channels, height and width of the images, where they are known; else the
+            data are asked.
 
     Raises:
         ValueError: data that are no images, or neither a trained model nor weights.
     """
     if isinstance(config.data, EmbeddingsData):
         raise ValueError(f"{config.data.root} holds embeddings already: expected data of images")
+    if isinstance(config.data, ListData):
+        pretrained = config.model.weights is not None
+        config = config.model_copy(update={"data": settled(config.data, pretrained=pretrained)})
     if trained is not None:
-        model = trained.model
+        model, shape = trained.model, trained.image_shape
     else:
         name, weights = config.model.backbone, config.model.weights
         if weights is None:
@@ -153,9 +170,8 @@ def load_embedder(
                 f"model.weights: {name} has learned nothing to embed by; name published weights, "
                 f"or give a trained checkpoint"
             )
-        channels = 1 if isinstance(config.data, IconsData | PackData) else 3  # packs are grey
-        size = config.data.image_size if isinstance(config.data, ListData) else SIZE
-        backbone = build_backbone(name, in_channels=channels, weights=weights, image_size=size)
+        shape = image_shape or _image_shape(config.data)
+        backbone = build_backbone(name, in_channels=shape[0], weights=weights, image_size=shape[1])
         model = OLTRModel(backbone, LinearHead(int(backbone.feature_dim), 1))  # type: ignore[arg-type]
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
@@ -170,9 +186,19 @@ def load_embedder(
         "config": held,
         "checkpoint": None if trained is None else str(trained.path.resolve()),
         "weights_sha256": digest.hexdigest(),
+        "image_shape": list(shape),
     }
     where = pick_device(device)
-    return Embedder(model.to(where).eval(), config, where, source)
+    return Embedder(model.to(where).eval(), config, shape, where, source)
+
+
+def _image_shape(data: Data) -> tuple[int, int, int]:
+    if isinstance(data, ListData):
+        return 3, int(data.image_size), int(data.image_size)
+    if isinstance(data, PackData):
+        pack = load_pack(data.name)
+        return pack.channels, pack.size, pack.size
+    return 1, 32, 32
 
 
 @own_defaults()
@@ -207,13 +233,14 @@ def predict_images(
             each for path in paths for each in _predict_rows(trained, Path(path), nearest, on_error)
         ]
     embedder = _embedder_of(trained)
-    data = trained.config.data if embedder is None else embedder.config.data
+    seen_by = trained if embedder is None else embedder
+    data, shape = seen_by.config.data, seen_by.image_shape
     found: list[Prediction] = []
     for begin in range(0, len(paths), batch_size):
         read: list[tuple[str, Tensor]] = []
         for path in paths[begin : begin + batch_size]:
             try:
-                read.append((str(path), _tensor(data, Path(path))))
+                read.append((str(path), _pixels(data, shape, Path(path))))
             except (FileNotFoundError, ValueError) as error:
                 if on_error is None:
                     raise
@@ -221,7 +248,7 @@ def predict_images(
         if not read:
             continue
         names, images = zip(*read, strict=True)
-        pixels = torch.stack(images).to(trained.device)
+        pixels = network_input(torch.stack(images).to(trained.device))
         if embedder is not None:
             pixels = embedder.model.features(pixels).float()[:, :, None, None]
         features = trained.model.features(pixels).float()
@@ -295,10 +322,12 @@ def _embedder_of(trained: Trained) -> Embedder | None:
             f"{trained.path} was trained on embeddings that do not say what made them: give "
             f"embeddings made likewise, (N, {trained.model.backbone.feature_dim}) in .npy files"
         )
-    config = make_config(trained.source["config"], source=str(trained.path))
+    config = run_config(trained.source["config"], source=str(trained.path))
     checkpoint, device = trained.source["checkpoint"], str(trained.device)
     maker = None if checkpoint is None else load_trained(checkpoint, device=device)
-    embedder = load_embedder(config, maker, device=device)
+    c, h, w = trained.source.get("image_shape", (1, 32, 32))  # older ones: lists say, packs are so
+    shape = None if isinstance(config.data, ListData) else (c, h, w)
+    embedder = load_embedder(config, maker, device=device, image_shape=shape)
     if embedder.source["weights_sha256"] != trained.source["weights_sha256"]:
         raise ValueError(
             f"{checkpoint or config.model.backbone} holds other weights than "
@@ -307,19 +336,25 @@ def _embedder_of(trained: Trained) -> Embedder | None:
     return embedder
 
 
-def _tensor(data: IconsData | PackData | ListData | EmbeddingsData, path: Path) -> Tensor:
+def _pixels(data: Data, shape: tuple[int, int, int], path: Path) -> Tensor:
+    """uint8 (C, H, W) of an image file, as those that the model was trained on."""
     if not path.is_file():
         raise FileNotFoundError(f"no image {path}")
+    channels, size, _ = shape
     try:
-        image = read_image(path)
-        if isinstance(data, IconsData | PackData):
-            # a pack of one's own is trained on as it is, whatever its ground
-            made = isinstance(data, IconsData) or data.name in MADE_BY
-            return icon_tensor(torch.from_numpy(icon_image(image, invert=made))[None])
-        assert isinstance(data, ListData)
-        return imagenet_test(data.image_size)(image.convert("RGB"))
-    except DECODE_ERRORS as error:
-        raise ValueError(f"cannot read image {path}: {' '.join(str(error).split())}") from None
+        if isinstance(data, ListData):
+            return eval_transform(size, data.augment.fit or "crop")(read_rgb(path))
+        if channels == 3:
+            return eval_transform(size, "pad")(read_rgb(path))
+        return torch.from_numpy(icon_image(read_image(path), size, invert=is_made(data)))[None]
+    except ImageError as error:
+        raise ValueError(f"cannot read image {path}: {error}") from None
+
+
+def is_made(data: Data) -> bool:
+    """Whether grey images are bright ink on a dark ground, as the package draws them. A pack of
+    one's own is trained on as it is, whatever its ground."""
+    return not isinstance(data, PackData) or data.name in MADE_BY
 
 
 def _answers(

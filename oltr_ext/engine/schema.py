@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -15,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from oltr_ext.data import GENTLE, Augment
+from oltr_ext.data.transforms import Fit, Policy
 from oltr_ext.engine.paths import expanded, path_of
 
 Count = Annotated[int, Field(ge=1)]
@@ -41,7 +45,8 @@ class Strict(BaseModel):
 
 
 class AugmentConfig(Strict):
-    """See `oltr_ext.data.Augment`."""
+    """See `oltr_ext.data.Augment`. Of a `preset`, gentle or none, these keys say
+    otherwise; alone, its name may stand in the place of this group."""
 
     shift: NotNegative = 0.0
     scale: NotNegative = 0.0
@@ -52,21 +57,67 @@ class AugmentConfig(Strict):
     ink: NotNegative = 0.0
 
 
+PACK_PRESETS = {"gentle": GENTLE, "none": Augment()}
+
+
+def _preset_spelt_out(value: object) -> object:
+    value = _preset_alone(value)
+    if not isinstance(value, dict) or "preset" not in value:
+        return value
+    keys = dict(value)
+    name = keys.pop("preset")
+    if name not in PACK_PRESETS:
+        raise ValueError(f"expected the preset {' or '.join(PACK_PRESETS)} or keys of a group")
+    return {**asdict(PACK_PRESETS[name]), **keys}
+
+
+def _preset_alone(value: object) -> object:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+BatchAugment = Annotated[AugmentConfig, BeforeValidator(_preset_spelt_out)]
+
+
+class ListAugment(Strict):
+    """What is done to the images of lists: a preset, and keys to say otherwise (None: as the
+    preset says). Of a preset alone, its name may stand in the place of this group.
+
+    See `oltr_ext.data.Recipe` for `fit` to `policy`, `oltr_ext.data.Augment` for the others.
+    """
+
+    # auto: gentle for small images, photo for others; see `oltr_ext.engine.pictures`
+    preset: Literal[
+        "auto", "photo", "gentle", "none", "randaugment", "trivialaugment", "augmix"
+    ] = "auto"
+    fit: Fit | None = None
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    flip: Fraction | None = None
+    jitter: Fraction | None = None
+    policy: Policy | None = None
+    shift: NotNegative | None = None
+    scale: NotNegative | None = None
+    stretch: NotNegative | None = None
+    rotate: NotNegative | None = None
+    erase: Fraction | None = None
+    ink: NotNegative | None = None
+
+
 class IconsData(Strict):
     """The embedded icons: 50 known classes, 32x32 grey."""
 
     kind: Literal["icons"]
-    augment: AugmentConfig = AugmentConfig()
+    augment: BatchAugment = AugmentConfig()
     shots: Shots = (30, 10)
 
 
 class PackData(Strict):
-    """Grey images in one file, made by `oltr data make` or your own; see `oltr_ext.data.pack`."""
+    """Images in one file, made by `oltr data make`, by `oltr data pack` or by yourself; see
+    `oltr_ext.data.pack`."""
 
     kind: Literal["pack"]
     # glyphs-2000, glyphs-18000, icons-large, or the path of an .npz file
     name: Annotated[str, AfterValidator(expanded)]
-    augment: AugmentConfig = AugmentConfig()
+    augment: BatchAugment = AugmentConfig()
     shots: Shots = "oltr"
 
 
@@ -86,7 +137,10 @@ class ListData(Strict):
     open_test: AnyPath | None = None
     open_root: AnyPath | None = None  # what the open lists' paths are relative to; default: root
     class_names: AnyPath | None = None  # one name a line, in order of the labels
-    image_size: Annotated[int, Field(ge=8)] = 224
+    # auto: the size of the training images where they are small and the backbone has no published
+    # weights, else 224
+    image_size: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
+    augment: Annotated[ListAugment, BeforeValidator(_preset_alone)] = ListAugment()
     workers: Annotated[int, Field(ge=0)] = 4  # loader processes, for each training process
     # Images of each list that may fail to decode. In training the next of the class takes their
     # place; in validation and test they are left out.

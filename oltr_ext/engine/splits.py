@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from oltr_ext.data import (
@@ -17,18 +21,24 @@ from oltr_ext.data import (
     Embeddings,
     ImageList,
     TensorImages,
+    eval_transform,
     hold_out,
-    imagenet_test,
-    imagenet_train,
+    network_input,
     read_embeddings,
     read_names,
+    train_transform,
 )
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.pack import Pack, load_pack
+from oltr_ext.data.samplers import mix
 from oltr_ext.engine.fingerprint import fingerprint_of
-from oltr_ext.engine.schema import EmbeddingsData, IconsData, ListData, PackData
+from oltr_ext.engine.pictures import described, recipe, settled, spelt
+from oltr_ext.engine.schema import Data, EmbeddingsData, IconsData, ListData, PackData
 
 __all__ = ["Images", "Splits", "load_splits", "make_loader"]
+
+SHARED = Path("/dev/shm")
+"""Where Linux keeps shared memory."""
 
 Images = TensorImages | ImageList | Embeddings
 Ints = NDArray[np.int64]
@@ -38,6 +48,7 @@ Ints = NDArray[np.int64]
 class Splits:
     """The data of a run. Open images carry label -1; `plain` is `train` without augmentation."""
 
+    data: Data  # as asked for, with every choice made that was left to the images
     train: Images
     plain: Images
     val: Images
@@ -52,6 +63,7 @@ class Splits:
     open_names: list[str] | None = None  # true name of each image of open_test, where known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
     source: dict[str, Any] | None = None  # what made embeddings, where known
+    note: str | None = None  # what becomes of the images, in a line
     held_out: str | None = None  # how validation images were taken from the training list
     fingerprint: dict[str, Any] = field(init=False)  # of what a run learns or chooses by
 
@@ -83,31 +95,38 @@ class Splits:
         return self.open_test, index - known
 
     def problems(self) -> list[str]:
-        """A line for each part of which images could not be read so far."""
-        parts = (self.train, self.val, self.open_val, self.test, self.open_test)
-        found = (part.problem() for part in parts if isinstance(part, ImageList))
+        """A line for each part of which images could not be read so far, and one for batches that
+        did not fit where loader processes hand them over."""
+        parts = [self.train, self.plain, self.val, self.open_val, self.test, self.open_test]
+        images = [part for part in parts if isinstance(part, ImageList)]
+        found = [part.problem() for part in images if part is not self.plain]
+        found += [*dict.fromkeys(part.crowded for part in images)][:1]
         return [line for line in found if line is not None]
 
 
-def load_splits(data: IconsData | PackData | ListData | EmbeddingsData) -> Splits:
+def load_splits(data: Data, *, pretrained: bool = False) -> Splits:
     """Read the data a configuration names.
+
+    Args:
+        pretrained: see `oltr_ext.engine.pictures.settled`.
 
     Raises:
         FileNotFoundError, ValueError: see `ImageList`, `load_pack` and `read_embeddings`; a label
             beyond the classes; no classes.
     """
     if isinstance(data, ListData):
-        return _list_splits(data)
+        return _list_splits(data, settled(data, pretrained=pretrained))
     if isinstance(data, EmbeddingsData):
         return _embedding_splits(data)
     pack = load_pack(data.name) if isinstance(data, PackData) else load_icons()
-    return _pack_splits(pack, Augment(**data.augment.model_dump()))
+    return _pack_splits(data, pack)
 
 
 def _embedding_splits(data: EmbeddingsData) -> Splits:
     found = read_embeddings(data.root)
     train, classes = found.splits["train"], len(found.class_names)
     return Splits(
+        data=data,
         train=train,
         plain=train,
         val=found.splits["val"],
@@ -125,7 +144,7 @@ def _embedding_splits(data: EmbeddingsData) -> Splits:
     )
 
 
-def _pack_splits(pack: Pack, augment: Augment) -> Splits:
+def _pack_splits(data: IconsData | PackData, pack: Pack) -> Splits:
     def part(name: str) -> TensorImages:
         images, labels = pack.split(name)
         return TensorImages(images, labels.numpy())
@@ -134,7 +153,9 @@ def _pack_splits(pack: Pack, augment: Augment) -> Splits:
         return part(name) if len(pack.rows(name)) else None
 
     plain, opened = part("train"), pack.rows("open_test")
+    augment = Augment(**data.augment.model_dump())
     return Splits(
+        data=data,
         train=TensorImages(plain.images, plain.labels, augment),
         plain=plain,
         val=part("val"),
@@ -143,15 +164,18 @@ def _pack_splits(pack: Pack, augment: Augment) -> Splits:
         open_test=strangers("open_test"),
         class_names=pack.known_names,
         train_counts=pack.train_counts.numpy(),
-        channels=1,
-        size=pack.images.shape[-1],
+        channels=pack.channels,
+        size=pack.size,
         open_names=[pack.class_names[c] for c in pack.class_index[opened]],
         test_ids=[pack.image_id(i) for i in [*pack.rows("test"), *opened]],
+        note=f"images: {pack.size} x {pack.size}, "
+        f"augmented by data.augment: {spelt(data.augment.model_dump()) or 'none'}",
     )
 
 
-def _list_splits(data: ListData) -> Splits:
-    augmented, plain = imagenet_train(data.image_size), imagenet_test(data.image_size)
+def _list_splits(asked: ListData, data: ListData) -> Splits:
+    size, how = int(data.image_size), recipe(data)
+    augmented, plain = train_transform(size, how), eval_transform(size, how.fit)
     parts, limit = data.parts(), data.max_bad_images
 
     def strangers(part: str) -> ImageList | None:
@@ -164,6 +188,7 @@ def _list_splits(data: ListData) -> Splits:
     train, again = (
         ImageList(*parts["train"], t, max_bad=limit, substitute=True) for t in (augmented, plain)
     )
+    train.augment = how.augment
     again.bad = train.bad  # they are the same files
     val, test = (  # without a list of its own, val is what is held out of train's
         ImageList(*parts[part if part in parts else "train"], plain, max_bad=limit)
@@ -190,6 +215,7 @@ def _list_splits(data: ListData) -> Splits:
     if (val.labels < 0).all():
         raise ValueError(f"{val.file} lists no image of a known class")
     return Splits(
+        data=data,
         train=train,
         plain=again,
         val=val,
@@ -199,8 +225,9 @@ def _list_splits(data: ListData) -> Splits:
         class_names=names,
         train_counts=np.bincount(train.labels, minlength=len(names)).astype(np.int64),
         channels=3,
-        size=data.image_size,
+        size=size,
         workers=data.workers,
+        note=described(asked, data),
         held_out=held_out,
     )
 
@@ -222,17 +249,45 @@ def _hold_out(data: ListData, train: ImageList, again: ImageList, val: ImageList
     )
 
 
-def make_loader(images: Images, batches: Iterable[Ints], workers: int) -> DataLoader[Any]:
-    """Batches (images, labels) for given keys, fetched ahead by `workers` processes."""
-    return DataLoader(
+def make_loader(
+    images: Images, keys: Iterable[Ints], workers: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as a network takes them, and labels, on `device`, for given keys.
+
+    `workers` processes fetch ahead, and hand over eight bits a pixel; what is done in floats is
+    done here. Keys that carry a position (training) are augmented, plain indices never.
+    """
+    keys, again = tee(keys)
+    loader = DataLoader(
         images,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=_same,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        collate_fn=partial(_hand_over, workers=workers),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that loading never draws from the model's
     )
+    for batch, rows in zip(loader, again, strict=False):
+        if isinstance(images, ImageList) and isinstance(batch[0], np.ndarray):
+            images.crowded = (
+                f"{SHARED} has no room for the batches that data.workers processes fetch ahead: "
+                "they come through pipes, which is slower; lower data.workers, or enlarge it "
+                "(docker run --shm-size=1g)"
+            )
+        pixels, labels = map(torch.as_tensor, batch)
+        draws = mix(images.seed, 6, rows[:, 0], rows[:, 1]) if rows.ndim == 2 else None
+        yield (
+            network_input(pixels.to(device, non_blocking=True), images.augment, draws),
+            labels.to(device, non_blocking=True),
+        )
 
 
-def _same(batch: Any) -> Any:
-    return batch  # `__getitems__` has already made the batch
+def _hand_over(batch: tuple[Tensor, Tensor], workers: int) -> Any:
+    """What a loader process passes on: tensors go through shared memory, arrays through a pipe.
+
+    Containers have 64 MB of shared memory, unless told otherwise; without room for what all
+    processes may hold ready there, torch would end the run, or the kernel would.
+    """
+    needed = sum(part.nbytes for part in batch) * (2 * workers + 1)  # each fetches two ahead
+    if workers == 0 or not SHARED.is_dir() or shutil.disk_usage(SHARED).free > needed:
+        return batch
+    return tuple(part.numpy() for part in batch)

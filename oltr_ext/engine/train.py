@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from oltr_ext.engine.build import (
 )
 from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
+from oltr_ext.engine.floor import below_floor
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
@@ -104,7 +106,8 @@ def train(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
     checks.check_backbone(config)
-    splits = load_splits(config.data)
+    splits = load_splits(config.data, pretrained=config.model.weights is not None)
+    config = config.model_copy(update={"data": splits.data})  # its checkpoints say what was chosen
     with locked(out, told) if distributed.lead() else nullcontext():
         first = None if stage1 is None else Path(stage1)
         return _Run(config, splits, out, told, resume=resume, stage1=first).go()
@@ -120,7 +123,8 @@ class _Run:
         self.device = distributed.device_of(config.device)
         self.state = State()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.told: set[str] = set()
+        self.say_once = cache(say)
+        self.accuracy: float | None = None  # of the model to be, once an epoch has ended
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out) if resume else None
         if found is not None:
@@ -199,7 +203,7 @@ class _Run:
         self.norm = torch.zeros(())
 
     def train_stage(self) -> None:
-        """Epochs of the current stage, from the current step to its last."""
+        """Epochs of the stage, from the current step to its last, by one loader, started once."""
         stage, state = self.stages[self.state.stage - 1], self.state
         if stage.epochs == 0:  # fitted on entry
             if state.best < 0:  # and not yet written down
@@ -211,8 +215,7 @@ class _Run:
         self.splits.train.seed = seed
         total = steps * stage.epochs
         keys = distributed.share(self.batches(sampler, stage), stage.accumulate)
-        # one loader for the stage: its processes start once, and fetch ahead while others validate
-        parts = iter(make_loader(self.splits.train, keys, self.splits.workers))
+        parts = make_loader(self.splits.train, keys, self.splits.workers, self.device)
         name = f"stage {state.stage}/{len(self.stages)}"
         hide = None if distributed.lead() else True
         with tqdm(total=total, initial=state.step, desc=name, unit="step", disable=hide) as bar:
@@ -255,8 +258,6 @@ class _Run:
         kind = torch.float16 if config.amp == "fp16" else torch.bfloat16
         total = torch.zeros((), device=self.device)
         for number, (images, target) in enumerate(parts):
-            images = images.to(self.device, non_blocking=True)
-            target = target.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, dtype=kind, enabled=config.amp != "off"):
                 self.reseed(number, 1 + distributed.rank())  # dropout of these rows
                 features = self.model.features(images.to(memory_format=torch.channels_last))
@@ -272,8 +273,7 @@ class _Run:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         distributed.average([p.grad for p in trained if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
-        limit = math.inf if stage.clip is None else stage.clip
-        self.norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+        self.norm = torch.nn.utils.clip_grad_norm_(trained, stage.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -295,6 +295,7 @@ class _Run:
         if row["val_overall"] > self.state.best:
             self.state.best = row["val_overall"]
             self.save(threshold=threshold, path=self.best)
+        self.accuracy = self.state.best if self.config.select == "best" else row["val_overall"]
         self.save(threshold=threshold)
         self.tell_bad_images()
         distributed.barrier()  # the files are there for all
@@ -306,9 +307,7 @@ class _Run:
             distributed.unite(train.bad)
             train.check()
         for line in self.splits.problems():
-            if line not in self.told:
-                self.say(line)
-                self.told.add(line)
+            self.say_once(line)
 
     def log(self, steps: int, extra: Mapping[str, float] | None = None) -> float:
         state, row, loss = self.state, dict(extra or {}), math.nan
@@ -393,5 +392,7 @@ class _Run:
             tensors, header = checkpoint.load(source)
             weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
             checkpoint.save(self.out / checkpoint.MODEL, weights, header)
+            for line in below_floor(self.splits, self.accuracy):
+                self.say(line)
         distributed.barrier()
         return self.out / checkpoint.MODEL

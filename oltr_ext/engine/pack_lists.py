@@ -1,0 +1,108 @@
+"""Lists of image files to a pack: decoded and fitted once, in one file that fits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from oltr_ext.data import ImageList, read_list
+from oltr_ext.data.lists import UNREADABLE
+from oltr_ext.data.pack import SPLITS, Pack, save_pack
+from oltr_ext.engine.schema import Config, ListData
+from oltr_ext.engine.splits import load_splits
+
+__all__ = ["pack_lists"]
+
+LIMIT = 2**32
+"""Bytes of pixels: a pack is held in memory whole, and a few times over while it is made."""
+
+
+def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = print) -> Path:
+    """Write the images of a configuration of lists as a pack, which trains to the same accuracy.
+
+    Size and fit are those of `data.image_size` and `data.augment`; grey where every image is. Of
+    `data.max_bad_images`, the bad ones are left out. Images labelled -1 in val and test become open
+    ones, and those of an open list a class for each label there.
+
+    Raises:
+        ValueError: data that are no lists, or more than 4 GiB of pixels; what `load_splits` and
+            `Pack` raise, such as a class without a training image.
+    """
+    data, out = config.data, Path(out)
+    if not isinstance(data, ListData):
+        raise ValueError(f"data.kind is {data.kind}; only lists are packed")
+    if out.suffix != ".npz":
+        raise ValueError(f"expected a file named .npz, got {out}")
+    splits = load_splits(data, pretrained=config.model.weights is not None)
+    found = {name: getattr(splits, "plain" if name == "train" else name) for name in SPLITS}
+    parts: dict[str, ImageList] = {k: v for k, v in found.items() if v is not None}
+    size = splits.size
+    needed = sum(map(len, parts.values())) * 3 * size**2
+    if needed > LIMIT:
+        raise ValueError(
+            f"data.image_size: {needed / 2**30:.1f} GiB of pixels at {size} x {size}; a pack is "
+            f"held in memory, so {LIMIT / 2**30:.0f} GiB at most: take a smaller size, or the lists"
+        )
+    pixels, names, where, paths = [], [], [], []
+    for part, images in parts.items():
+        images.substitute = False
+        read, labels = _read(part, images, data.workers)
+        given = {line.number: line.label for line in read_list(images.file)}
+        for row in np.flatnonzero(labels != UNREADABLE).tolist():
+            pixels.append(read[row])
+            paths.append(images.paths[row])
+            if labels[row] >= 0:
+                names.append(splits.class_names[labels[row]])
+                where.append(part)
+            else:
+                into = part if part.startswith("open") else f"open_{part}"
+                names.append(
+                    into if given[images.lines[row]] == -1 else f"{into} {given[images.lines[row]]}"
+                )
+                where.append(into)
+    whole = np.stack(pixels)
+    grey = (whole == whole[:, :1]).all()
+    classes = list(dict.fromkeys([*splits.class_names, *names]))
+    sources = list(dict.fromkeys(paths))
+    pack = Pack(
+        images=whole[:, 0] if grey else np.ascontiguousarray(whole.transpose(0, 2, 3, 1)),
+        class_index=_places(names, classes),
+        split_index=_places(where, list(SPLITS)),
+        source_index=_places(paths, sources),
+        class_names=classes,
+        source_names=sources,
+        about=f"from lists: {', '.join(images.file.name for images in parts.values())}",
+    )
+    save_pack(out, pack)
+    for line in splits.problems():
+        say(line)
+    say(
+        f"{out}: {len(pack.images):,} {'grey' if grey else 'colour'} images of {size} x {size}, "
+        f"{pack.num_known:,} known and {len(classes) - pack.num_known:,} open classes"
+    )
+    return out
+
+
+def _read(
+    part: str, images: ImageList, workers: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """uint8 (N, 3, S, S) and labels (N,)."""
+    rows = []
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(images), desc=part, unit="image", disable=None, leave=False) as bar,
+    ):
+        for row in pool.map(images.__getitem__, range(len(images))):
+            rows.append(row)
+            bar.update()
+    return np.stack([image.numpy() for image, _ in rows]), np.array([label for _, label in rows])
+
+
+def _places(words: list[str], within: list[str]) -> NDArray[np.int64]:
+    place = {word: n for n, word in enumerate(within)}
+    return np.array([place[word] for word in words], np.int64)
