@@ -370,4 +370,4 @@ def test_config_prints_every_key_and_reads_back(folder, capsys, tmp_path):
     (tmp_path / "whole.yaml").write_text(capsys.readouterr().out)
     whole = load_config(tmp_path / "whole.yaml")
     assert whole == load_config(folder / "tiny.yaml", ["seed=5"], method="oltr-plus")
-    assert whole.stage2.test_prior == "val" and whole.seed == 5
+    assert whole.test_prior == "balanced" and whole.seed == 5

@@ -307,7 +307,8 @@ def test_the_command_under_torchrun(data, broken, tmp_path):
     assert first.startswith("4 classes, 30 training images (14 to 3 a class); stage 1: 2 epochs")
     assert images.startswith("images: 16 x 16 (pad), augmented by `gentle`")
     assert floor.startswith("warning: val ")  # after two epochs
-    assert [line.split(":")[0] for line in epochs] == [f"stage 1/1, epoch {n}/2" for n in (1, 2)]
+    lines = [*(f"stage 1/1, epoch {n}/2" for n in (1, 2)), "unknown"]
+    assert [line.split(":")[0] for line in epochs] == lines
     assert bad[0] == bad_too[0] == 1 and not bad[1] and not bad_too[1]
     told = bad[2].removeprefix(f"{first}\n{images}\n") + bad_too[2]
     assert told.count("\n") == 1 and told.startswith("oltr: "), told

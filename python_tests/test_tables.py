@@ -65,7 +65,9 @@ def test_stage_1_is_trained_once_and_rows_are_kept(settings, tmp_path, monkeypat
     runs.judged(refit, tmp_path)
     runs.judged(settings.model_copy(update={"stage2": None}), tmp_path)
     assert len(calls) == 3  # stage 1 serves all three
-    assert runs.judged(settings, tmp_path) == row and len(calls) == 3
+    runs.judged(refit.model_copy(update={"test_prior": "val"}), tmp_path)
+    assert len(calls) == 4  # and whatever is expected of test images
+    assert runs.judged(settings, tmp_path) == row and len(calls) == 4
     assert 0 <= row["test"]["overall"] <= 100 and row["score"] in row["test"]["auroc of"]
     assert row["val"] != row["test"]
     assert {p.name for p in tmp_path.glob("*/*.safetensors")} == {"model.safetensors"}
@@ -74,7 +76,7 @@ def test_stage_1_is_trained_once_and_rows_are_kept(settings, tmp_path, monkeypat
 def run(**test):
     columns = {c: 50.0 for c in compare.COLUMNS}
     return {"test": {**columns, "auroc of": {"energy": 1.0}, **test}, "score": "energy",
-            "seconds": 3.0}  # fmt: skip
+            "expects": "alike", "seconds": 3.0}  # fmt: skip
 
 
 def test_bold_is_the_best_and_what_lies_within_its_deviation():
@@ -91,6 +93,10 @@ def test_bold_is_the_best_and_what_lies_within_its_deviation():
     lines = compare.markdown(table, about, rows).splitlines()
     line = next(x for x in lines if x.startswith("| a |"))
     assert line.startswith("| a | **81.0 ± 1.4** | **50.0 ± 0.0** |")
+    assert line.endswith("| energy | alike |")
+    del rows["b"][0]["expects"]  # of a row from before it was written down
+    lines = compare.markdown(table, about, rows).splitlines()
+    assert any(x.endswith("| energy | alike, not recorded |") for x in lines)
     assert np.isclose(compare.spread(compare.values(rows["a"], "overall")), 2**0.5)
 
 

@@ -19,7 +19,6 @@ from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel, build_backbone
-from oltr_ext.nn import prior_share
 
 
 def test_a_run_leaves_model_checkpoints_and_logs(finished):
@@ -217,22 +216,6 @@ def test_a_class_without_images_is_carried_along(data, tmp_path):
     header = checkpoint.load(path)[1]
     assert header["class_names"][-1] == "never seen"
     assert header["shape"]["train_counts"] == [*COUNTS, 0]
-
-
-def test_the_prior_of_validation_images_is_expected_of_all(data, tmp_path):
-    values = config(data)
-    val = [*(f"val_{c}_0.png {c}" for c in (0, 0, 0, 1)), "val_2_0.png -1"]  # one is open
-    (tmp_path / "val.txt").write_text("\n".join(val) + "\n")
-    values["data"] = {**values["data"], "val": str(tmp_path / "val.txt")}
-    values["stage2"] = {**values["stage2"], "class_prior": 0.5}
-    shares = {}
-    for name in ("balanced", "val", 0.3):
-        values["stage2"]["test_prior"] = name
-        head = load_trained(train(make_config(values), tmp_path / str(name))).model.head
-        shares[name] = head.prior_share.item()
-    prior = torch.tensor(COUNTS).float().pow(0.5)
-    assert shares["balanced"] == 0 and shares[0.3] == pytest.approx(0.3)
-    assert shares["val"] == pytest.approx(prior_share(torch.tensor([3, 1, 0, 0]), prior), abs=1e-5)
 
 
 def test_stage2_starts_from_means_of_what_it_will_see(data, finished, tmp_path, monkeypatch):

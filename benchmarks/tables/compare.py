@@ -156,13 +156,15 @@ def markdown(table: Table, about: dict[str, Any], runs: Runs) -> str:
         f"Percent{', mean ± standard deviation' if several else ''} over seed"
         f"{'s' if several else ''} {seeds}; bold: the best"
         f"{' and what lies within its standard deviation' if several else ''}. AUROC, FPR95 and "
-        "OSCR by the score that tells strangers best on validation data (last column); both F "
+        "OSCR by the score that tells strangers best on validation data; both F "
         "rules at the threshold calibrated there, which keeps 95 % of the known. Every method "
         "trains for the same epochs, with settings that `tune.py` chose by the same number of "
-        f"trials. {table.notes}".rstrip(),
+        "trials. The last column is what a row expects of the test images, where that can be set: "
+        "classes all alike, as frequent as in training, or a share of that tail. "
+        f"{table.notes}".rstrip(),
         "",
-        f"| method | {' | '.join(COLUMNS)} | score |",
-        f"| --- |{' ---: |' * len(COLUMNS)} --- |",
+        f"| method | {' | '.join(COLUMNS)} | score | expects |",
+        f"| --- |{' ---: |' * len(COLUMNS)} --- | --- |",
     ]
     leading = {column: best(column, runs) for column in COLUMNS}
     for name, each in runs.items():
@@ -172,7 +174,8 @@ def markdown(table: Table, about: dict[str, Any], runs: Runs) -> str:
             cell = f"{v.mean():.1f}" + (f" ± {spread(v):.1f}" if several else "")
             cells.append(f"**{cell}**" if name in leading[column] else cell)
         scores = ", ".join(sorted({run["score"] for run in each}))
-        lines.append(f"| {name} | {' | '.join(cells)} | {scores} |")
+        expects = ", ".join(sorted({run.get("expects", "not recorded") for run in each}))
+        lines.append(f"| {name} | {' | '.join(cells)} | {scores} | {expects} |")
     scores = list(dict.fromkeys(s for each in runs.values() for s in each[0]["test"]["auroc of"]))
     lines += ["", "AUROC by every score:", "", f"| method | {' | '.join(scores)} |"]
     lines.append(f"| --- |{' ---: |' * len(scores)}")

@@ -47,7 +47,8 @@ def trained(config: Config, folder: Path) -> tuple[Path, float]:
     if not took.exists():
         first, before = None, 0.0
         if config.stage2 is not None:
-            first, before = trained(config.model_copy(update={"stage2": None}), folder)
+            alone = {"stage2": None, "test_prior": "balanced"}  # which acts after stage 2
+            first, before = trained(config.model_copy(update=alone), folder)
         begin = time.perf_counter()
         train(config, run, stage1=first)
         took.write_text(json.dumps(before + time.perf_counter() - begin))
@@ -64,14 +65,14 @@ def judged(config: Config, folder: Path) -> dict[str, Any]:
         splits = splits_of(config.data)
         model = load_trained(run / MODEL)
         seen = dataclasses.replace(splits, test=splits.val, open_test=splits.open_val)
+        test = assess(model, name="test", splits=splits).summary
         row.write_text(
             json.dumps(
                 {
                     "val": numbers(assess(model, name="val", splits=seen).summary, model.threshold),
-                    "test": numbers(
-                        assess(model, name="test", splits=splits).summary, model.threshold
-                    ),
+                    "test": numbers(test, model.threshold),
                     "score": model.threshold["score"],
+                    "expects": test["expects"],
                     "seconds": round(seconds, 1),
                 }
             )

@@ -70,7 +70,10 @@ def run_eval(args: argparse.Namespace) -> int:
     ]
     if len(set(names)) < len(names):
         names = [str(path) for path in args.checkpoints]
-    results = compare(trained, args.name or names)
+    results = compare(trained, args.name or names, test_prior=args.test_prior)
+    for each in results:
+        for line in each.notes:
+            print(f"{each.name}: {line}", file=sys.stderr)
     for line in dict.fromkeys(line for each in results for line in each.splits.problems()):
         print(f"oltr: {line}", file=sys.stderr)
     if args.json:

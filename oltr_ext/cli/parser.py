@@ -97,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
         "evaluate trained models on their test images, closed and open, side by side",
         "  oltr eval runs/demo/oltr\n"
         "  oltr eval runs/icons_plain runs/icons_crt runs/icons_oltr\n"
+        "  oltr eval runs/icons_oltr-plus --test-prior val\n"
         "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
     )
     sub.add_argument(
@@ -115,6 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--name",
         action="append",
         help="what to call the model, in turn for each; default: its folder",
+    )
+    sub.add_argument(
+        "--test-prior",
+        type=_expectation,
+        metavar="WHAT",
+        help="judge as if trained with this test_prior, threshold included: balanced, val, or a "
+        "share of the training's tail; the run stays as it is",
     )
     sub.add_argument(
         "--json", action="store_true", help="print all numbers, a line a model; write no report"
@@ -256,6 +264,15 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
 def _how_many(text: str) -> int | None:
     """None is all."""
     return None if text == "all" else _positive(text)
+
+
+def _expectation(text: str) -> str | float:
+    if text in ("balanced", "val"):
+        return text
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"must be balanced, val or in [0, 2], got {text}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.predict import Trained, nearest_classes
+from oltr_ext.engine.schema import TestPrior
+from oltr_ext.engine.settle import expects, has_prior, settle
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.metrics import evaluate_answers
 from oltr_ext.nn import OLTRHead
@@ -42,6 +44,7 @@ class Assessment:
     splits: Splits
     seen: Outputs  # known test images, then open ones
     summary: dict[str, Any]
+    notes: list[str] = field(default_factory=list)  # on what was settled anew
 
     @property
     def confidence(self) -> NDArray[np.float64]:
@@ -62,8 +65,18 @@ class Assessment:
 
 
 @own_defaults()
-def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Assessment:
+def assess(
+    trained: Trained,
+    *,
+    name: str,
+    splits: Splits | None = None,
+    test_prior: TestPrior | None = None,
+) -> Assessment:
     """Run the test set of the model's own configuration (or `splits`) through it.
+
+    Args:
+        test_prior: what to expect of test images, in place of what the model was settled on: its
+            head and threshold in `trained` are settled anew. Nothing for a model without a prior.
 
     Raises:
         ValueError, FileNotFoundError: the data cannot be read, or has other classes.
@@ -74,6 +87,14 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
             f"{trained.path} knows {len(trained.class_names)} classes, which are not the "
             f"{len(splits.class_names)} classes of the data"
         )
+    notes: list[str] = []
+    if test_prior is not None and has_prior(trained.model.head):
+        config = trained.config.model_copy(update={"test_prior": test_prior})
+        trained.threshold = settle(
+            trained.model, config, splits, trained.device, notes.append, fit=False
+        )
+    elif test_prior is not None:
+        notes = ["it learned under no class prior, and stays as it is"]
     parts = [splits.test] if splits.open_test is None else [splits.test, splits.open_test]
     seen = Outputs.join(
         [collect(trained.model, p, trained.device, workers=splits.workers) for p in parts]
@@ -87,26 +108,38 @@ def assess(trained: Trained, *, name: str, splits: Splits | None = None) -> Asse
         convention=trained.config.data.shots,
         thresholds={threshold["score"]: threshold["value"]},
     )
-    return Assessment(name, trained, splits, seen, summary)
+    summary["expects"] = expects(trained.model.head)
+    return Assessment(name, trained, splits, seen, summary, notes)
 
 
-def compare(trained: Sequence[Trained], names: Sequence[str]) -> list[Assessment]:
+def compare(
+    trained: Sequence[Trained], names: Sequence[str], *, test_prior: TestPrior | None = None
+) -> list[Assessment]:
     """Each model on the test images of its own configuration, for one table and one report.
 
+    Args:
+        test_prior: see `assess`.
+
     Raises:
-        ValueError: not a name for each, each another; models that know other classes, were tested
-            on other images, or whose classes are many-, medium- and few-shot by other counts or
-            bounds; and see `assess`.
+        ValueError: not a name for each, each another; `test_prior` for models of which none learned
+            under a class prior; models that know other classes, were tested on other images, or
+            whose classes are many-, medium- and few-shot by other counts or bounds; and see
+            `assess`.
     """
     if not len(set(names)) == len(names) == len(trained):
         raise ValueError(
             f"expected {len(trained)} names for {len(trained)} models, no two the same, got "
             f"{', '.join(names)}"
         )
+    if test_prior is not None and not any(has_prior(each.model.head) for each in trained):
+        raise ValueError(
+            f"test_prior: {', '.join(names)} learned under no class prior that could be expected "
+            "again"
+        )
     results: list[Assessment] = []
     for each, name in zip(trained, names, strict=True):
         read = [r.splits for r in results if r.trained.config.data == each.config.data]
-        result = assess(each, name=name, splits=read[0] if read else None)
+        result = assess(each, name=name, splits=read[0] if read else None, test_prior=test_prior)
         first = results[0] if results else result
         if result.splits.class_names != first.splits.class_names or not np.array_equal(
             result.seen.target, first.seen.target
@@ -224,7 +257,10 @@ def _pixels(splits: Splits, index: int, size: int = 96) -> NDArray[np.uint8] | N
 
 def table(results: Sequence[Assessment]) -> str:
     """Closed and open results side by side, in percent, as aligned text."""
-    head = ("method", "all", "many", "medium", "few", "AUROC", "(score)", "known kept", "open out")
+    head = (
+        *("method", "all", "many", "medium", "few", "AUROC", "(score)", "known kept", "open out"),
+        "expects",
+    )
     rows = [head]
     for result in results:
         closed, scores = result.summary["closed"], result.summary["scores"]
@@ -238,10 +274,11 @@ def table(results: Sequence[Assessment]) -> str:
                 chosen,
                 percent(point["known_accepted"]),
                 percent(point["open_rejected"]),
+                result.summary["expects"],
             )
         )
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-    left = {0, 6}
+    left = {0, 6, 9}
     return "\n".join(
         "  ".join(
             c.ljust(w) if n in left else c.rjust(w)

@@ -58,6 +58,7 @@ __all__ = [
     "own_defaults",
     "own_dtype",
     "pick_device",
+    "prior_power",
     "seed_everything",
 ]
 
@@ -154,10 +155,19 @@ def class_frequencies(train_counts: Iterable[int]) -> Tensor:
     return counts / counts.sum()
 
 
+def prior_power(stage: Stage) -> float:
+    """t of the class prior, frequency^t, that a stage's head learns under; 0: none."""
+    if isinstance(stage, FitStage):
+        if stage.kind != "logit_adjustment":
+            return 0.0
+        return 1.0 if stage.tau is None else stage.tau
+    return 0.0 if isinstance(stage, EpisodeStage) else stage.class_prior
+
+
 def _head(stage: Stage, width: int, train_counts: list[int]) -> Head:
-    classes, prior = len(train_counts), None
-    if stage.class_prior:  # logits + t * log(frequency)
-        prior = class_frequencies(train_counts) ** stage.class_prior
+    classes, prior, power = len(train_counts), None, prior_power(stage)
+    if power:  # logits + power * log(frequency)
+        prior = class_frequencies(train_counts) ** power
     if isinstance(stage, MemoryStage):
         return OLTRHead(
             width,

@@ -11,6 +11,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 __all__ = [
     "CheckpointError",
+    "State",
     "clear",
     "fingerprint",
     "load",
@@ -40,6 +42,19 @@ MODEL = f"model{SUFFIX}"  # the result
 
 Latest = tuple[dict[str, Tensor], dict[str, Any], list[str]]
 """What `load_latest` returns."""
+
+
+@dataclass
+class State:
+    """Where a run stands. With the tensors it is all that a checkpoint holds."""
+
+    stage: int = 1
+    step: int = 0  # within the stage
+    total: int = 0  # over both
+    best: float = -1.0  # validation accuracy of the best epoch of this stage
+    losses: list[float] = field(default_factory=list)  # since the last row of the log
+    log_position: int = 0
+    origin: str | None = None  # fingerprint of the stage 1 that was given, None for its own
 
 
 class CheckpointError(ValueError):

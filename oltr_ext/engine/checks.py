@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from oltr_ext.engine import checkpoint, distributed
-from oltr_ext.engine.build import build_model, model_shape
+from oltr_ext.engine.build import build_model, model_shape, prior_power
 from oltr_ext.engine.config import run_config
 from oltr_ext.engine.fingerprint import what_changed
 from oltr_ext.engine.pictures import settled
-from oltr_ext.engine.schema import Config, IconsData, ListData, MemoryStage, Stage
+from oltr_ext.engine.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
+from oltr_ext.engine.settle import check_score, expectation, found_share, share_of
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups
 from oltr_ext.models import OLTRModel, build_backbone
@@ -39,7 +40,10 @@ __all__ = [
 FREE = {"device", "threads", "checkpoint_every", "data.workers", "data.max_bad_images"}
 """Keys that may change without changing the result, but for that of a run that would stop."""
 
-AFTER_STAGE_1 = {"stage2", "open_set", "log_every"}
+AFTERWARDS = {"test_prior", "open_set"}
+"""Groups and keys that act once a model is trained, on what it answers."""
+
+AFTER_STAGE_1 = {"stage2", "log_every", *AFTERWARDS}
 """Groups and keys that do not change what stage 1 learns."""
 
 
@@ -74,6 +78,7 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
             f"\n{len(empty):,} of {len(counts):,} classes have no training image: {some} (labels "
             "count from 0)"
         )
+    said += _prior_line(config, splits)
     if _emulated(config.amp, device):
         said += f"\namp: {config.amp} is emulated on this processor; amp: off is many times faster"
     return said
@@ -95,6 +100,27 @@ def shot_note(train_counts: ArrayLike, shots: str | tuple[int, int]) -> str | No
         return said
     sizes = ", ".join(f"{n.sum():,} {name}" for name, n in shot_groups(counts, bounds).items())
     return f"{said}; data.shots: {list(bounds)} would make {sizes}"
+
+
+def _prior_line(config: Config, splits: Splits) -> str:
+    """What is expected of test images, and what validation images would say."""
+    asked, last = config.test_prior, config.stage2 or config.stage1
+    if not prior_power(last):
+        fitted = isinstance(last, FitStage) and last.kind == "tau_norm"
+        if asked == "balanced" or fitted:  # tau is chosen by it
+            return ""
+        return f"\ntest_prior: {asked} changes nothing: this method learns under no class prior"
+    found, share = found_share(splits), share_of(asked, splits)
+    line = (
+        f"\ntest_prior: {asked}: expects {expectation(share)} of test images; the "
+        f"{int((splits.val.labels >= 0).sum()):,} validation images have {found:.2f} of the "
+        "training's tail (0: all classes alike, 1: as in training)"
+    )
+    if asked == "val" and found > 1:
+        line += ", of which no more than 1 is taken unasked"
+    if asked == "balanced" and found >= 0.1:
+        line += "; where test images have it too, test_prior: val expects it"
+    return line
 
 
 def _emulated(amp: str, device: torch.device) -> bool:
@@ -154,7 +180,7 @@ def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
         first: the model of stage 1. That of stage 2 is built and thrown away; torch's generator
             stays as it was.
     """
-    rule, score, last = config.open_set.rule, config.open_set.score, first
+    rule, last = config.open_set.rule, first
     if rule != "known_recall" and splits.open_val is None and (splits.val.labels >= 0).all():
         raise ValueError(f"open_set.rule: {rule} needs open validation images")
     if config.stage2 is not None:
@@ -171,14 +197,7 @@ def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
             f"stage2.fc: the memory starts from stage 1, whose features have {first.feature_dim} "
             f"numbers, and not {last.feature_dim}; set stage1.fc alike"
         )
-    if score != "auto":
-        device = last.head.threshold.device
-        with torch.no_grad():
-            out = last.head.outputs(torch.zeros(1, last.feature_dim, device=device))
-        try:
-            last.head.score_of(out, score)
-        except ValueError as error:
-            raise ValueError(f"open_set.score: {error}") from None
+    check_score(config.open_set, last)
 
 
 def _check_one_row(stage: Stage, number: int, model: OLTRModel, splits: Splits) -> None:
@@ -235,6 +254,17 @@ def check_same_run(
     for label, (there, here) in enumerate(names):
         if there != here:
             raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
+
+
+def is_settled(path: Path, header: Mapping[str, Any], config: Config) -> bool:
+    """Whether a model is that of the checkpoint with this header, and settled as configured."""
+    try:
+        found = checkpoint.load(path)[1]
+    except checkpoint.CheckpointError:
+        return False
+    there = run_config(found["config"], source=str(path))
+    same = all(getattr(there, key) == getattr(config, key) for key in AFTERWARDS)
+    return bool(same and found["state"] == header["state"] and found["shape"] == header["shape"])
 
 
 def check_stage_1(

@@ -179,7 +179,7 @@ def calibrate(
 def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
     """The configured score; `auto` takes the one that best tells strangers on validation data."""
     if name != "auto":
-        # in stage 1 there is no memory yet to measure a distance to
+        # in stage 1 there is no memory yet to measure a distance to, in training no bank
         return name if name in seen.scores else "max_softmax"
     if opened is None:
         return "max_softmax"

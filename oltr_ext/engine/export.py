@@ -27,6 +27,7 @@ class _Answers(nn.Module):
     def __init__(self, model: OLTRModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model.head.bank.keep_for(model.head.score)
         self.model.to(memory_format=torch.contiguous_format)  # as the file holds them
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,8 +65,10 @@ def export(trained: Trained, path: str | Path) -> Path:
         label, confidence = program.module()(pixels)
         names = json.loads(about["oltr.json"])["class_names"]
 
-    A memory head's ops are those of `import oltr_ext`, which must come first; or, exported under
-    the backend ``reference``, torch's own.
+    The ops of a memory head, and of a score by training features, are those of `import oltr_ext`,
+    which must come first; or, exported under the backend ``reference``, torch's own. Of the
+    training's features the file holds what the model's score needs, all that are kept for one by
+    the nearest feature.
 
     Args:
         trained: on the CPU.

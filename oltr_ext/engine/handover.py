@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import stream
-from oltr_ext.engine.schema import SecondStage
+from oltr_ext.engine.schema import SecondStage, TestPrior
+from oltr_ext.engine.settle import class_worth
 from oltr_ext.engine.splits import Images, Splits
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import (
@@ -21,7 +21,6 @@ from oltr_ext.nn import (
     best_tau,
     class_directions,
     logit_adjusted_bias,
-    prior_share,
     tau_normalise,
 )
 
@@ -40,12 +39,14 @@ def hand_over(
     settings: SecondStage,
     splits: Splits,
     device: torch.device,
+    test_prior: TestPrior = "balanced",
 ) -> None:
     """Start `model`, fresh from `build_model`, at what `old` learned in stage 1.
 
     Backbone and fc (when its shape stays) move over. The head starts as its kind says, from
     stage 1's linear classifier and from the features that stage 2 will see: eval mode, test
-    transform, whole training set.
+    transform, whole training set. What it is chosen by on validation images counts their classes as
+    `test_prior` expects them.
     """
     model.backbone.load_state_dict(old.backbone.state_dict())
     if model.fc is not None and old.fc is not None and model.fc.weight.shape == old.fc.weight.shape:
@@ -68,13 +69,6 @@ def hand_over(
             classifier=settings.classifier_init,
             selector=settings.selector_init,
         )
-        if settings.test_prior != "balanced" and head.class_prior is not None:
-            share = settings.test_prior
-            if share == "val":
-                labels = splits.val.labels
-                counts = np.bincount(labels[labels >= 0], minlength=splits.num_classes)  # -1: open
-                share = prior_share(torch.from_numpy(counts), head.class_prior.cpu())
-            head.prior_share.fill_(share)
         return
     if settings.kind == "fslwf":
         assert isinstance(head, FSLwFHead)
@@ -86,7 +80,8 @@ def hand_over(
     elif settings.kind == "tau_norm":
         tau = settings.tau
         if tau is None:
-            tau = best_tau(linear.weight, *whole(splits.val), TAUS)
+            worth = class_worth(test_prior, splits)
+            tau = best_tau(linear.weight, *whole(splits.val), TAUS, worth)
         head.start_at(tau_normalise(linear.weight, tau))
     elif settings.kind == "ncm":
         means = class_directions(batches(splits.plain), splits.num_classes)

@@ -117,7 +117,10 @@ def load_trained(
     overrides = list(overrides)
     for item in overrides:
         if re.split("[.=]", item.strip())[0] != "data":
-            raise ConfigError(f"--set {item}: {path} is trained; of it only data may be set anew")
+            raise ConfigError(
+                f"--set {item}: {path} is trained; of it only data may be set anew, and by "
+                "oltr eval --test-prior what it expects of test images"
+            )
     config = run_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
     model = build_model(config, header["state"]["stage"], header["shape"], weights=False)

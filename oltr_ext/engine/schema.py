@@ -37,6 +37,7 @@ def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
 
 Shots = Annotated[tuple[Count, Count], AfterValidator(_in_order)] | Literal["oltr", "decoupling"]
 """See `oltr_ext.metrics.shot_groups`."""
+TestPrior = Literal["balanced", "val"] | Annotated[float, Field(ge=0, le=2)]
 PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
 
 
@@ -266,9 +267,6 @@ class MemoryStage(FeatureStage):
 
     kind: Literal["memory"] = "memory"
     sampler: Literal["shuffle", "class_aware", "balanced"] = "class_aware"
-    # How much of the class_prior to expect of any images. val: as much as shows in the frequencies
-    # of the validation images (`oltr_ext.nn.prior_share`); balanced: none; or that share of it.
-    test_prior: Literal["balanced", "val"] | Fraction = "balanced"
     attention: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     feature_loss_weight: NotNegative = 0.01
@@ -320,7 +318,8 @@ SecondStage = MemoryStage | RetrainStage | EpisodeStage | FitStage
 
 
 class OpenSet(Strict):
-    """How the threshold for "unknown" is found, on validation data."""
+    """How the threshold for "unknown" is found, on validation data. The scores are those of
+    `oltr_ext.nn.open_score`, and of `oltr_ext.nn.FeatureBank`."""
 
     score: Literal[
         "auto",
@@ -330,9 +329,16 @@ class OpenSet(Strict):
         "nearest_distance",
         "reachability",
         "openmax",
+        "mahalanobis",
+        "nearest_feature",
+        "max_logit+mahalanobis",
+        "max_logit+nearest_feature",
     ] = "auto"  # auto: the best AUROC on open_val; max_softmax where there is no open_val
     rule: Literal["known_recall", "f_measure", "balanced"] = "known_recall"
     value: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of known_recall
+    # Training features that a model keeps for nearest_feature, 4 bytes a number; of more, the
+    # largest classes keep as many each as fit. None: as many as 256 MB hold; 0: none.
+    features: Annotated[int, Field(ge=0)] | None = None
 
 
 class Config(Strict):
@@ -345,7 +351,13 @@ class Config(Strict):
     stage1: Stage1
     stage2: Annotated[SecondStage, Field(discriminator="kind")] | None = None
     open_set: OpenSet = OpenSet()
-    select: Literal["last", "best"] = "last"  # which epoch of the last stage becomes the model
+    # How frequent classes are in the images to predict, for methods with a class prior. balanced:
+    # all alike; val: as in the validation images, as far as they have the training's tail; or a
+    # share of that tail, 1 = as in training. It acts in prediction alone.
+    test_prior: TestPrior = "balanced"
+    # Which epoch of the last stage becomes the model: the best on validation images is that with
+    # the highest accuracy, classes counted as test_prior expects them.
+    select: Literal["last", "best"] = "last"
     checkpoint_every: Count | None = None  # steps; each epoch's end in any case
     log_every: Count = 20  # steps
 
@@ -356,6 +368,15 @@ class Config(Strict):
         if isinstance(data, dict) and data.get("kind") == "embeddings":
             return {"model": {"backbone": "embedding"}, **values}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _test_prior_was_of_stage_2(cls, values: Any) -> Any:
+        stage = values.get("stage2") if isinstance(values, dict) else None
+        if not isinstance(stage, dict) or "test_prior" not in stage:
+            return values
+        rest = {key: value for key, value in stage.items() if key != "test_prior"}
+        return {"test_prior": stage["test_prior"], **values, "stage2": rest}
 
     @field_validator("model")
     @classmethod

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,7 @@ from oltr_ext.engine.build import (
     own_defaults,
     seed_everything,
 )
+from oltr_ext.engine.checkpoint import State
 from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.floor import below_floor
@@ -44,6 +45,7 @@ from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.predict import read_model
 from oltr_ext.engine.schema import Config, Stage
+from oltr_ext.engine.settle import expect, expected_accuracy, settle, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
 
@@ -54,19 +56,6 @@ Say = Callable[[str], None]
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last checkpoint is good, and the message says what happened."""
-
-
-@dataclass
-class State:
-    """Where a run stands. With the tensors it is all that a checkpoint holds."""
-
-    stage: int = 1
-    step: int = 0  # within the stage
-    total: int = 0  # over both
-    best: float = -1.0  # validation accuracy of the best epoch of this stage
-    losses: list[float] = field(default_factory=list)  # since the last row of the log
-    log_position: int = 0
-    origin: str | None = None  # fingerprint of the stage 1 that was given, None for its own
 
 
 @own_defaults()
@@ -176,7 +165,8 @@ class _Run:
         model.to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
-            hand_over(self.model, model, self.config.stage2, self.splits, self.device)
+            prior = self.config.test_prior
+            hand_over(self.model, model, self.config.stage2, self.splits, self.device, prior)
             self.state = State(stage=2, total=self.state.total, origin=self.state.origin)
         distributed.same_start(model.state_dict().values())
         self.take(model)
@@ -198,6 +188,7 @@ class _Run:
     def take(self, model: OLTRModel) -> None:
         if distributed.world() > 1:
             synchronise(model)
+        expect(model.head, share_of(self.config.test_prior, self.splits))
         self.model = model
         self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
         self.norm = torch.zeros(())
@@ -292,8 +283,9 @@ class _Run:
         row = validate(seen, opened, self.splits.train_counts, self.config.data.shots)
         threshold = calibrate(self.model.head, seen, opened, self.config.open_set)
         loss = self.log(steps, row)
-        if row["val_overall"] > self.state.best:
-            self.state.best = row["val_overall"]
+        reached = expected_accuracy(seen, self.config.test_prior, self.splits)
+        if reached > self.state.best:
+            self.state.best = reached
             self.save(threshold=threshold, path=self.best)
         self.accuracy = self.state.best if self.config.select == "best" else row["val_overall"]
         self.save(threshold=threshold)
@@ -358,7 +350,9 @@ class _Run:
         tensors, header, problems = found
         for problem in problems:
             self.say(problem)
-        checks.check_same_run(self.out, header, self.config, self.splits, say=self.say)
+        checks.check_same_run(
+            self.out, header, self.config, self.splits, checks.AFTERWARDS, say=self.say
+        )
         self.state = State(**header["state"])
         if stage1 is not None:
             checks.check_origin(self.out, self.state.origin, *read_model(stage1)[:2])
@@ -386,13 +380,17 @@ class _Run:
         )
 
     def finish(self) -> Path:
-        """The chosen epoch's weights and threshold alone: what `eval` and `predict` read."""
+        """The chosen epoch's weights, and what is settled of them: what the other commands read."""
+        path, last = self.out / checkpoint.MODEL, self.out / checkpoint.LAST
+        tensors, header = checkpoint.load(self.best if self.config.select == "best" else last)
+        if checks.is_settled(path, header, self.config):
+            return path
+        self.model.load_state_dict(checkpoint.under("model.", tensors))
+        header["threshold"] = settle(self.model, self.config, self.splits, self.device, self.say)
+        header["config"] = self.config.model_dump(mode="json")
         if distributed.lead():
-            source = self.best if self.config.select == "best" else self.out / checkpoint.LAST
-            tensors, header = checkpoint.load(source)
-            weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
-            checkpoint.save(self.out / checkpoint.MODEL, weights, header)
+            checkpoint.save(path, self.weights(), header)
             for line in below_floor(self.splits, self.accuracy):
                 self.say(line)
         distributed.barrier()
-        return self.out / checkpoint.MODEL
+        return path

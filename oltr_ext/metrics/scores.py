@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from oltr_ext.nn.scores import SCORES, all_scores
+from oltr_ext.nn.scores import HEAD_SCORES, all_scores
 
 from .arrays import FloatArray, as_scores, to_numpy
 
-SCORE_NAMES = SCORES
+SCORE_NAMES = HEAD_SCORES
 
 
 def open_scores(

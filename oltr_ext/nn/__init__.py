@@ -2,8 +2,9 @@
 
 from oltr_ext.nn.attention import ModulatedAttention
 from oltr_ext.nn.classifiers import CosineClassifier, MetaEmbedding, MetaEmbeddingClassifier
+from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.fslwf import FSLwFHead
-from oltr_ext.nn.heads import Head, HeadOutput, LinearHead
+from oltr_ext.nn.heads import Head, HeadOutput, LinearHead, PriorHead
 from oltr_ext.nn.losses import DiscCentroidsLoss, FocalLoss, LiftedStructureLoss, RangeLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.oltr_head import OLTRHead
@@ -23,6 +24,7 @@ __all__ = [
     "CosineClassifier",
     "DiscCentroidsLoss",
     "FSLwFHead",
+    "FeatureBank",
     "FocalLoss",
     "Head",
     "HeadOutput",
@@ -34,6 +36,7 @@ __all__ = [
     "ModulatedAttention",
     "OLTRHead",
     "OpenMaxHead",
+    "PriorHead",
     "RangeLoss",
     "all_scores",
     "best_tau",

@@ -180,7 +180,7 @@ class FSLwFHead(Head):
         logits = self._cosine(features, self._kept_weights())
         # a class without images has no weight, and is no answer
         absent = (~self.base).index_fill(0, self.support_target, False)
-        return HeadOutput(logits.masked_fill(absent, -torch.inf))
+        return HeadOutput(logits.masked_fill(absent, -torch.inf), features=features)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.

@@ -4,15 +4,16 @@ linear one."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
-from oltr_ext.nn.scores import SCORES, all_scores
+from oltr_ext.nn.scores import BANK_SCORES, SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Features and labels of this process to those of the whole batch, with gradients."""
@@ -43,6 +44,8 @@ class HeadOutput(NamedTuple):
     """(B, D) in [-1, 1]."""
     unknown: Tensor | None = None
     """(B,) probability of the class "unknown"."""
+    features: Tensor | None = None
+    """(B, D), what it was made of; without them there are no scores of the bank."""
 
 
 class Head(nn.Module, ABC):
@@ -50,6 +53,7 @@ class Head(nn.Module, ABC):
     is unknown. Both live in buffers, so that a state dict holds the calibrated head.
 
     Attributes:
+        bank: scores by the training's features; empty until it is fitted.
         EXACT: buffers that keep their dtype when the module is cast, as by ``half()``. A device
             without float64 (MPS) has those of float64 in float32.
     """
@@ -66,6 +70,7 @@ class Head(nn.Module, ABC):
         # The released code's rule, until a threshold is calibrated.
         self.register_buffer("threshold", torch.tensor(0.1, dtype=torch.float64))
         self.register_buffer("score_index", torch.tensor(SCORES.index(self._score)))
+        self.bank = FeatureBank()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: self._buffers[name] for name in self.EXACT}
@@ -79,8 +84,9 @@ class Head(nn.Module, ABC):
                 self._buffers[name] = _move(buffer, fn, self.EXACT[name])
         return self
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.bank.make_room(state, f"{prefix}bank.", self.threshold.device)
+        super()._load_from_state_dict(state, prefix, *args)
         self._read_score()
 
     def _read_score(self) -> None:
@@ -133,9 +139,20 @@ class Head(nn.Module, ABC):
         """Features (B, D) to logits (B, C)."""
         return self.outputs(features).logits
 
-    def scores(self, out: HeadOutput) -> dict[str, Tensor]:
-        """(B,) float64 under the name of each score that an output has; higher means known."""
+    def own_scores(self, out: HeadOutput) -> dict[str, Tensor]:
+        """As `scores`, those that need no training features."""
         return all_scores(out.logits, out.distance, out.unknown)
+
+    def scores(self, out: HeadOutput, names: Iterable[str] = BANK_SCORES) -> dict[str, Tensor]:
+        """(B,) float64 under the name of each score that an output has; higher means known.
+
+        Args:
+            names: which of the bank's to compute; each is a pass over what it holds.
+        """
+        scores = self.own_scores(out)
+        if out.features is not None:
+            scores.update(self.bank.scores(out.features, scores["max_logit"], names))
+        return scores
 
     def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
         """One of `scores`, by default the chosen one.
@@ -143,19 +160,20 @@ class Head(nn.Module, ABC):
         Raises:
             ValueError: this head has no such score.
         """
-        name, scores = name or self.score, self.scores(out)
+        name = name or self.score
+        scores = self.scores(out, (name,))
         if name not in scores:
-            raise ValueError(
-                f"{type(self).__name__} has no score {name}; it has {', '.join(scores)}"
-            )
+            there = ", ".join(dict.fromkeys((*scores, *self.bank.names)))
+            raise ValueError(f"{type(self).__name__} has no score {name}; it has {there}")
         return scores[name]
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Rows (B, ...) in pieces of at most `LOGITS` logits each; whole in a compiled graph, which
-        is made for a number of pieces."""
+        """Rows (B, ...) in pieces of at most `LOGITS` logits each, and as many distances to rows
+        of the bank; whole in a compiled graph, which is made for a number of pieces."""
         if torch.compiler.is_compiling():
             return (rows,)
-        return rows.split(max(1, LOGITS // self.num_classes))
+        bank = 0 if self.bank.rows is None else len(self.bank.rows)
+        return rows.split(max(1, LOGITS // max(self.num_classes, bank)))
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +206,44 @@ class Head(nn.Module, ABC):
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
 
-class LinearHead(Head):
+class PriorHead(Head):
+    """A head that may learn on ``logits + log class_prior``, and expect that prior again later.
+
+    Args:
+        class_prior: class frequencies (C,), or a power of them; None: no prior.
+        num_classes: C.
+
+    Attributes:
+        prior_share: how many times ``log class_prior`` is added to the logits of `outputs`, never
+            to those of the loss: 0, as it is at first, where all classes are as likely, 1 where
+            they are as in training.
+    """
+
+    EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32, "prior_share": torch.float32}
+
+    class_prior: Tensor | None
+    prior_share: Tensor
+
+    def __init__(self, class_prior: Tensor | None, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
+        self.register_buffer("prior_share", torch.zeros((), dtype=torch.float32))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}threshold" in state:  # a whole head; of version 0.1 without this
+            none = torch.zeros_like(state[f"{prefix}threshold"], dtype=torch.float32)
+            state.setdefault(f"{prefix}prior_share", none)
+        super()._load_from_state_dict(state, prefix, *args)
+
+    def expected(self, logits: Tensor) -> Tensor:
+        """Logits (B, C) with the share of the prior that is expected of what is predicted."""
+        if self.class_prior is None:
+            return logits
+        log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
+        return logits + (self.prior_share * log_prior).to(logits.dtype)
+
+
+class LinearHead(PriorHead):
     """The plain classifier: logits = x W' + b, cross-entropy.
 
     Args:
@@ -197,14 +252,10 @@ class LinearHead(Head):
         class_prior: class frequencies (C,) whose logarithm is added to the logits in training:
             balanced softmax (Ren et al., NeurIPS 2020), which is the loss of logit adjustment
             (Menon et al., ICLR 2021, Eq. 10) at tau = 1; give frequencies to the power of tau for
-            another.
+            another. See `PriorHead`.
         criterion: over (logits (B, C), target (B,)), in place of cross-entropy.
         metric: over (features (B, D), target (B,)), added ``metric_weight`` times.
     """
-
-    EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32}
-
-    class_prior: Tensor | None
 
     def __init__(
         self,
@@ -216,22 +267,26 @@ class LinearHead(Head):
         metric: nn.Module | None = None,
         metric_weight: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(class_prior, num_classes)
         self.linear = nn.Linear(feat_dim, num_classes)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.metric, self.metric_weight = metric, metric_weight
-        self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
 
     @property
     def num_classes(self) -> int:
         return self.linear.out_features
 
+    def learned(self, features: Tensor) -> Tensor:
+        """Features (B, D) to logits (B, C) as they are trained, before any prior."""
+        logits: Tensor = self.linear(features)
+        return logits
+
     def outputs(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(self.linear(features))
+        return HeadOutput(self.expected(self.learned(features)), features=features)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
-        logits = wide(self(features))
+        logits = wide(self.learned(features))
         if self.class_prior is not None:
             logits = logits + self.class_prior.to(logits.dtype).log()
         loss: Tensor = self.criterion(logits, target)

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
-from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, checked_prior
+from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
 from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.scores import all_scores
 
 
-class OLTRHead(Head):
+class OLTRHead(PriorHead):
     """All of OLTR behind a feature: memory, meta-embedding, cosine classifier, both losses.
 
     Args:
         feat_dim: D.
         num_classes: C.
         feature_loss_weight: of the centroid loss against the cross-entropy.
-        class_prior: class frequencies (C,) whose logarithm is added to the logits in training. The
-            buffer ``prior_share`` says how many times it is added afterwards too: 0, as it is at
-            first, where all classes are as likely, 1 where they are as in training.
+        class_prior: class frequencies (C,) whose logarithm is added to the logits in training; see
+            `PriorHead` for how it is expected again afterwards.
         label_smoothing: of the cross-entropy.
         reachability_scale: s of r = s / d.
         logit_scale: of the cosine classifier.
@@ -33,11 +31,6 @@ class OLTRHead(Head):
         margin, repel_weight, compat: of the centroid loss.
         without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
     """
-
-    EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32, "prior_share": torch.float32}
-
-    class_prior: Tensor | None
-    prior_share: Tensor
 
     def __init__(
         self,
@@ -56,7 +49,7 @@ class OLTRHead(Head):
         compat: str = "fixed",
         without: Iterable[str] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(class_prior, num_classes)
         self.feature_loss_weight = feature_loss_weight
         self.label_smoothing = label_smoothing
         self.memory = CentroidMemory(num_classes, feat_dim, learnable=learnable_memory)
@@ -72,14 +65,6 @@ class OLTRHead(Head):
         by_classifier = memory_grad and not {"memory", "reachability"} <= {*self.classifier.without}
         if learnable_memory and not (feature_loss_weight or by_classifier):
             self.memory.requires_grad_(False)
-        self.register_buffer("class_prior", checked_prior(class_prior, num_classes))
-        self.register_buffer("prior_share", torch.zeros((), dtype=torch.float32))
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}threshold" in state:  # a whole head; of version 0.1 without this
-            none = torch.zeros_like(state[f"{prefix}threshold"], dtype=torch.float32)
-            state.setdefault(f"{prefix}prior_share", none)
-        super()._load_from_state_dict(state, prefix, *args)
 
     @property
     def num_classes(self) -> int:
@@ -88,16 +73,14 @@ class OLTRHead(Head):
     def outputs(self, features: Tensor) -> HeadOutput:
         parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
-        if self.class_prior is not None:
-            log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
-            logits = logits + (self.prior_share * log_prior).to(logits.dtype)
         return HeadOutput(
-            logits,
+            self.expected(logits),
             parts.distance,
             parts.nearest,
             parts.embedding,
             parts.memory_feature,
             parts.selector,
+            features=features,
         )
 
     def recall(self, features: Tensor) -> Tensor:
@@ -108,7 +91,7 @@ class OLTRHead(Head):
         share = torch.softmax(match[:, present], dim=1)
         return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
 
-    def scores(self, out: HeadOutput) -> dict[str, Tensor]:
+    def own_scores(self, out: HeadOutput) -> dict[str, Tensor]:
         scale = self.classifier.scale
         return all_scores(out.logits, out.distance, out.unknown, scale=scale)
 

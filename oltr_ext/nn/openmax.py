@@ -126,7 +126,7 @@ class OpenMaxHead(LinearHead):
 
     def outputs(self, features: Tensor) -> HeadOutput:
         logits = self.linear(features)
-        return HeadOutput(logits, unknown=self.unknown(logits))
+        return HeadOutput(logits, unknown=self.unknown(logits), features=features)
 
     def unknown(self, logits: Tensor) -> Tensor:
         """Algorithm 2: (B,) float64 probability of "unknown" for activations (B, C).

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oltr_ext.nn.heads import HeadOutput, LinearHead
+from oltr_ext.nn.heads import LinearHead
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.memory import means_over
 
@@ -38,7 +38,11 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
 
 
 def best_tau(
-    weight: Tensor, features: Tensor, target: Tensor, candidates: Iterable[float]
+    weight: Tensor,
+    features: Tensor,
+    target: Tensor,
+    candidates: Iterable[float],
+    worth: Tensor | None = None,
 ) -> float:
     """The tau that gets most of the given rows right, the smallest of equals.
 
@@ -46,15 +50,21 @@ def best_tau(
 
     Args:
         weight: (C, D). features: (N, D). target: (N,), -1 = open, which does not count.
+        worth: (C,) of a row of each class; all alike by default. Where classes are not as frequent
+            in these rows as they are expected to be, what a class is expected over what it has.
 
     Raises:
         ValueError: no candidate, or no row of a known class.
     """
     known, step = target >= 0, max(1, CHUNK // len(weight))
 
-    def count_right(scaled: Tensor) -> int:
+    def count_right(scaled: Tensor) -> float:
         label = torch.cat([(part @ scaled.t()).argmax(1) for part in features.split(step)])
-        return int((label == target)[known].sum())
+        right = target[(label == target) & known]
+        if worth is None:
+            return len(right)
+        counts = right.bincount(minlength=len(weight)).to(worth.device, worth.dtype)
+        return float(counts @ worth)
 
     right = {tau: count_right(tau_normalise(weight, tau)) for tau in sorted(candidates)}
     if not right or not known.any():
@@ -104,8 +114,8 @@ class LWSHead(LinearHead):
         self.linear.requires_grad_(False)
         self.scales = nn.Parameter(torch.ones(num_classes))
 
-    def outputs(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(self.scales * self.linear(features))
+    def learned(self, features: Tensor) -> Tensor:
+        return self.scales * self.linear(features)
 
 
 def prior_share(counts: Tensor, prior: Tensor) -> float:
@@ -136,4 +146,4 @@ def prior_share(counts: Tensor, prior: Tensor) -> float:
         t = (low + high) / 2
         expected = (torch.softmax(t * log_prior, dim=0) @ log_prior).item()
         low, high = (t, high) if expected < seen else (low, t)
-    return round((low + high) / 2, 6)
+    return round((low + high) / 2, 6) + 0.0  # no -0.0

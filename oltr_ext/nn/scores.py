@@ -8,7 +8,11 @@ from torch import Tensor
 LOGIT_SCORES = ("max_softmax", "max_logit", "energy")
 DISTANCE_SCORES = ("nearest_distance", "reachability")
 UNKNOWN_SCORES = ("openmax",)
-SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES  # heads store an index: only append
+FEATURE_SCORES = ("mahalanobis", "nearest_feature")  # see `FeatureBank`
+SUM_SCORES = {f"max_logit+{name}": ("max_logit", name) for name in FEATURE_SCORES}
+BANK_SCORES = (*FEATURE_SCORES, *SUM_SCORES)
+HEAD_SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES
+SCORES = HEAD_SCORES + BANK_SCORES  # heads store an index: only append
 
 CHUNK = 1 << 19
 """Logits that `logit_scores` works on at a time: near a processor's cache, and below the size at
@@ -87,7 +91,7 @@ def open_score(
         return scale / torch.clamp(distance, min=eps)
     if name == "openmax" and unknown is not None:
         return 1 - unknown
-    raise ValueError(f"open_score: expected one of {', '.join(SCORES)}, got {name!r}")
+    raise ValueError(f"open_score: expected one of {', '.join(HEAD_SCORES)}, got {name!r}")
 
 
 def all_scores(

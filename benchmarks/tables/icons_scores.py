@@ -1,0 +1,17 @@
+"""The headline methods on the embedded icons with the scores by training features, which every
+method has since: `python benchmarks/tables/icons_scores.py`, after `tune.py icons`."""
+
+from compare import Row, Table, make
+
+METHODS = ("plain", "logit-adjustment", "range", "oltr", "oltr-plus")
+NOTES = (
+    "Beside icons.md every method has four more scores to choose from: distances of its features "
+    "to those of training (`mahalanobis`, `nearest_feature`), and their sums with the largest "
+    "logit. The settings are those of icons.md. Some runs were interrupted and went on, and others "
+    "waited for the machine: their seconds say little."
+)
+
+if __name__ == "__main__":
+    title = "The embedded icons, scores by training features among those to choose from"
+    rows = tuple(Row(method, method) for method in METHODS)
+    make(Table("icons_scores", title, "icons", tuple(range(3)), rows, notes=NOTES))
