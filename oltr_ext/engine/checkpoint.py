@@ -40,6 +40,9 @@ BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is w
 MODEL = f"model{SUFFIX}"  # the result
 
 
+SETTLED = ("head.bank.", "head.threshold", "head.score_index", "head.prior_share")
+"""Tensors of a model that are settled anew where a run asks for another threshold or prior."""
+
 Latest = tuple[dict[str, Tensor], dict[str, Any], list[str]]
 """What `load_latest` returns."""
 
@@ -148,9 +151,10 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The same for equal tensors under equal names."""
-    return f"{_checksum('', tensors):08x}"
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """The same for models that learned the same, whatever was settled afterwards."""
+    learned = {k: v for k, v in weights.items() if not k.startswith(SETTLED)}
+    return f"{_checksum('', learned):08x}"
 
 
 def clear(run: Path) -> None:

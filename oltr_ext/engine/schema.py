@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from oltr_ext.data import GENTLE, Augment
-from oltr_ext.data.transforms import Fit, Policy
+from oltr_ext.engine.augment_keys import (
+    AugmentConfig,
+    BatchAugment,
+    ListAugment,
+    NotNegative,
+    Strict,
+    preset_alone,
+)
 from oltr_ext.engine.paths import expanded, path_of
 
 Count = Annotated[int, Field(ge=1)]
 AnyPath = Annotated[Path, AfterValidator(path_of)]  # ~ and $NAME put in
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -39,68 +40,6 @@ Shots = Annotated[tuple[Count, Count], AfterValidator(_in_order)] | Literal["olt
 """See `oltr_ext.metrics.shot_groups`."""
 TestPrior = Literal["balanced", "val"] | Annotated[float, Field(ge=0, le=2)]
 PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AugmentConfig(Strict):
-    """See `oltr_ext.data.Augment`. Of a `preset`, gentle or none, these keys say
-    otherwise; alone, its name may stand in the place of this group."""
-
-    shift: NotNegative = 0.0
-    scale: NotNegative = 0.0
-    stretch: NotNegative = 0.0
-    rotate: NotNegative = 0.0
-    flip: Fraction = 0.0
-    erase: Fraction = 0.0
-    ink: NotNegative = 0.0
-
-
-PACK_PRESETS = {"gentle": GENTLE, "none": Augment()}
-
-
-def _preset_spelt_out(value: object) -> object:
-    value = _preset_alone(value)
-    if not isinstance(value, dict) or "preset" not in value:
-        return value
-    keys = dict(value)
-    name = keys.pop("preset")
-    if name not in PACK_PRESETS:
-        raise ValueError(f"expected the preset {' or '.join(PACK_PRESETS)} or keys of a group")
-    return {**asdict(PACK_PRESETS[name]), **keys}
-
-
-def _preset_alone(value: object) -> object:
-    return {"preset": value} if isinstance(value, str) else value
-
-
-BatchAugment = Annotated[AugmentConfig, BeforeValidator(_preset_spelt_out)]
-
-
-class ListAugment(Strict):
-    """What is done to the images of lists: a preset, and keys to say otherwise (None: as the
-    preset says). Of a preset alone, its name may stand in the place of this group.
-
-    See `oltr_ext.data.Recipe` for `fit` to `policy`, `oltr_ext.data.Augment` for the others.
-    """
-
-    # auto: gentle for small images, photo for others; see `oltr_ext.engine.pictures`
-    preset: Literal[
-        "auto", "photo", "gentle", "none", "randaugment", "trivialaugment", "augmix"
-    ] = "auto"
-    fit: Fit | None = None
-    crop: Annotated[float, Field(gt=0, le=1)] | None = None
-    flip: Fraction | None = None
-    jitter: Fraction | None = None
-    policy: Policy | None = None
-    shift: NotNegative | None = None
-    scale: NotNegative | None = None
-    stretch: NotNegative | None = None
-    rotate: NotNegative | None = None
-    erase: Fraction | None = None
-    ink: NotNegative | None = None
 
 
 class IconsData(Strict):
@@ -141,7 +80,7 @@ class ListData(Strict):
     # auto: the size of the training images where they are small and the backbone has no published
     # weights, else 224
     image_size: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
-    augment: Annotated[ListAugment, BeforeValidator(_preset_alone)] = ListAugment()
+    augment: Annotated[ListAugment, BeforeValidator(preset_alone)] = ListAugment()
     workers: Annotated[int, Field(ge=0)] = 4  # loader processes, for each training process
     # Images of each list that may fail to decode. In training the next of the class takes their
     # place; in validation and test they are left out.
