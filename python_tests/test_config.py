@@ -14,7 +14,7 @@ SMALL = {
 
 OFFICIAL = "{compat: official, epochs: 1, lr: {feature: 1, classifier: 1}}"
 
-PRIOR = r"stage2.test_prior: .*'balanced' or 'val' or less than or equal to 1, got 2$"
+PRIOR = r"test_prior: .*'balanced' or 'val' or less than or equal to 2, got 3$"
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -103,7 +103,7 @@ def test_a_suggestion_is_a_key_that_may_stand_there(name, override, message):
         ("imagenet_lt", "data.augment={fit: cut}", "data.augment.fit: .*'pad' or 'resize', got"),
         ("imagenet_lt", "data.augment.crop=0", "data.augment.crop: .*greater than 0, got 0"),
         ("imagenet_lt", "data.image_size=4", "data.image_size: .*equal to 8 or .*'auto', got 4$"),
-        ("icons", "stage2={epochs: 1, test_prior: 2, lr: {feature: 1, classifier: 1}}", PRIOR),
+        ("icons", "test_prior=3", PRIOR),
     ],
 )
 def test_what_may_be_of_several_types_is_named_with_all_of_them(name, override, message):

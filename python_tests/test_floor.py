@@ -70,7 +70,7 @@ def test_who_ends_below_it_is_told_both_figures(lists, tmp_path, monkeypatch):
     values, said = {**config(lists), "stage2": None}, []
     learnt_nothing = make_config(values, ["stage1.lr={feature: 0, classifier: 0}"])
     train(learnt_nothing, tmp_path / "run", say=said.append)
-    reached = said[-2].split("val ")[1]
+    reached = said[-3].split("val ")[1]
     pixels = 100 * pixel_accuracy(load_splits(learnt_nothing.data))
     assert said[-1].startswith(
         f"warning: val {reached} is below the {pixels:.1f} % that the nearest"

@@ -86,7 +86,7 @@ def test_a_run_without_a_validation_list(own, tmp_path):
     folder, values = own
     said = []
     path = train(make_config({**values, "stage2": None}), tmp_path / "run", say=said.append)
-    assert said[0].splitlines()[1] == (
+    assert said[0].splitlines()[2] == (
         "validation: 8 of the 30 training images, of 4 of 4 classes, are held out (data.val: 0.25, "
         "data.val_seed: 0)"
     )

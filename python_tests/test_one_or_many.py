@@ -70,7 +70,7 @@ def alone_and_together(head, x):
 def test_a_memory_head_gives_the_same_bits(precision, width):
     """Its ops round an image alone as they round it in a batch."""
     alone, together = alone_and_together(trained("oltr", width), torch.randn(33, width))
-    assert len(together) == 6
+    assert len(together) == 7
     for name, value in together.items():
         assert torch.equal(alone[name], value), name
 

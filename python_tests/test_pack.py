@@ -242,13 +242,13 @@ def test_a_pack_is_grey_to_a_published_backbone_too(tmp_path, monkeypatch):
     seen = []
     build = predict.build_backbone
 
-    def spy(name, *, in_channels, weights):
-        seen.append((in_channels, weights))
+    def spy(name, *, in_channels, weights, image_size):
+        seen.append((in_channels, weights, image_size))
         return build(name, in_channels=in_channels)
 
     monkeypatch.setattr(predict, "build_backbone", spy)
     embedder = load_embedder(make_config(values), device="cpu")
-    assert seen == [(1, "published")]
+    assert seen == [(1, "published", 32)]
     images = torch.from_numpy(tiny_pack().images[:2, None]).float()
     assert embedder.model.features(images).shape == (2, 256)
 
