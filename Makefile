@@ -27,7 +27,7 @@ SUITES ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build native-test sanitize test-oldest bench bench-full lint format \
+.PHONY: help demo test build native-test sanitize arm-test test-oldest bench bench-full lint format \
   cuda-build gpu-check wheel clean
 
 help:  ## this list
@@ -65,6 +65,12 @@ native-test: $(ENV)  ## kernels under GoogleTest; PRESET=debug|asan|tsan
 sanitize:  ## native tests under ASan + UBSan, then TSan
 	$(MAKE) --no-print-directory native-test PRESET=asan
 	$(MAKE) --no-print-directory native-test PRESET=tsan
+
+arm-test: $(ENV)  ## CPU kernels for 64-bit Arm: Debian's cross compiler, run by qemu
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+	  echo "make: no aarch64-linux-gnu-g++ or no qemu-aarch64 here; Debian and Ubuntu: apt-get install" \
+	    "g++-aarch64-linux-gnu qemu-user"; exit 1; }
+	$(MAKE) --no-print-directory native-test PRESET=arm
 
 # Built against the pinned torch, installed beside the oldest one, tested from another folder; and
 # the sources compile against the oldest one too.

@@ -16,9 +16,10 @@ namespace py = pybind11;
 // Tables that carry their name alone: cpu/dispatch.cpp makes its choice here as it does in the op
 // library, and no kernel has to be linked in for it.
 namespace oltr {
-extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16,
+    kernels_neon, kernels_neon_bf16;
 const KernelTable kernels_generic{"generic"}, kernels_avx2{"avx2"}, kernels_avx512{"avx512"},
-    kernels_avx512_bf16{"avx512_bf16"};
+    kernels_avx512_bf16{"avx512_bf16"}, kernels_neon{"neon"}, kernels_neon_bf16{"neon_bf16"};
 }  // namespace oltr
 
 namespace {
@@ -38,10 +39,15 @@ py::dict build_info() {
 py::dict cpu_features() {
   const oltr::CpuFeatures found = oltr::cpu_features();
   py::dict out;
+#if defined(__aarch64__)
+  out["neon"] = found.neon;
+  out["neon_bf16"] = found.neon_bf16;
+#else
   out["avx2"] = found.avx2;
   out["fma"] = found.fma;
   out["avx512f"] = found.avx512f;
   out["avx512_bf16"] = found.avx512_bf16;
+#endif
   out["isa"] = oltr::selected_isa();
   return out;
 }

@@ -27,7 +27,7 @@ extern const KernelTable kernels_avx512;
 #endif
 
 #define OLTR_ISA avx512_bf16
-#define OLTR_BF16_DOT
+#define OLTR_BF16_DOT kernels_avx512
 #define OLTR_VECTOR_BYTES 64
 #include "cpu/isa_table.h"
 

@@ -14,18 +14,19 @@ namespace oltr {
 namespace OLTR_ISA {
 
 #if defined(OLTR_BF16_DOT)
-// Pairs of bfloat16 where the op's precision allows; all else is the same as without them.
+// Pairs of bfloat16 where the op's precision allows; all else is the same as without them, in the
+// table that OLTR_BF16_DOT names.
 #define OLTR_PRODUCT_ENTRY(Params, name)                                                 \
   static void name##_entry(const Params& p, const Parallel& threads) {                   \
     const bool medium = p.dtype == Dtype::kFloat32 && p.precision == Precision::kMedium; \
     if (medium || p.dtype == Dtype::kBFloat16)                                           \
       name<Pairs>(p, threads);                                                           \
     else                                                                                 \
-      kernels_avx512.name(p, threads);                                                   \
+      OLTR_BF16_DOT.name(p, threads);                                                    \
   }
 #define OLTR_ENTRY(Params, name)                                       \
   static void name##_entry(const Params& p, const Parallel& threads) { \
-    kernels_avx512.name(p, threads);                                   \
+    OLTR_BF16_DOT.name(p, threads);                                    \
   }
 #else
 #define OLTR_ENTRY(Params, name)                                       \

@@ -39,7 +39,12 @@ struct Pairs {
   static constexpr int L = Lanes<float>::n;
 
   static OLTR_INLINE Vec<float> multiply_add(Vec<float> acc, float a, Vec<float> b) {
+#if defined(__aarch64__)
+    asm("bfdot %0.4s, %1.8h, %2.2h[0]" : "+w"(acc) : "w"(b), "w"(a));
+    return acc;
+#else
     return (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+#endif
   }
 
   // Round to nearest even, in place: the bfloat16 is the upper half of each lane.

@@ -116,7 +116,7 @@ static int64_t product_packed(const ProductArgs<T>& g, int64_t m, int64_t n, Ahe
 template <class M, class T = typename M::Acc>
 static void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col,
                     const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate, Ahead& ahead) {
-  constexpr int L = Lanes<T>::n, kWide = OLTR_VECTOR_BYTES == 64 ? 4 : 2;  // 32 registers or 16
+  constexpr int L = Lanes<T>::n, kWide = OLTR_VECTOR_REGISTERS == 32 ? 4 : 2;
   const ProductArgs<T> g{k, a, a_row, a_col, b, b_row, c, c_row, accumulate};
   constexpr bool kNarrow = kWide * OLTR_VECTOR_BYTES <= 64;
   constexpr int64_t kWorthACopy = 24;  // rows

@@ -12,6 +12,10 @@
 
 #define OLTR_INLINE inline __attribute__((always_inline))
 
+#if !defined(OLTR_VECTOR_REGISTERS)
+#define OLTR_VECTOR_REGISTERS (OLTR_VECTOR_BYTES == 64 ? 32 : 16)
+#endif
+
 namespace oltr {
 namespace OLTR_ISA {
 

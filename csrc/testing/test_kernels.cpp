@@ -10,6 +10,9 @@ namespace oltr {
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
 extern const KernelTable kernels_avx512_bf16;
+#elif defined(__aarch64__)
+extern const KernelTable kernels_neon;
+extern const KernelTable kernels_neon_bf16;
 #endif
 }  // namespace oltr
 
@@ -23,6 +26,11 @@ std::vector<const KernelTable*> tables() {
   if (f.avx2 && f.fma) all.push_back(&kernels_avx2);
   if (f.avx512f && f.fma) all.push_back(&kernels_avx512);
   if (f.avx512f && f.fma && f.avx512_bf16) all.push_back(&kernels_avx512_bf16);
+#elif defined(__aarch64__)
+  all.push_back(&kernels_neon);
+#if defined(OLTR_NEON_BF16)
+  if (cpu_features().neon_bf16) all.push_back(&kernels_neon_bf16);
+#endif
 #endif
   return all;
 }
@@ -97,6 +105,7 @@ TEST(Dispatch, ChoosesATableOfThisProcessor) {
   for (const KernelTable* table : tables()) found |= table == &kernels();
   EXPECT_TRUE(found);
   EXPECT_STREQ(kernels().isa, selected_isa());
+  std::printf("kernels: %s\n", selected_isa());
 }
 
 }  // namespace

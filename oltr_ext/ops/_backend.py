@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import platform
 import re
 import threading
 import warnings
@@ -26,7 +27,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "native", "reference")
-INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "generic")
+INSTRUCTION_SETS = (
+    ("neon_bf16", "neon", "generic")
+    if platform.machine().lower() in ("aarch64", "arm64")
+    else ("avx512_bf16", "avx512", "avx2", "generic")
+)
 OPS = (
     "memory_attention",
     "nearest_centroid",
