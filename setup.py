@@ -240,6 +240,15 @@ def find_cublas(home: Path) -> tuple[list[str], list[str]] | None:
     return None
 
 
+def decide_amx() -> tuple[list[str], str]:
+    """(compiler flags, the decision in words): whether the assembler knows the instructions."""
+    probe = 'int main() { asm volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
+    command = [*os.environ["CXX"].split(), "-x", "c++", "-c", "-", "-o", os.devnull]
+    if subprocess.run(command, input=probe, capture_output=True, text=True).returncode != 0:
+        return [], f"not built: the assembler of {os.environ['CXX']} does not know them"
+    return ["-DOLTR_AMX"], "built"
+
+
 # --- build info ---------------------------------------------------------------------------------
 
 
@@ -300,6 +309,8 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     say(f"C++ compiler: {os.environ['CXX']} ({compiler}), flags {' '.join(CXX_FLAGS)}")
     say(f"CUDA library {decision}")
 
+    amx, amx_decision = decide_amx()
+    say(f"AMX tiles {amx_decision}")
     import pybind11
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
@@ -308,7 +319,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     ops = CppExtension(
         "oltr_ext._oltr_cpu",
         sources("schema.cpp", "torch/*_cpu.cpp", "cpu/*.cpp"),
-        extra_compile_args=[*CXX_FLAGS, *PLAIN_FLAGS],
+        extra_compile_args=[*CXX_FLAGS, *PLAIN_FLAGS, *amx],
         **stable,
     )
     archs = os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit is not None else ""
@@ -321,6 +332,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         "torch_cuda": torch.version.cuda or "",
         "compiler": compiler,
         "cxx_flags": " ".join(CXX_FLAGS),
+        "amx": amx_decision,
         "cuda": cuda_release,
         "cuda_archs": archs,
         "cuda_library": decision,
@@ -351,7 +363,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             "oltr_ext._C",
             sources("bindings.cpp", "cpu/dispatch.cpp"),
             include_dirs=[written, pybind11.get_include()],
-            extra_compile_args=["-O2", "-fvisibility=hidden", *PLAIN_FLAGS],
+            extra_compile_args=["-O2", "-fvisibility=hidden", *PLAIN_FLAGS, *amx],
             language="c++",
         )
     )

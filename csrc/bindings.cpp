@@ -17,9 +17,10 @@ namespace py = pybind11;
 // library, and no kernel has to be linked in for it.
 namespace oltr {
 extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16,
-    kernels_neon, kernels_neon_bf16;
+    kernels_amx, kernels_neon, kernels_neon_bf16;
 const KernelTable kernels_generic{"generic"}, kernels_avx2{"avx2"}, kernels_avx512{"avx512"},
-    kernels_avx512_bf16{"avx512_bf16"}, kernels_neon{"neon"}, kernels_neon_bf16{"neon_bf16"};
+    kernels_avx512_bf16{"avx512_bf16"}, kernels_amx{"amx"}, kernels_neon{"neon"},
+    kernels_neon_bf16{"neon_bf16"};
 }  // namespace oltr
 
 namespace {
@@ -47,6 +48,8 @@ py::dict cpu_features() {
   out["fma"] = found.fma;
   out["avx512f"] = found.avx512f;
   out["avx512_bf16"] = found.avx512_bf16;
+  out["amx"] = found.amx;
+  if (!found.amx) out["amx_refused"] = oltr::tiles_refused();
 #endif
   out["isa"] = oltr::selected_isa();
   return out;

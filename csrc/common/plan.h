@@ -9,6 +9,14 @@
 
 namespace oltr {
 
+// How a kind of product likes its work cut.
+struct Cut {
+  int64_t row_block = 64;     // rows of the batch that one product takes, at most
+  int64_t class_tile = 144;   // bank rows at a time, at most
+  int64_t class_unit = 6;     // tiles are a multiple of this
+  int64_t least_split = 512;  // classes; a shorter part costs more to merge than it saves
+};
+
 struct Plan {
   int64_t row_block;        // rows of the batch that share the vector lanes of one product
   int64_t row_group;        // rows, in whole blocks, that share one staged tile of the bank
@@ -23,23 +31,23 @@ OLTR_HD int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
 OLTR_HD int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : a > hi ? hi : a; }
 
 // batch B, classes C, width D, and the bytes of the accumulator (4, or 8 for float64).
-inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes) {
-  constexpr int64_t kLanes = 16;      // rows are padded to the widest vector of any instruction set
-  constexpr int64_t kMinSplit = 512;  // a split shorter than this costs more to merge than it saves
-  constexpr int64_t kTasks = 32;      // enough for the cores of one socket, few enough to merge
+inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes, Cut cut = {}) {
+  constexpr int64_t kLanes = 16;  // rows are padded to the widest vector of any instruction set
+  constexpr int64_t kTasks = 32;  // enough for the cores of one socket, few enough to merge
   constexpr int64_t kStates = int64_t{32} << 20;  // bytes that all partial states may take
   Plan plan;
-  plan.row_block = clamp(round_up(B, kLanes), kLanes, 64);
-  plan.class_tile = 144;
-  const int64_t longest = div_up(C > 0 ? C : 1, kMinSplit);
+  plan.row_block = clamp(round_up(B, kLanes), kLanes, cut.row_block);
+  plan.class_tile = cut.class_tile;
+  const int64_t longest = div_up(C > 0 ? C : 1, cut.least_split);
   const int64_t blocks = div_up(B > 0 ? B : 1, plan.row_block);
-  const int64_t per_group = clamp(blocks * longest / kTasks, 1, 4);
+  const int64_t per_group = clamp(blocks * longest / kTasks, 1, clamp(256 / cut.row_block, 1, 4));
   plan.row_group = per_group * plan.row_block;
   const int64_t state = (B > 0 ? B : 1) * D * accumulator_bytes;
   const int64_t groups = div_up(blocks, per_group);
   plan.splits_forward = clamp(div_up(kTasks, groups), 1, clamp(kStates / state, 1, longest));
   plan.splits_backward = clamp(kStates / state, 4, 16);
-  const int64_t owners = div_up(C > 0 ? C : 1, kMinSplit / 2);  // their sums are cheaper to merge
+  const int64_t owners =
+      div_up(C > 0 ? C : 1, cut.least_split / 2);  // their sums are cheaper to merge
   if (plan.splits_backward > owners) plan.splits_backward = owners;
   const int64_t forward = plan.splits_forward * state;
   const int64_t backward = (plan.splits_backward + 6) * state;

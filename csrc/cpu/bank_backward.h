@@ -64,7 +64,7 @@ struct BankGradient {
       : p(backward),
         attention(p.kind == LogitGradient::kAttention),
         given(p.kind == LogitGradient::kGiven),
-        plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T))),
+        plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T), M::cut)),
         layout(p.size.width, p.keys.dtype),
         batch(p.size.width),
         x(p.x, p.size.batch, p.size.width, plan.row_block, !given, true, parallel),
@@ -72,7 +72,7 @@ struct BankGradient {
           p.grad_memory.data != nullptr, parallel),
         lse(padded(p.size.batch)),
         row(padded(p.size.batch)),
-        grad_x(plan.splits_backward * p.size.batch * layout.full) {
+        grad_x(plan.splits_backward * padded(p.size.batch) * layout.interleaved_row) {
     if (given) return;
     const int64_t B = p.size.batch;
     const T* from = attention ? p.delta : p.grad_loss;
@@ -86,39 +86,46 @@ struct BankGradient {
   struct Stage {
     Buffer<T> key_rows, interleaved_rows, memory_rows, scales, probability, gradient, scaled, words,
         bias, grad_keys, grad_memory;
-    const T *keys, *interleaved, *memory = nullptr;  // the tile, staged or in place
-    Ahead next_keys, next_memory;                    // the tile after this one
+    const T *keys, *memory = nullptr;  // the tile, staged or in place
+    View<M, const T> interleaved;
+    Ahead next_keys, next_memory;  // the tile after this one
     OLTR_INLINE Stage(const BankGradient& pass, int64_t tile)
         : key_rows(pass.layout.natural(tile)),
           interleaved_rows(pass.layout.interleaved(tile)),
           memory_rows(pass.attention ? pass.layout.natural(tile) : 0),
           scales(tile),
-          probability(tile * pass.plan.row_block),
-          gradient(tile * pass.plan.row_block),
-          scaled(tile * pass.plan.row_block),
-          words(M::group > 1 ? tile * pass.plan.row_block : 0),
+          probability(round_up(tile, M::row_unit) * pass.plan.row_block),
+          gradient(round_up(tile, M::row_unit) * pass.plan.row_block),
+          scaled(round_up(tile, M::row_unit) * pass.plan.row_block),
+          words(M::scratch(tile, pass.plan.row_block)),
           bias(tile),
-          grad_keys(tile * pass.layout.full),
-          grad_memory(pass.p.grad_memory.data != nullptr ? tile * pass.layout.full : 0) {}
+          grad_keys(round_up(tile, M::row_unit) * pass.layout.full),
+          grad_memory(pass.p.grad_memory.data != nullptr
+                          ? round_up(tile, M::row_unit) * pass.layout.full
+                          : 0) {}
   };
+
+  static OLTR_INLINE View<M> scores(const Buffer<T>& data, int64_t n, int64_t lanes) {
+    return view<M>(data.data(), round_up(n, M::row_unit), lanes);
+  }
 
   // G of one tile for one block of rows, and P where it has one.
   OLTR_INLINE void recompute(Stage& s, int64_t c0, int64_t n, int64_t block) const {
     const int64_t lanes = x.width(block), row0 = x.first(block), count = x.count(block);
-    T* probability = s.probability.data();
-    T* gradient = s.gradient.data();
-    product<M>(n, lanes, layout.words, s.keys, layout.natural_row, int64_t{1}, x.columns(block),
-               lanes, probability, lanes, false, s.next_keys);
+    const View<M> probability = scores(s.probability, n, lanes);
+    const View<M> gradient = scores(s.gradient, n, lanes);
+    product<M>(n, lanes, layout.words, Operand<T>{s.keys, layout.natural_row, 1}, x.columns(block),
+               probability, false, s.next_keys);
     tile_logits(p.logits, s.scales.data(), c0, n, lanes, probability);
     if (attention)
-      product<M>(n, lanes, layout.words, s.memory, layout.natural_row, int64_t{1}, g.columns(block),
-                 lanes, gradient, lanes, false, s.next_memory);
+      product<M>(n, lanes, layout.words, Operand<T>{s.memory, layout.natural_row, 1},
+                 g.columns(block), gradient, false, s.next_memory);
     for (int64_t r = 0; r < lanes; r += L) {
       const Vec<T> log_sum = load<T>(lse.data() + row0 + r),
                    factor = load<T>(row.data() + row0 + r);
       for (int64_t c = 0; c < n; ++c) {
-        T* at = probability + c * lanes + r;
-        T* to = gradient + c * lanes + r;
+        T* at = probability.at(c, r);
+        T* to = gradient.at(c, r);
         const Vec<T> prob = exp_lanes(load<T>(at) - log_sum);
         store<T>(at, prob);
         if (attention) {
@@ -132,56 +139,57 @@ struct BankGradient {
     }
     for (int64_t r = 0; !attention && r < count; ++r) {
       const int64_t c = p.target[row0 + r] - c0;
-      if (c >= 0 && c < n) gradient[c * lanes + r] -= row[row0 + r] * (1 - p.smoothing);
+      if (c >= 0 && c < n) *gradient.at(c, r) -= row[row0 + r] * (1 - p.smoothing);
     }
   }
 
   // G as it was given, transposed.
   OLTR_INLINE void read(Stage& s, int64_t c0, int64_t n, int64_t block) const {
     const int64_t lanes = x.width(block), count = x.count(block), C = p.size.classes;
-    T* gradient = s.gradient.data();
-    if (p.grad_logits.dtype == NativeDtype<T>::value) {
-      const T* from = static_cast<const T*>(p.grad_logits.data) + x.first(block) * C + c0;
-      transpose(from, C, count, n, gradient, lanes);
-    } else {
-      T* lines = s.probability.data();
-      for (int64_t r = 0; r < count; ++r)
-        convert_in(p.grad_logits.data, p.grad_logits.dtype, (x.first(block) + r) * C + c0, n,
-                   lines + r * n);
-      transpose(lines, n, count, n, gradient, lanes);
+    const View<M> gradient = scores(s.gradient, n, lanes);
+    const bool direct = p.grad_logits.dtype == NativeDtype<T>::value;
+    T* lines = s.probability.data();
+    for (int64_t r = 0; !direct && r < count; ++r)
+      convert_in(p.grad_logits.data, p.grad_logits.dtype, (x.first(block) + r) * C + c0, n,
+                 lines + r * n);
+    const T* from =
+        direct ? static_cast<const T*>(p.grad_logits.data) + x.first(block) * C + c0 : lines;
+    const int64_t from_row = direct ? C : n, step = M::panel > 0 ? M::panel : lanes;
+    for (int64_t r = 0; r < lanes; r += step) {
+      const int64_t live = clamp(count - r, 0, step);
+      transpose(from + r * from_row, from_row, live, n, gradient.at(0, r), gradient.row);
+      for (int64_t c = 0; c < n; ++c) fill(gradient.at(c, r) + live, step - live, T(0));
     }
-    for (int64_t c = 0; c < n; ++c) fill(gradient + c * lanes + count, lanes - count, T(0));
   }
 
   // Adds one block's share to the gradients of the tile's rows and of x.
   OLTR_INLINE void apply(Stage& s, int64_t n, int64_t block, T* part_grad_x,
                          bool first_tile) const {
     const int64_t lanes = x.width(block), count = x.count(block), width = layout.full;
-    const int64_t down = div_up(count, M::group), across = lanes / M::group;
+    const int64_t deep = depth<M>(count);
     const bool more = block > 0;
-    const T* gradient = s.gradient.data();
+    const View<M> gradient = scores(s.gradient, n, lanes);
     for (int64_t c = 0; c < n; ++c) {
       Vec<T> sum = {};
-      for (int64_t r = 0; r < lanes; r += L) sum += load<T>(gradient + c * lanes + r);
+      for (int64_t r = 0; r < lanes; r += L) sum += load<T>(gradient.at(c, r));
       s.bias[c] = (more ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
     }
-    product<M>(n, width, down, M::across(gradient, n, lanes, s.words.data()), across, int64_t{1},
-               x.rows(block), batch.interleaved_row, s.grad_keys.data(), width, more, s.next_keys);
+    product<M>(n, width, deep, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
+               plain<M>(s.grad_keys.data(), width), more, s.next_keys);
     if (p.grad_memory.data != nullptr)
-      product<M>(n, width, down, M::across(s.probability.data(), n, lanes, s.words.data()), across,
-                 int64_t{1}, g.rows(block), batch.interleaved_row, s.grad_memory.data(), width,
-                 more, s.next_memory);
-    const T* scaled = gradient;
+      product<M>(n, width, deep,
+                 M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()),
+                 g.rows(block), plain<M>(s.grad_memory.data(), width), more, s.next_memory);
+    View<M> scaled = gradient;
     if (p.logits.cosine) {
-      for (int64_t c = 0; c < n; ++c)
-        for (int64_t r = 0; r < lanes; r += L)
-          store<T>(s.scaled.data() + c * lanes + r,
-                   load<T>(gradient + c * lanes + r) * s.scales[c]);
-      scaled = s.scaled.data();
+      scaled = scores(s.scaled, n, lanes);
+      for (int64_t r = 0; r < lanes; r += L)
+        for (int64_t c = 0; c < n; ++c)
+          store<T>(scaled.at(c, r), load<T>(gradient.at(c, r)) * s.scales[c]);
     }
-    product<M>(count, width, div_up(n, M::group), M::down(scaled, n, lanes, s.words.data()),
-               int64_t{1}, lanes, s.interleaved, layout.interleaved_row,
-               part_grad_x + x.first(block) * width, width, !first_tile, s.next_keys);
+    const int64_t row = layout.interleaved_row;
+    product<M>(count, width, depth<M>(n), M::down(scaled, n, lanes, s.words.data()), s.interleaved,
+               plain<M>(part_grad_x + x.first(block) * row, row), !first_tile, s.next_keys);
   }
 
   // From the direction's gradient to that of keys, which the logits see only normalised.
@@ -199,9 +207,10 @@ struct BankGradient {
 
   OLTR_INLINE void run(int64_t part) const {
     const int64_t B = p.size.batch, D = p.size.width;
-    const Range range = part_of(part, plan.splits_backward, p.size.classes, 6);
-    const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
-    T* part_grad_x = grad_x.data() + part * B * layout.full;
+    const Range range = part_of(part, plan.splits_backward, p.size.classes, M::cut.class_unit);
+    const int64_t tile = even_tile(range.size(), plan.class_tile, M::cut.class_unit);
+    T* part_grad_x = grad_x.data() + part * padded(B) * layout.interleaved_row;
+    const typename M::Session session;
     Stage s(*this, tile);
     if (B == 0) {
       fill(s.bias.data(), tile, T(0));
@@ -239,7 +248,7 @@ struct BankGradient {
     T* out = p.grad_x + r * D;
     fill(out, D, T(0));
     for (int64_t part = 0; part < plan.splits_backward; ++part)
-      add_scaled(out, T(1), grad_x.data() + (part * B + r) * layout.full, D);
+      add_scaled(out, T(1), grad_x.data() + (part * padded(B) + r) * layout.interleaved_row, D);
   }
 };
 

@@ -51,34 +51,37 @@ struct BankForward {
 
 // Logits of one tile for one block from the products, batch in the lanes. The backward needs them
 // too.
-template <class T>
+template <class T, int64_t panel>
 OLTR_INLINE void tile_logits(const LogitRule<T>& rule, const T* scales, int64_t first, int64_t n,
-                             int64_t block, T* scores) {
+                             int64_t block, Panels<T, panel> scores) {
   if (rule.bias == nullptr && !rule.cosine) return;
-  for (int64_t c = 0; c < n; ++c) {
-    const T b = rule.bias != nullptr ? rule.bias[first + c] : T(0);
-    T* row = scores + c * block;
-    for (int64_t r = 0; r < block; r += Lanes<T>::n)
-      store<T>(row + r, load<T>(row + r) * scales[c] + b);
-  }
+  constexpr int L = Lanes<T>::n;
+  const int64_t width = panel > 0 ? panel : block;
+  for (int64_t r0 = 0; r0 < block; r0 += width)
+    for (int64_t c = 0; c < n; ++c) {
+      const T b = rule.bias != nullptr ? rule.bias[first + c] : T(0);
+      T* row = scores.at(c, r0);
+      for (int64_t r = 0; r < width; r += L) store<T>(row + r, load<T>(row + r) * scales[c] + b);
+    }
 }
 
-// Turns logits into exp(logit - m) and merges the tile into (m, l); keep[r] rescales o.
-template <class T>
-OLTR_INLINE void tile_softmax(T* logits, int64_t count, int64_t block, T* max, T* sum, T* keep) {
+// Turns logits into exp(logit - m) and merges the tile into (m, l); keep[r] rescales o. m need not
+// be the maximum itself: it stays until a logit exceeds it by more than `headroom`, so that o is
+// seldom rescaled.
+template <class T, int64_t panel>
+OLTR_INLINE void tile_softmax(Panels<T, panel> logits, int64_t count, int64_t block, T headroom,
+                              T* max, T* sum, T* keep) {
   constexpr int L = Lanes<T>::n;
   for (int64_t r = 0; r < block; r += L) {
-    Vec<T> tile_max = splat(Identity<T>::max);
-    for (int64_t c = 0; c < count; ++c) {
-      const Vec<T> s = load<T>(logits + c * block + r);
-      tile_max = s > tile_max ? s : tile_max;
-    }
+    const Vec<T> tile_max =
+        extreme<T, true>(logits.at(0, r), count, logits.row, splat(Identity<T>::max),
+                         [](int64_t, Vec<T> s) { return s; });
     Vec<T> m = load<T>(max + r);
-    const Vec<T> top = tile_max > m ? tile_max : m;
+    const Vec<T> top = tile_max > m + headroom ? tile_max : m;
     Vec<T> tile_sum = {};
     for (int64_t c = 0; c < count; ++c) {
-      const Vec<T> p = exp_lanes(load<T>(logits + c * block + r) - top);
-      store<T>(logits + c * block + r, p);
+      const Vec<T> p = exp_lanes(load<T>(logits.at(c, r)) - top);
+      store<T>(logits.at(c, r), p);
       tile_sum += p;
     }
     Vec<T> l = load<T>(sum + r), kept, taken;
@@ -94,16 +97,25 @@ OLTR_INLINE void tile_softmax(T* logits, int64_t count, int64_t block, T* max, T
 template <class T>
 struct PartialStates {
   int64_t row;  // stride of recalled
-  Buffer<T> max, sum, best, distance2, recalled;
-  Buffer<int64_t> index;
+  Buffer<T> max, sum, best, distance2, score, recalled;
+  Buffer<int64_t> index, pending;
   OLTR_INLINE PartialStates(int64_t n, int64_t width)
-      : row(width), max(n), sum(n), best(n), distance2(n), recalled(n * width), index(n) {}
+      : row(width),
+        max(n),
+        sum(n),
+        best(n),
+        distance2(n),
+        score(n),
+        recalled(n * width),
+        index(n),
+        pending(n) {}
   OLTR_INLINE void clear(int64_t first, int64_t n) const {
     fill(max.data() + first, n, Identity<T>::max);
     fill(sum.data() + first, n, Identity<T>::sum);
     fill(best.data() + first, n, Identity<T>::distance2);
     fill(distance2.data() + first, n, Identity<T>::distance2);
     fill(index.data() + first, n, Identity<T>::index);
+    fill(pending.data() + first, n, int64_t{-1});
   }
 };
 
@@ -121,13 +133,13 @@ struct BankPass {
 
   OLTR_INLINE BankPass(const BankForward<M>& forward, const Parallel& parallel)
       : p(forward),
-        plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T))),
+        plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T), M::cut)),
         layout(p.size.width, p.memory.data != nullptr ? p.memory.dtype : p.keys.dtype),
         rows(p.x, p.size.batch, p.size.width, plan.row_block, true, false, parallel),
         x(p.nearest ? p.x : Matrix{}, p.size.batch * p.size.width),
         length(round_up(p.size.batch, plan.row_block)),
         states(plan.splits_forward * round_up(p.size.batch, plan.row_block),
-               p.recalled != nullptr ? layout.full : 0),
+               p.recalled != nullptr ? layout.interleaved_row : 0),
         padded_batch(round_up(p.size.batch, plan.row_block)) {
     const int64_t B = p.size.batch, D = p.size.width;
     fill(length.data(), padded_batch, T(0));
@@ -138,15 +150,16 @@ struct BankPass {
   // What a task stages of the bank, and its scores.
   struct Stage {
     Buffer<T> key_rows, memory_rows, interleaved_rows, scores, words, scales, norms2, keep;
-    T largest = 0;                         // norm2 of the memory so far
-    const T *keys, *memory, *interleaved;  // the tile, staged or in place
-    Ahead next_keys, next_memory;          // the tile after this one
+    T largest = 0;           // norm2 of the memory so far
+    const T *keys, *memory;  // the tile, staged or in place
+    View<M, const T> interleaved;
+    Ahead next_keys, next_memory;  // the tile after this one
     OLTR_INLINE Stage(const BankPass& pass, int64_t tile)
         : key_rows(pass.p.keys.data != nullptr ? pass.layout.natural(tile) : 0),
           memory_rows(pass.p.memory.data != nullptr ? pass.layout.natural(tile) : 0),
           interleaved_rows(pass.p.recalled != nullptr ? pass.layout.interleaved(tile) : 0),
-          scores(tile * pass.plan.row_block),
-          words(M::group > 1 ? div_up(tile, 2) * pass.plan.row_block : 0),
+          scores(round_up(tile, M::row_unit) * pass.plan.row_block),
+          words(M::scratch(tile, pass.plan.row_block)),
           scales(tile),
           norms2(tile),
           keep(pass.plan.row_block) {}
@@ -155,45 +168,48 @@ struct BankPass {
   OLTR_INLINE void attend(Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot,
                           bool first) const {
     const int64_t lanes = rows.width(block), count = rows.count(block);
-    T* scores = s.scores.data();
-    product<M>(n, lanes, layout.words, s.keys, layout.natural_row, int64_t{1}, rows.columns(block),
-               lanes, scores, lanes, false, s.next_keys);
+    const View<M> scores = view<M>(s.scores.data(), round_up(n, M::row_unit), lanes);
+    product<M>(n, lanes, layout.words, Operand<T>{s.keys, layout.natural_row, 1},
+               rows.columns(block), scores, false, s.next_keys);
     tile_logits(p.logits, s.scales.data(), c0, n, lanes, scores);
     for (int64_t r = 0; p.target != nullptr && r < count; ++r) {
       const int64_t row = rows.first(block) + r, c = p.target[row] - c0;
-      if (c >= 0 && c < n) p.picked[row] = scores[c * lanes + r];
+      if (c >= 0 && c < n) p.picked[row] = *scores.at(c, r);
     }
-    tile_softmax(scores, n, lanes, states.max.data() + slot, states.sum.data() + slot,
+    tile_softmax(scores, n, lanes, M::headroom, states.max.data() + slot, states.sum.data() + slot,
                  s.keep.data());
     if (p.recalled == nullptr) return;
     T* recalled = states.recalled.data() + slot * states.row;
     for (int64_t r = 0; !first && r < count; ++r)
       if (s.keep[r] != T(1))
         for (int64_t d = 0; d < states.row; ++d) recalled[r * states.row + d] *= s.keep[r];
-    const T* weights = M::down(scores, n, lanes, s.words.data());
-    product<M>(count, layout.full, div_up(n, M::group), weights, int64_t{1}, lanes, s.interleaved,
-               layout.interleaved_row, recalled, states.row, !first, s.next_memory);
+    product<M>(count, layout.full, depth<M>(n), M::down(scores, n, lanes, s.words.data()),
+               s.interleaved, plain<M>(recalled, states.row), !first, s.next_memory);
   }
 
   OLTR_INLINE void measure(Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot) const {
-    const int64_t lanes = rows.width(block), row0 = rows.first(block), D = p.size.width;
-    product<M>(n, lanes, layout.words, s.memory, layout.natural_row, int64_t{1},
-               rows.columns(block), lanes, s.scores.data(), lanes, false, s.next_memory);
-    const NearestState<T> state{states.best.data() + slot, states.distance2.data() + slot,
-                                states.index.data() + slot};
-    NearestTile<M>{s.scores.data(),
-                   s.norms2.data(),
-                   s.largest,
-                   p.memory,
-                   x.data() + row0 * D,
-                   length.data() + row0,
-                   c0,
-                   n,
-                   rows.count(block),
-                   lanes,
-                   D,
-                   state}
-        .run();
+    const int64_t lanes = rows.width(block);
+    const View<M> scores = view<M>(s.scores.data(), round_up(n, M::row_unit), lanes);
+    product<M>(n, lanes, layout.words, Operand<T>{s.memory, layout.natural_row, 1},
+               rows.columns(block), scores, false, s.next_memory);
+    nearest(s, scores, c0, n, block, slot).run();
+  }
+  OLTR_INLINE NearestTile<M> nearest(Stage& s, View<M> scores, int64_t c0, int64_t n, int64_t block,
+                                     int64_t slot) const {
+    const int64_t row0 = rows.first(block);
+    return {scores,
+            s.norms2.data(),
+            s.largest,
+            p.memory,
+            x.data() + row0 * p.size.width,
+            length.data() + row0,
+            c0,
+            n,
+            rows.count(block),
+            rows.width(block),
+            p.size.width,
+            {states.best.data() + slot, states.distance2.data() + slot, states.index.data() + slot,
+             states.score.data() + slot, states.pending.data() + slot}};
   }
 
   OLTR_INLINE void run(int64_t task) const {
@@ -202,11 +218,12 @@ struct BankPass {
     const int64_t blocks = div_up(p.size.batch, plan.row_block);
     const int64_t last = block0 + plan.row_group / plan.row_block;
     const int64_t block1 = last < blocks ? last : blocks;
-    const Range range = part_of(part, parts, p.size.classes, 6);
-    const int64_t tile = even_tile(range.size(), plan.class_tile, 6);
+    const Range range = part_of(part, parts, p.size.classes, M::cut.class_unit);
+    const int64_t tile = even_tile(range.size(), plan.class_tile, M::cut.class_unit);
     const auto slot = [&](int64_t block) { return part * padded_batch + rows.first(block); };
     states.clear(slot(block0), (block1 - block0) * plan.row_block);
 
+    const typename M::Session session;
     Stage s(*this, tile);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
@@ -232,7 +249,8 @@ struct BankPass {
     }
     if (!p.nearest || range.size() == 0) return;
     const Buffer<T> scratch(D);
-    for (int64_t block = block0; block < block1; ++block)
+    for (int64_t block = block0; block < block1; ++block) {
+      nearest(s, {}, 0, 0, block, slot(block)).finish();
       for (int64_t r = 0; r < rows.count(block); ++r) {
         const int64_t i = slot(block) + r;
         if (states.index[i] != Identity<T>::index) continue;
@@ -241,6 +259,7 @@ struct BankPass {
         states.distance2[i] = squared_distance(x.data() + (rows.first(block) + r) * D, c, D);
         states.index[i] = range.begin;
       }
+    }
   }
 
   // The states of row r merged in the order of their parts.

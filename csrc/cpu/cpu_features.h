@@ -11,8 +11,14 @@ namespace oltr {
 struct CpuFeatures {
   bool avx2, fma, avx512f, avx512_bf16;  // avx512f: with bw, dq and vl
   bool neon, neon_bf16;
+  bool amx;  // tiles of bfloat16, which this process may use
+  bool intel;
 };
 CpuFeatures cpu_features();
+
+// Why matrix tiles cannot be used; empty if they can. The first call asks the system for them, once
+// a process: threads and forks have them too.
+const char* tiles_refused();
 
 // "avx512", "avx2", "neon", "generic" and so on. OLTR_EXT_CPU lowers the choice (for tests and
 // measurements); asking for what the processor lacks keeps the best it has.

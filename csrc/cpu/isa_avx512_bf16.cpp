@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "cpu/kernels.h"
 
@@ -27,7 +28,8 @@ extern const KernelTable kernels_avx512;
 #endif
 
 #define OLTR_ISA avx512_bf16
-#define OLTR_BF16_DOT kernels_avx512
+#define OLTR_BF16_DOT
+#define OLTR_EXACT_TABLE kernels_avx512
 #define OLTR_VECTOR_BYTES 64
 #include "cpu/isa_table.h"
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 
 #define OLTR_ISA generic
 #define OLTR_VECTOR_BYTES 16

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 
 #if defined(__aarch64__)
 // Six rows by four vectors are 24 registers, and loads that are hoisted push some of them to memory.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "cpu/cpu_features.h"
 #include "cpu/kernels.h"
@@ -25,7 +26,8 @@ extern const KernelTable kernels_neon;
 #endif
 
 #define OLTR_ISA neon_bf16
-#define OLTR_BF16_DOT kernels_neon
+#define OLTR_BF16_DOT
+#define OLTR_EXACT_TABLE kernels_neon
 #define OLTR_VECTOR_BYTES 16
 #define OLTR_VECTOR_REGISTERS 32
 #include "cpu/product_bfmmla.h"

@@ -13,20 +13,51 @@
 namespace oltr {
 namespace OLTR_ISA {
 
-#if defined(OLTR_BF16_DOT)
-// Pairs of bfloat16 where the op's precision allows; all else is the same as without them, in the
-// table that OLTR_BF16_DOT names.
-#define OLTR_PRODUCT_ENTRY(Params, name)                                                 \
-  static void name##_entry(const Params& p, const Parallel& threads) {                   \
-    const bool medium = p.dtype == Dtype::kFloat32 && p.precision == Precision::kMedium; \
-    if (medium || p.dtype == Dtype::kBFloat16)                                           \
-      name<Pairs>(p, threads);                                                           \
-    else                                                                                 \
-      OLTR_BF16_DOT.name(p, threads);                                                    \
+// Products of bfloat16 where the op's precision allows; all else is done by the table of exact ones.
+// A selection may be rounded at any precision: what it leaves over is measured.
+template <class Params>
+static bool rounded(const Params& p) {
+  const bool medium = p.dtype == Dtype::kFloat32 && p.precision == Precision::kMedium;
+  return medium || p.dtype == Dtype::kBFloat16;
+}
+#if defined(OLTR_TILES)
+template <class Params>
+static bool split(const Params& p) {
+  return p.dtype == Dtype::kFloat32 && p.precision == Precision::kHigh;
+}
+#define OLTR_PRODUCT_ENTRY(Params, name)                               \
+  static void name##_entry(const Params& p, const Parallel& threads) { \
+    if (rounded(p))                                                    \
+      name<Tiled<1>>(p, threads);                                      \
+    else if (split(p))                                                 \
+      name<Tiled<2>>(p, threads);                                      \
+    else                                                               \
+      OLTR_EXACT_TABLE.name(p, threads);                               \
   }
+#define OLTR_SELECT_ENTRY(Params, name)                                \
+  static void name##_entry(const Params& p, const Parallel& threads) { \
+    if (rounded(p))                                                    \
+      name<Tiled<1>>(p, threads);                                      \
+    else if (p.dtype == Dtype::kFloat32)                               \
+      name<Tiled<2>>(p, threads);                                      \
+    else                                                               \
+      OLTR_EXACT_TABLE.name(p, threads);                               \
+  }
+#elif defined(OLTR_BF16_DOT)
+#define OLTR_PRODUCT_ENTRY(Params, name)                               \
+  static void name##_entry(const Params& p, const Parallel& threads) { \
+    if (rounded(p))                                                    \
+      name<Pairs>(p, threads);                                         \
+    else                                                               \
+      OLTR_EXACT_TABLE.name(p, threads);                               \
+  }
+#define OLTR_SELECT_ENTRY OLTR_PRODUCT_ENTRY
+#endif
+
+#if defined(OLTR_EXACT_TABLE)
 #define OLTR_ENTRY(Params, name)                                       \
   static void name##_entry(const Params& p, const Parallel& threads) { \
-    OLTR_BF16_DOT.name(p, threads);                                    \
+    OLTR_EXACT_TABLE.name(p, threads);                                 \
   }
 #else
 #define OLTR_ENTRY(Params, name)                                       \
@@ -37,11 +68,12 @@ namespace OLTR_ISA {
       name<Exact<float>>(p, threads);                                  \
   }
 #define OLTR_PRODUCT_ENTRY OLTR_ENTRY
+#define OLTR_SELECT_ENTRY OLTR_ENTRY
 #endif
 
 OLTR_PRODUCT_ENTRY(MemoryAttentionForward, memory_attention_forward)
 OLTR_PRODUCT_ENTRY(MemoryAttentionBackward, memory_attention_backward)
-OLTR_PRODUCT_ENTRY(NearestCentroidForward, nearest_centroid_forward)
+OLTR_SELECT_ENTRY(NearestCentroidForward, nearest_centroid_forward)
 OLTR_ENTRY(NearestCentroidBackward, nearest_centroid_backward)
 OLTR_PRODUCT_ENTRY(MetaEmbeddingForward, meta_embedding_forward)
 OLTR_PRODUCT_ENTRY(MetaEmbeddingBackward, meta_embedding_backward)
@@ -55,6 +87,7 @@ OLTR_ENTRY(ClassMeansForward, class_means_forward)
 OLTR_ENTRY(ClassMeansBackward, class_means_backward)
 #undef OLTR_ENTRY
 #undef OLTR_PRODUCT_ENTRY
+#undef OLTR_SELECT_ENTRY
 
 constexpr KernelTable make_table(const char* isa) {
   return {isa,

@@ -10,15 +10,17 @@ namespace OLTR_ISA {
 // What one block of rows knows of its nearest class so far.
 template <class T>
 struct NearestState {
-  T* best;         // (block) smallest score
-  T* distance2;    // (block)
-  int64_t* index;  // (block)
+  T* best;           // (block) smallest score
+  T* distance2;      // (block) of the nearest of those measured
+  int64_t* index;    // (block) its class
+  T* score;          // (block) of a class that may be nearer,
+  int64_t* pending;  // (block) which; -1: there is none
 };
 
 template <class M>
 struct NearestTile {
   using T = typename M::Acc;
-  T* scores;        // (count, block): x.c on entry, |c|^2/2 - x.c after
+  View<M> scores;   // (count, block): x.c on entry, |c|^2/2 - x.c after
   const T* norms2;  // (count) of the staged words
   T largest;        // of the classes so far: the best may have lost that much to rounding
   Matrix memory;    // (C, D) for the measurement
@@ -37,13 +39,14 @@ struct NearestTile {
   }
 
   // How far rounding can set two scores apart per unit of |x| |c| + |c|^2 / 2: the sums' own error,
-  // and that of numbers rounded to a pair's half, which is 2^-8 a product. Nothing of it averages
-  // out where one coordinate is far larger than the others.
+  // and that of rounding numbers, a half bit a plane: 2^-8 a product with one plane, 2^-16 with two
+  // and the smallest of their four products left out. Nothing of it averages out where one
+  // coordinate is far larger than the others.
   OLTR_INLINE T unit() const {
-    const T root = std::sqrt(static_cast<T>(width));
+    const T root = std::sqrt(static_cast<T>(M::planes * width));
     const T sum = 4 * std::numeric_limits<T>::epsilon() * (8 + root);
-    const bool rounding = M::group > 1 && memory.dtype != Dtype::kBFloat16;
-    return rounding ? sum + T(1.0 / 120) : sum;
+    if (M::group == 1 || memory.dtype == Dtype::kBFloat16) return sum;
+    return sum + (M::planes == 1 ? T(1.0 / 120) : T(1.0 / 32000));
   }
 
   OLTR_INLINE void run() const {
@@ -54,24 +57,47 @@ struct NearestTile {
         for (int64_t r = 0; r < rows; ++r) measure(c, r, scratch.data());
     const T norm = std::sqrt(largest), half = largest / 2, error = unit();
     for (int64_t r = 0; r < block; r += L) {
-      Vec<T> low = splat(std::numeric_limits<T>::infinity());
-      for (int64_t c = 0; c < count; ++c) {
-        const Vec<T> s = norms2[c] / 2 - load<T>(scores + c * block + r);
-        store<T>(scores + c * block + r, s);
-        low = s < low ? s : low;
-      }
+      const Vec<T> low = extreme<T, false>(scores.at(0, r), count, scores.row,
+                                           splat(std::numeric_limits<T>::infinity()),
+                                           [&](int64_t c, Vec<T> product) {
+                                             const Vec<T> s = norms2[c] / 2 - product;
+                                             store<T>(scores.at(c, r), s);
+                                             return s;
+                                           });
       const Vec<T> before = load<T>(state.best + r);
       const Vec<T> after = low < before ? low : before;
       store<T>(state.best + r, after);
-      const Vec<T> limit = after + error * (load<T>(length + r) * norm + half);
-      if (!any<T>(low <= limit)) continue;
+      const Vec<T> doubt = error * (load<T>(length + r) * norm + half), limit = after + doubt;
+      if (lanes_of<T>(low <= limit) == 0) continue;
       for (int64_t c = 0; c < count; ++c) {
-        const auto near = load<T>(scores + c * block + r) <= limit;
-        if (!any<T>(near)) continue;
-        for (int lane = 0; lane < L && r + lane < rows; ++lane)
-          if (near[lane]) measure(c, r + lane, scratch.data());
+        uint32_t near = lanes_of<T>(load<T>(scores.at(c, r)) <= limit);
+        for (; near != 0; near &= near - 1) {
+          const int lane = __builtin_ctz(near);
+          if (r + lane < rows)
+            consider(c, r + lane, *scores.at(c, r + lane), doubt[lane], scratch.data());
+        }
       }
     }
+  }
+
+  // Most classes that were the best for a while are beaten beyond doubt soon after: one is measured
+  // only once another comes within doubt of it, or at the end.
+  OLTR_INLINE void consider(int64_t c, int64_t r, T score, T doubt, T* scratch) const {
+    const bool some = state.pending[r] >= 0;
+    if (some && score > state.score[r] + doubt) return;
+    if (some && state.score[r] <= score + doubt) {
+      measure(state.pending[r] - first, r, scratch);
+      measure(c, r, scratch);
+      state.pending[r] = -1;
+      return;
+    }
+    state.pending[r] = first + c;
+    state.score[r] = score;
+  }
+  OLTR_INLINE void finish() const {
+    const Buffer<T> scratch(memory.dtype == NativeDtype<T>::value ? 0 : width);
+    for (int64_t r = 0; r < rows; ++r)
+      if (state.pending[r] >= 0) measure(state.pending[r] - first, r, scratch.data());
   }
 };
 

@@ -1,42 +1,94 @@
 // What a product multiplies. An operand is an array of words of the accumulator type; a word holds
 // one number, or two consecutive bfloat16 of the summed index where the processor multiplies such
-// pairs. Only this file knows: the product and the passes over the bank count words.
+// pairs. Only the multipliers know: Exact and Pairs here, Tiled in tile_operand.h. The passes over
+// the bank count words.
+//
+// A multiplier M says
+//   group, planes        numbers in a word; words whose sum a number is
+//   panel                how many columns of a right operand, or of scores, lie together; 0: all
+//   depth_unit, row_unit what the summed index (in words) and the left operand's rows are padded to
+//   cut                  how a pass is cut: see common/plan.h
+//   headroom             see tile_softmax in bank_forward.h
+//   words, norm2         rows of a matrix as words, and the squared length of one
+//   down, across         scores (classes, rows of the batch) as the left operand of a product that
+//                        sums over classes, or over rows
+//   Session              what a thread holds while it multiplies
 #pragma once
 
 #include "common/dtype.h"
+#include "common/plan.h"
+#include "cpu/pairs.h"
 #include "cpu/simd.h"
 
 namespace oltr {
 namespace OLTR_ISA {
 
+// A matrix in panels of `width` columns (0: in one), each with its rows one after another.
+template <class T, int64_t width>
+struct Panels {
+  T* data;
+  int64_t row, panel;  // distances of rows and of panels
+  OLTR_INLINE T* at(int64_t i, int64_t j) const {
+    if constexpr (width == 0) return data + i * row + j;
+    return data + i * row + j / width * panel + j % width;
+  }
+};
+
+// A left operand and its strides.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t row, col;
+};
+
+// Memory to ask for while a product computes, a little at every k: the next tile of the bank, so
+// that staging it finds it in cache.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+};
+
+struct NoSession {
+  OLTR_INLINE NoSession() {}
+};
+
 // A word is a number, products are exact in it.
 template <class T>
 struct Exact {
   using Acc = T;
-  static constexpr int group = 1;  // numbers in a word
+  using Session = NoSession;
+  static constexpr int group = 1, planes = 1;
+  static constexpr Acc headroom = 0;
+  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1;
+  static constexpr Cut cut{};
 
   static OLTR_INLINE Vec<T> multiply_add(Vec<T> acc, T a, Vec<T> b) { return acc + a * b; }
 
-  static OLTR_INLINE void words(Matrix m, int64_t first, int64_t n, T* out) {
+  // n numbers, then zeros up to `words` words.
+  static OLTR_INLINE void words(Matrix m, int64_t first, int64_t n, int64_t words, T* out) {
     convert_in(m.data, m.dtype, first, n, out);
+    fill(out + n, words - n, T(0));
   }
   static OLTR_INLINE T norm2(const T* row, int64_t n) { return dot(row, row, n); }
 
-  // Classes summed over: logits (count, block) as they are.
-  static OLTR_INLINE const T* down(const T* scores, int64_t, int64_t, T*) { return scores; }
-  // Rows summed over.
-  static OLTR_INLINE const T* across(const T* scores, int64_t, int64_t, T*) { return scores; }
+  // The scores as they are.
+  static OLTR_INLINE int64_t scratch(int64_t, int64_t) { return 0; }
+  static OLTR_INLINE Operand<T> down(Panels<T, 0> scores, int64_t, int64_t, T*) {
+    return {scores.data, 1, scores.row};
+  }
+  static OLTR_INLINE Operand<T> across(Panels<T, 0> scores, int64_t, int64_t, T*) {
+    return {scores.data, scores.row, 1};
+  }
 };
 
 #if defined(OLTR_BF16_DOT)
-// A word is two bfloat16, the first in the low half; the processor sums both products in float.
-struct Pairs {
-  using Acc = float;
-  static constexpr int group = 2;
-  typedef Lanes<float>::I I;
-  typedef uint64_t U __attribute__((vector_size(OLTR_VECTOR_BYTES)));
-  typedef uint32_t Half __attribute__((vector_size(OLTR_VECTOR_BYTES / 2)));
-  static constexpr int L = Lanes<float>::n;
+// A word is two bfloat16; the processor sums both products in float.
+struct Pairs : PairWords {
+  using Session = NoSession;
+  static constexpr int planes = 1;
+  static constexpr Acc headroom = 0;
+  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1;
+  static constexpr Cut cut{};
 
   static OLTR_INLINE Vec<float> multiply_add(Vec<float> acc, float a, Vec<float> b) {
 #if defined(__aarch64__)
@@ -46,84 +98,29 @@ struct Pairs {
     return (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
 #endif
   }
+  static OLTR_INLINE void words(Matrix m, int64_t first, int64_t n, int64_t words, float* out) {
+    fill_words<1>(m, first, n, words, out);
+  }
+  static OLTR_INLINE float norm2(const float* row, int64_t n) { return words_norm2(row, n); }
 
-  // Round to nearest even, in place: the bfloat16 is the upper half of each lane.
-  static OLTR_INLINE I rounded(Vec<float> v) {
-    I bits;
-    __builtin_memcpy(&bits, &v, sizeof bits);
-    const I up = bits + 0x7fff + ((bits >> 16) & 1);
-    return v == v ? up : (bits | 0x400000);
+  static OLTR_INLINE int64_t scratch(int64_t classes, int64_t lanes) {
+    return round_up(classes, 2) / 2 * lanes;
   }
-
-  static OLTR_INLINE void words(Matrix m, int64_t first, int64_t n, float* out) {
-    if (m.dtype == Dtype::kBFloat16) {
-      __builtin_memcpy(out, static_cast<const uint16_t*>(m.data) + first,
-                       static_cast<size_t>(n) * sizeof(uint16_t));
-      if (n % 2 != 0) __builtin_memset(reinterpret_cast<uint16_t*>(out) + n, 0, sizeof(uint16_t));
-      return;
-    }
-    float line[2 * L];
-    for (int64_t i = 0; i < n; i += 2 * L) {
-      const int64_t live = n - i < 2 * L ? n - i : 2 * L;
-      if (live < 2 * L) fill(line, int64_t{2 * L}, 0.f);
-      convert_in(m.data, m.dtype, first + i, live, line);
-      for (int64_t j = 0; 2 * j < live; ++j) {
-        const uint32_t low = float_to_bfloat16(line[2 * j]);
-        const uint32_t high = float_to_bfloat16(line[2 * j + 1]);
-        out[i / 2 + j] = bits_to_float(low | high << 16);
-      }
-    }
-  }
-  static OLTR_INLINE float norm2(const float* row, int64_t n) {
-    Vec<float> sum[2] = {};
-    for (int64_t i = 0; i < n; i += L) {
-      I bits;
-      __builtin_memcpy(&bits, row + i, sizeof bits);
-      const I low = bits << 16, high = bits & static_cast<int32_t>(0xffff0000);
-      Vec<float> a, b;
-      __builtin_memcpy(&a, &low, sizeof a);
-      __builtin_memcpy(&b, &high, sizeof b);
-      sum[0] += a * a;
-      sum[1] += b * b;
-    }
-    return sum_lanes<float>(sum[0] + sum[1]);
-  }
-
-  // Words of scores (c, r) and (c + 1, r): (count / 2, block).
-  static OLTR_INLINE const float* down(const float* scores, int64_t count, int64_t block,
-                                       float* out) {
-    for (int64_t c = 0; c < count; c += 2)
-      for (int64_t r = 0; r < block; r += L) {
-        const I low = rounded(load<float>(scores + c * block + r));
-        const I high = c + 1 < count ? rounded(load<float>(scores + (c + 1) * block + r)) : I{};
-        const I both = ((low >> 16) & 0xffff) | (high & static_cast<int32_t>(0xffff0000));
-        __builtin_memcpy(out + c / 2 * block + r, &both, sizeof both);
-      }
-    return out;
-  }
-  // Words of scores (c, r) and (c, r + 1): (count, block / 2).
-  static OLTR_INLINE const float* across(const float* scores, int64_t count, int64_t block,
+  // Words of scores (c, r) and (c + 1, r): (count / 2, lanes).
+  static OLTR_INLINE Operand<float> down(Panels<float, 0> scores, int64_t count, int64_t lanes,
                                          float* out) {
-    for (int64_t i = 0; i < count * block; i += L) {
-      const I bits = rounded(load<float>(scores + i));
-      U wide;
-      __builtin_memcpy(&wide, &bits, sizeof wide);
-      const Half both =
-          __builtin_convertvector(((wide >> 16) & 0xffff) | ((wide >> 32) & 0xffff0000u), Half);
-      __builtin_memcpy(out + i / 2, &both, sizeof both);
-    }
-    return out;
+    for (int64_t c = 0; c < count; c += 2)
+      for (int64_t r = 0; r < lanes; r += L) {
+        const Vec<float> next = c + 1 < count ? load<float>(scores.at(c + 1, r)) : Vec<float>{};
+        store<float>(out + c / 2 * lanes + r, joined(load<float>(scores.at(c, r)), next));
+      }
+    return {out, 1, lanes};
   }
-  // Two rows of n words, (d, d + 1) in a word, become 2n words that hold both rows of one d each.
-  static OLTR_INLINE void interleave(const float* a, const float* b, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; i += L / 2) {
-      Half ha, hb;
-      __builtin_memcpy(&ha, a + i, sizeof ha);
-      __builtin_memcpy(&hb, b + i, sizeof hb);
-      const U wa = __builtin_convertvector(ha, U), wb = __builtin_convertvector(hb, U);
-      const U both = (wa & 0xffff) | (wb & 0xffff) << 16 | (wa >> 16) << 32 | (wb >> 16) << 48;
-      __builtin_memcpy(out + 2 * i, &both, sizeof both);
-    }
+  // Words of scores (c, r) and (c, r + 1): (count, lanes / 2).
+  static OLTR_INLINE Operand<float> across(Panels<float, 0> scores, int64_t count, int64_t lanes,
+                                           float* out) {
+    for (int64_t i = 0; i < count * lanes; i += L) pack(load<float>(scores.data + i), out + i / 2);
+    return {out, lanes / 2, 1};
   }
 };
 #endif

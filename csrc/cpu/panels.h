@@ -15,6 +15,27 @@ constexpr int64_t kPad = 16;  // numbers; the widest vector, half of one in floa
 
 OLTR_INLINE int64_t padded(int64_t width) { return round_up(width, kPad); }
 
+// A right operand, or scores, of M.
+template <class M, class T = typename M::Acc>
+using View = Panels<T, M::panel>;
+// As M keeps `rows` rows; `stride` is their distance where all columns lie together.
+template <class M, class T>
+OLTR_INLINE View<M, T> view(T* data, int64_t rows, int64_t stride) {
+  if constexpr (M::panel == 0) return {data, stride, 0};
+  return {data, M::panel, M::panel * rows};
+}
+// Row by row.
+template <class M, class T>
+OLTR_INLINE View<M, T> plain(T* data, int64_t stride) {
+  return {data, stride, M::panel};
+}
+
+// Words of a summed index of n numbers, all planes.
+template <class M>
+OLTR_INLINE int64_t depth(int64_t n) {
+  return M::planes * round_up(div_up(n, M::group), M::depth_unit);
+}
+
 // The width of a feature in words, and the distance of two staged rows.
 template <class M>
 struct Layout {
@@ -24,49 +45,62 @@ struct Layout {
   OLTR_INLINE explicit Layout(int64_t D)
       : width(D),
         full(round_up(D, kPad * M::group)),
-        words(full / M::group),
+        words(M::planes * full / M::group),
         natural_row(words + kPad),
         interleaved_row(full + kPad) {}
   // For banks of this type: read where they lie when they are words already and need no padding.
   OLTR_INLINE Layout(int64_t D, Dtype dtype) : Layout(D) {
-    in_place = M::group == 1 && dtype == NativeDtype<typename M::Acc>::value && full == D;
-    if (in_place) natural_row = interleaved_row = D;
+    constexpr bool kAnyStride = M::group == 1 || M::row_unit > 1;
+    in_place = kAnyStride && M::planes == 1 && dtype == word_dtype && full == D;
+    if (!in_place) return;
+    natural_row = words;
+    if (M::group == 1) interleaved_row = D;
   }
   // Words that a tile of `n` rows takes.
-  OLTR_INLINE int64_t natural(int64_t n) const { return in_place ? 0 : n * natural_row; }
-  OLTR_INLINE int64_t interleaved(int64_t n) const {
-    return M::group == 1 ? 0 : div_up(n, M::group) * interleaved_row;
+  OLTR_INLINE int64_t natural(int64_t n) const {
+    return in_place && M::row_unit == 1 ? 0 : round_up(n, M::row_unit) * natural_row;
   }
+  OLTR_INLINE int64_t interleaved(int64_t n) const {
+    return M::group == 1 ? 0 : depth<M>(n) * interleaved_row;
+  }
+
+ private:
+  static constexpr Dtype word_dtype =
+      M::group == 1 ? NativeDtype<typename M::Acc>::value : Dtype::kBFloat16;
 };
 
 // Bank or batch rows whose feature is summed over: words along the row.
 template <class M, class T = typename M::Acc>
 OLTR_INLINE const T* stage_natural(const Layout<M>& layout, Matrix m, int64_t first, int64_t n,
                                    T* out) {
-  if (layout.in_place) return static_cast<const T*>(m.data) + first * layout.width;
-  const int64_t used = div_up(layout.width, M::group);
-  for (int64_t i = 0; i < n; ++i) {
-    T* row = out + i * layout.natural_row;
-    M::words(m, (first + i) * layout.width, layout.width, row);
-    fill(row + used, layout.words - used, T(0));
-  }
+  if (layout.in_place && n % M::row_unit == 0)
+    return static_cast<const T*>(m.data) + first * layout.words;
+  for (int64_t i = 0; i < n; ++i)
+    M::words(m, (first + i) * layout.width, layout.width, layout.words,
+             out + i * layout.natural_row);
   return out;
 }
 
-// Rows that are summed over: the words of `group` staged rows become the numbers of one.
+// Rows that are summed over: the words of two staged rows become the numbers of one; zeros up to
+// the depth that products want.
 template <class M, class T = typename M::Acc>
-OLTR_INLINE const T* interleave(const Layout<M>& layout, const T* natural, int64_t n, T* out) {
+OLTR_INLINE View<M, const T> interleave(const Layout<M>& layout, const T* natural, int64_t n,
+                                        T* out) {
   if constexpr (M::group == 1) {
-    return natural;
+    return {natural, layout.interleaved_row, 0};
   } else {
-    const Buffer<T> zero(n % 2 != 0 ? layout.words : 0);
-    if (n % 2 != 0) fill(zero.data(), layout.words, T(0));
-    for (int64_t i = 0; i < n; i += 2) {
-      const T* a = natural + i * layout.natural_row;
-      const T* b = i + 1 < n ? a + layout.natural_row : zero.data();
-      M::interleave(a, b, layout.words, out + i / 2 * layout.interleaved_row);
-    }
-    return out;
+    const View<M> to = view<M>(out, depth<M>(n), layout.interleaved_row);
+    const int64_t deep = depth<M>(n) / M::planes, words = layout.words / M::planes;
+    const Buffer<T> zero(words);
+    fill(zero.data(), words, T(0));
+    for (int p = 0; p < M::planes; ++p)
+      for (int64_t i = 0; i < deep; ++i) {
+        const T* a = natural + 2 * i * layout.natural_row + p * words;
+        const T* b = a + layout.natural_row;
+        M::interleave(2 * i < n ? a : zero.data(), 2 * i + 1 < n ? b : zero.data(), words, to,
+                      p * deep + i);
+      }
+    return {to.data, to.row, to.panel};
   }
 }
 
@@ -106,7 +140,7 @@ class RowBlocks {
         batch_(B),
         block_(block),
         columns_(as_columns ? round_up(B, block) * layout_.words : 0),
-        rows_(as_rows ? round_up(B, 2) / M::group * layout_.interleaved_row : 0) {
+        rows_(as_rows ? div_up(B, block) * depth<M>(block) * layout_.interleaved_row : 0) {
     parallel_tasks(parallel, div_up(B, block), [&](int64_t i) {
       const int64_t first = i * block, n = count(i), lanes = width(i);
       const bool in_place = as_rows && M::group == 1;
@@ -114,11 +148,18 @@ class RowBlocks {
       T* natural = in_place ? rows_.data() + first * layout_.natural_row : scratch.data();
       stage_natural(layout_, x, first, n, natural);
       if (as_columns) {
-        T* out = columns_.data() + first * layout_.words;
-        transpose(natural, layout_.natural_row, n, layout_.words, out, lanes);
-        for (int64_t d = 0; d < layout_.words; ++d) fill(out + d * lanes + n, lanes - n, T(0));
+        const auto out = columns(i);
+        const int64_t step = M::panel > 0 ? M::panel : lanes;
+        for (int64_t r = 0; r < lanes; r += step) {
+          T* panel = const_cast<T*>(out.at(0, r));
+          const int64_t live = n - r < step ? n - r : step;
+          transpose(natural + r * layout_.natural_row, layout_.natural_row, live, layout_.words,
+                    panel, out.row);
+          for (int64_t d = 0; d < layout_.words; ++d)
+            fill(panel + d * out.row + live, step - live, T(0));
+        }
       }
-      if (as_rows && !in_place) interleave(layout_, natural, n, const_cast<T*>(rows(i)));
+      if (as_rows && !in_place) interleave(layout_, natural, n, const_cast<T*>(rows(i).data));
     });
   }
   OLTR_INLINE int64_t first(int64_t i) const { return i * block_; }
@@ -126,11 +167,13 @@ class RowBlocks {
     return batch_ - i * block_ < block_ ? batch_ - i * block_ : block_;
   }
   OLTR_INLINE int64_t width(int64_t i) const { return padded(count(i)); }  // with padding lanes
-  OLTR_INLINE const T* columns(int64_t i) const {                          // (words, width)
-    return columns_.data() + i * block_ * layout_.words;
+  OLTR_INLINE View<M, const T> columns(int64_t i) const {                  // (words, width)
+    const T* data = columns_.data() + i * block_ * layout_.words;
+    return view<M>(data, layout_.words, width(i));
   }
-  OLTR_INLINE const T* rows(int64_t i) const {  // (count / group, interleaved_row)
-    return rows_.data() + i * block_ / M::group * layout_.interleaved_row;
+  OLTR_INLINE View<M, const T> rows(int64_t i) const {  // (depth of count, padded feature)
+    const T* data = rows_.data() + i * depth<M>(block_) * layout_.interleaved_row;
+    return view<M>(data, depth<M>(count(i)), layout_.interleaved_row);
   }
 
  private:

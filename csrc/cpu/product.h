@@ -12,16 +12,12 @@
 #pragma once
 
 #include "cpu/operand.h"
+#if defined(OLTR_TILES)
+#include "cpu/tile_product.h"
+#endif
 
 namespace oltr {
 namespace OLTR_ISA {
-
-// Memory to ask for while a product computes, a little at every k: the next tile of the bank, so
-// that staging it finds it in cache.
-struct Ahead {
-  const char* at = nullptr;
-  const char* end = nullptr;
-};
 
 template <class T>
 struct ProductArgs {
@@ -114,17 +110,27 @@ static int64_t product_packed(const ProductArgs<T>& g, int64_t m, int64_t n, Ahe
 }
 
 template <class M, class T = typename M::Acc>
-static void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col,
-                    const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate, Ahead& ahead) {
+static void lane_product(const ProductArgs<T>& g, int64_t m, int64_t n, Ahead& ahead) {
   constexpr int L = Lanes<T>::n, kWide = OLTR_VECTOR_REGISTERS == 32 ? 4 : 2;
-  const ProductArgs<T> g{k, a, a_row, a_col, b, b_row, c, c_row, accumulate};
   constexpr bool kNarrow = kWide * OLTR_VECTOR_BYTES <= 64;
   constexpr int64_t kWorthACopy = 24;  // rows
-  int64_t j = kNarrow && m >= kWorthACopy && k > 0 ? product_packed<M, kWide>(g, m, n, ahead) : 0;
+  int64_t j = kNarrow && m >= kWorthACopy && g.k > 0 ? product_packed<M, kWide>(g, m, n, ahead) : 0;
   for (; j + kWide * L <= n; j += kWide * L) product_columns<M, kWide>(g, m, j, ahead);
   if constexpr (kWide > 2)
     for (; j + 2 * L <= n; j += 2 * L) product_columns<M, 2>(g, m, j, ahead);
   for (; j < n; j += L) product_columns<M, 1>(g, m, j, ahead);
+}
+
+// Rows of A and of C up to a whole M::row_unit are read and written.
+template <class M, class T = typename M::Acc>
+static void product(int64_t m, int64_t n, int64_t k, Operand<T> a, Panels<const T, M::panel> b,
+                    Panels<T, M::panel> c, bool accumulate, Ahead& ahead) {
+#if defined(OLTR_TILES)
+  (void)ahead;  // these products are long enough for the processor to look ahead by itself
+  tile_product<M::planes>({k, a, b, c, accumulate}, round_up(m, kTile), n);
+#else
+  lane_product<M>({k, a.data, a.row, a.col, b.data, b.row, c.data, c.row, accumulate}, m, n, ahead);
+#endif
 }
 
 }  // namespace OLTR_ISA

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "common/merge.h"
 #include "cpu/scratch.h"
@@ -57,14 +58,30 @@ OLTR_INLINE T sum_lanes(Vec<T> v) {
   for (int i = 0; i < Lanes<T>::n; ++i) s += v[i];
   return s;
 }
-// True when any lane of a comparison holds.
+// Where a comparison holds, a bit a lane.
 template <class T>
-OLTR_INLINE bool any(typename Lanes<T>::I mask) {
-  int64_t words[OLTR_VECTOR_BYTES / 8];
-  __builtin_memcpy(words, &mask, sizeof mask);
-  int64_t all = 0;
-  for (int i = 0; i < OLTR_VECTOR_BYTES / 8; ++i) all |= words[i];
-  return all != 0;
+OLTR_INLINE uint32_t lanes_of(typename Lanes<T>::I mask) {
+#if OLTR_VECTOR_BYTES == 64
+  return sizeof(T) == 4 ? _mm512_movepi32_mask((__m512i)mask) : _mm512_movepi64_mask((__m512i)mask);
+#elif OLTR_VECTOR_BYTES == 32
+  return sizeof(T) == 4 ? _mm256_movemask_ps((__m256)mask) : _mm256_movemask_pd((__m256d)mask);
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < Lanes<T>::n; ++lane) bits |= (mask[lane] & 1u) << lane;
+  return bits;
+#endif
+}
+// The smallest and the largest of n vectors, `row` apart, each as f makes it of the one in memory;
+// NaN is passed over. Four at a time, for one would wait for the one before.
+template <class T, bool largest, class F>
+OLTR_INLINE Vec<T> extreme(const T* from, int64_t n, int64_t row, Vec<T> start, const F& f) {
+  Vec<T> best[4] = {start, start, start, start};
+  const auto take = [](Vec<T> v, Vec<T> b) { return (largest ? v > b : v < b) ? v : b; };
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (int j = 0; j < 4; ++j) best[j] = take(f(i + j, load<T>(from + (i + j) * row)), best[j]);
+  for (; i < n; ++i) best[0] = take(f(i, load<T>(from + i * row)), best[0]);
+  return take(take(best[0], best[1]), take(best[2], best[3]));
 }
 
 // exp in float to about 1 ulp for x <= 88: 2^n times a polynomial in [-ln2/2, ln2/2] (coefficients
@@ -120,6 +137,43 @@ OLTR_INLINE Vec<double> tanh_lanes(Vec<double> x) {
 }
 OLTR_INLINE float exp_scalar(float x) { return __builtin_expf(x); }
 OLTR_INLINE double exp_scalar(double x) { return __builtin_exp(x); }
+
+// The lanes of two vectors, as constants choose: lane i of the result is lane pick[i] of a then b.
+template <int... pick>
+OLTR_INLINE Vec<float> shuffled(Vec<float> a, Vec<float> b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, pick...);
+#else
+  return __builtin_shuffle(a, b, Lanes<float>::I{pick...});
+#endif
+}
+// Lanes of a and b by turns: those of their first halves, or of their second.
+template <bool second, int... lane>
+OLTR_INLINE Vec<float> zipped(Vec<float> a, Vec<float> b, std::integer_sequence<int, lane...>) {
+  constexpr int L = Lanes<float>::n;
+  return shuffled<(lane / 2 + lane % 2 * L + second * L / 2)...>(a, b);
+}
+// Blocks of `step` lanes of two rows change places across the diagonal: the first row's, or the
+// second's.
+template <int step, bool second, int... lane>
+OLTR_INLINE Vec<float> exchanged(Vec<float> a, Vec<float> b, std::integer_sequence<int, lane...>) {
+  constexpr int L = Lanes<float>::n;
+  return shuffled<((lane & step) != 0 ? L + lane - !second * step : lane + second * step)...>(a, b);
+}
+// rows[i][j] = rows[j][i]
+template <int step = Lanes<float>::n / 2>
+OLTR_INLINE void transpose_square(Vec<float>* rows) {
+  constexpr int L = Lanes<float>::n;
+  constexpr std::make_integer_sequence<int, L> lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if ((i & step) != 0) continue;
+    const Vec<float> a = rows[i], b = rows[i + step];
+    rows[i] = exchanged<step, false>(a, b, lanes);
+    rows[i + step] = exchanged<step, true>(a, b, lanes);
+  }
+  if constexpr (step > 1) transpose_square<step / 2>(rows);
+}
 
 // Uninitialised, cache-line aligned scratch.
 template <class T>

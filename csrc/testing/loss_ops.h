@@ -35,6 +35,7 @@ class CosineLogits : public Op {
   Arrays forward(const KernelTable& table, Storage& s) const override {
     CosineLogitsForward p{
         size, s.dtype(), kScale, s.in(inputs[0]), s.in(inputs[1]), s.out(B() * C())};
+    p.precision = precision;
     table.cosine_logits_forward(p, parallel);
     return {read(p.logits, B() * C())};
   }
@@ -48,6 +49,7 @@ class CosineLogits : public Op {
                            s.in(inputs[1]),
                            s.out(B() * D()),
                            s.out(C() * D())};
+    p.precision = precision;
     table.cosine_logits_backward(p, parallel);
     return {read(p.grad_v, B() * D()), read(p.grad_weight, C() * D())};
   }
@@ -95,6 +97,7 @@ class CosineCrossEntropy : public Op {
     CosineCrossEntropyForward p{size,         s.dtype(),       kScale,          kSmoothing,
                                 kIgnore,      s.in(inputs[0]), s.in(inputs[1]), s.in_acc(log_prior),
                                 s.in(target), s.out_acc(B()),  s.out_acc(B()),  s.out_acc(1)};
+    p.precision = precision;
     table.cosine_cross_entropy_forward(p, parallel);
     return {read(p.loss, B()), read(p.lse, B()), read(p.counted, 1)};
   }
@@ -113,6 +116,7 @@ class CosineCrossEntropy : public Op {
                                  s.in(target),
                                  s.out(B() * D()),
                                  s.out(C() * D())};
+    p.precision = precision;
     table.cosine_cross_entropy_backward(p, parallel);
     return {read(p.grad_v, B() * D()), read(p.grad_weight, C() * D())};
   }

@@ -22,6 +22,7 @@ class Op {
   Sizes size;
   Arrays inputs;             // what gradients flow to
   size_t with_gradient = 1;  // outputs that gradients come from, the first ones
+  Precision precision = Precision::kHighest;
 
   virtual ~Op() = default;
   virtual Arrays naive(const Arrays& in) const = 0;
@@ -128,6 +129,7 @@ class MemoryAttention : public Op {
                              s.in(inputs[3]),
                              s.out(B() * D()),
                              s.out_acc(B())};
+    p.precision = precision;
     table.memory_attention_forward(p, parallel);
     return {read(p.out, B() * D()), read(p.lse, B())};
   }
@@ -147,6 +149,7 @@ class MemoryAttention : public Op {
     p.grad_keys = s.out(C() * D());
     p.grad_key_bias = s.out(C());
     p.grad_memory = s.out(C() * D());
+    p.precision = precision;
     table.memory_attention_backward(p, parallel);
     return {read(p.grad_x, B() * D()), read(p.grad_keys, C() * D()), read(p.grad_key_bias, C()),
             read(p.grad_memory, C() * D())};
@@ -173,6 +176,7 @@ class NearestCentroid : public Op {
   Arrays forward(const KernelTable& table, Storage& s) const override {
     NearestCentroidForward p{size,       s.dtype(),       s.in(inputs[0]), s.in(inputs[1]),
                              s.out(B()), s.out_index(B())};
+    p.precision = precision;
     table.nearest_centroid_forward(p, parallel);
     return {read(p.distance, B()), read(p.index, B())};
   }
@@ -233,6 +237,7 @@ class MetaEmbedding : public Op {
     p.distance = s.out_acc(B());
     p.lse = s.out_acc(B());
     p.nearest = s.out_index(B());
+    p.precision = precision;
     table.meta_embedding_forward(p, parallel);
     return {read(p.embedding, B() * D()),
             read(p.memory_feature, B() * D()),
@@ -268,6 +273,7 @@ class MetaEmbedding : public Op {
     p.grad_key_bias = s.out(C());
     p.grad_selector_weight = s.out(D() * D());
     p.grad_selector_bias = s.out(D());
+    p.precision = precision;
     table.meta_embedding_backward(p, parallel);
     return {read(p.grad_x, B() * D()),
             read(p.grad_memory, C() * D()),

@@ -30,7 +30,7 @@ BACKENDS = ("auto", "native", "reference")
 INSTRUCTION_SETS = (
     ("neon_bf16", "neon", "generic")
     if platform.machine().lower() in ("aarch64", "arm64")
-    else ("avx512_bf16", "avx512", "avx2", "generic")
+    else ("amx", "avx512_bf16", "avx512", "avx2", "generic")
 )
 OPS = (
     "memory_attention",

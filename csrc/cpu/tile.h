@@ -1,0 +1,123 @@
+// The processor's matrix tiles behind one small interface: eight registers of 16 rows by 16 words,
+// and one operation, "16 x 16 floats += A (16 x 16 words) B (16 words x 16)" where a word is a pair
+// of bfloat16. Every tile is full: operands are padded (panels.h), so one configuration does.
+//
+// Two implementations. The instructions are written as assembler, so that a register's number may
+// be a template argument (compilers' own functions want a literal) and only the assembler must know
+// them. The twin does in plain C++ what the instruction does, bit by bit; it lets the tests run all
+// else in every sanitizer and on every processor, and is never built into the extension.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "cpu/simd.h"
+
+namespace oltr {
+namespace OLTR_ISA {
+
+constexpr int64_t kTile = 16;  // rows of a tile, its words in a row
+
+#if defined(OLTR_TILE_TWIN)
+
+// Products flush subnormal operands, products and sums to zero, and round to nearest, whatever the
+// thread's own mode: first the even and the odd numbers of all pairs by themselves, then their sum,
+// then that onto C.
+struct Tile {
+  struct Register {
+    uint32_t word[kTile][kTile];
+  };
+  static Register& at(int t) {
+    static thread_local Register registers[8];
+    return registers[t];
+  }
+  static float flushed(float f) {
+    return (float_to_bits(f) & 0x7f800000u) == 0 ? bits_to_float(float_to_bits(f) & 0x80000000u)
+                                                 : f;
+  }
+  // One rounding for product and sum: exact in double but for the last rounding to float.
+  static float multiply_add(float a, float b, float c) {
+    return flushed(std::fma(flushed(a), flushed(b), flushed(c)));
+  }
+
+  template <int T>
+  static void zero() {
+    at(T) = Register{};
+  }
+  template <int T>
+  static void load(const float* from, int64_t row) {
+    for (int64_t i = 0; i < kTile; ++i)
+      __builtin_memcpy(at(T).word[i], from + i * row, sizeof at(T).word[i]);
+  }
+  template <int T>
+  static void store(float* to, int64_t row) {
+    for (int64_t i = 0; i < kTile; ++i)
+      __builtin_memcpy(to + i * row, at(T).word[i], sizeof at(T).word[i]);
+  }
+  template <int C, int A, int B>
+  static void multiply() {
+    const auto low = [](uint32_t word) { return bits_to_float(word << 16); };
+    const auto high = [](uint32_t word) { return bits_to_float(word & 0xffff0000u); };
+    for (int64_t i = 0; i < kTile; ++i)
+      for (int64_t j = 0; j < kTile; ++j) {
+        float even = 0, odd = 0;
+        for (int64_t k = 0; k < kTile; ++k) {
+          const uint32_t a = at(A).word[i][k], b = at(B).word[k][j];
+          even = multiply_add(low(a), low(b), even);
+          odd = multiply_add(high(a), high(b), odd);
+        }
+        const float sum = flushed(even + odd);
+        const float c = flushed(bits_to_float(at(C).word[i][j]));
+        at(C).word[i][j] = float_to_bits(flushed(c + sum));
+      }
+  }
+};
+
+struct TileSession {
+  TileSession() {}
+};
+
+#else
+
+struct Tile {
+  template <int T>
+  static OLTR_INLINE void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+  }
+  template <int T>
+  static OLTR_INLINE void load(const float* from, int64_t row) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(row * 4),
+                 "m"(*(const float (*)[])from));
+  }
+  template <int T>
+  static OLTR_INLINE void store(float* to, int64_t row) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(to), "r"(row * 4) : "memory");
+  }
+  template <int C, int A, int B>
+  static OLTR_INLINE void multiply() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+};
+
+// Tiles are a thread's own: configured when a task begins and given back when it ends, so that a
+// thread between tasks has no state of theirs to save.
+class TileSession {
+ public:
+  OLTR_INLINE TileSession() {
+    struct {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shape;
+    for (int t = 0; t < 8; ++t) shape.bytes[t] = 4 * kTile, shape.rows[t] = kTile;
+    asm volatile("ldtilecfg %0" ::"m"(shape));
+  }
+  OLTR_INLINE ~TileSession() { asm volatile("tilerelease"); }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+};
+
+#endif
+
+}  // namespace OLTR_ISA
+}  // namespace oltr
