@@ -21,15 +21,17 @@ static bool rounded(const Params& p) {
   return medium || p.dtype == Dtype::kBFloat16;
 }
 #if defined(OLTR_TILES)
+// To split the bank's rows costs as much as the products of some ninety rows of the batch save.
+constexpr int64_t kSplitPays = 96;
 template <class Params>
-static bool split(const Params& p) {
-  return p.dtype == Dtype::kFloat32 && p.precision == Precision::kHigh;
+static bool split(const Params& p, bool may) {
+  return may && p.dtype == Dtype::kFloat32 && p.size.batch >= kSplitPays;
 }
 #define OLTR_PRODUCT_ENTRY(Params, name)                               \
   static void name##_entry(const Params& p, const Parallel& threads) { \
     if (rounded(p))                                                    \
       name<Tiled<1>>(p, threads);                                      \
-    else if (split(p))                                                 \
+    else if (split(p, p.precision == Precision::kHigh))                \
       name<Tiled<2>>(p, threads);                                      \
     else                                                               \
       OLTR_EXACT_TABLE.name(p, threads);                               \
@@ -38,7 +40,7 @@ static bool split(const Params& p) {
   static void name##_entry(const Params& p, const Parallel& threads) { \
     if (rounded(p))                                                    \
       name<Tiled<1>>(p, threads);                                      \
-    else if (p.dtype == Dtype::kFloat32)                               \
+    else if (split(p, true))                                           \
       name<Tiled<2>>(p, threads);                                      \
     else                                                               \
       OLTR_EXACT_TABLE.name(p, threads);                               \

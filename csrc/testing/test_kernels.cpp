@@ -42,9 +42,9 @@ std::vector<const KernelTable*> tables() {
   return all;
 }
 
-constexpr Sizes kSizes[] = {{4, 6, 150}, {0, 3, 5},   {1, 1, 1},     {1, 1, 16},
-                            {2, 3, 5},   {7, 13, 17}, {3, 64, 33},   {17, 65, 31},
-                            {65, 7, 64}, {5, 300, 3}, {66, 530, 19}, {25, 31, 270}};
+constexpr Sizes kSizes[] = {{4, 6, 150},   {0, 3, 5},     {1, 1, 1},    {1, 1, 16},  {2, 3, 5},
+                            {7, 13, 17},   {3, 64, 33},   {17, 65, 31}, {65, 7, 64}, {5, 300, 3},
+                            {66, 530, 19}, {25, 31, 270}, {100, 75, 45}};
 
 template <class Op>
 class Kernels : public ::testing::Test {};
@@ -97,7 +97,8 @@ TYPED_TEST(Kernels, MatchNaiveLoopsAtLowerPrecisions) {
     double forward, backward;
   } lower[] = {{Precision::kHigh, 2e-5, 4e-5}, {Precision::kMedium, 6e-3, 3e-2}};
   thread_count = 2;
-  for (const Sizes size : {Sizes{7, 13, 17}, Sizes{66, 530, 19}, Sizes{25, 31, 270}}) {
+  for (const Sizes size :
+       {Sizes{7, 13, 17}, Sizes{66, 530, 19}, Sizes{100, 75, 45}, Sizes{130, 300, 70}}) {
     std::mt19937 random(3);
     TypeParam typed(size, random);
     Op& op = typed;
