@@ -103,9 +103,10 @@ OLTR_INLINE Vec<float> exp_lanes(Vec<float> x) {
   p = p * r + 5.0000001201e-1f;
   p = (p * r) * r + r + 1.f;
   // n lies in the low bits of `shifted`: move it to the exponent and add it to that of 1.
-  I bits;
+  typedef uint32_t U __attribute__((vector_size(OLTR_VECTOR_BYTES)));  // far below 0 it wraps
+  U bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + (127 << 23);
+  bits = (bits << 23) + (127u << 23);
   Vec<float> power;
   __builtin_memcpy(&power, &bits, sizeof power);
   return under ? Vec<float>{} : p * power;
