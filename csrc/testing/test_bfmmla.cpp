@@ -36,8 +36,7 @@ using test_bfmmla::ProductArgs;
 // By bfmmla from 24 rows on.
 void multiply(const ProductArgs<float>& g, int64_t m, int64_t n) {
   test_bfmmla::Ahead none;
-  test_bfmmla::product<test_bfmmla::Pairs>(m, n, g.k, g.a, g.a_row, g.a_col, g.b, g.b_row, g.c,
-                                           g.c_row, g.accumulate, none);
+  test_bfmmla::lane_product<test_bfmmla::Pairs>(g, m, n, none);
 }
 // By bfdot.
 void multiply_plainly(const ProductArgs<float>& g, int64_t m, int64_t n) {
