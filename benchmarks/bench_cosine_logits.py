@@ -7,8 +7,8 @@ from harness import Settings, measure
 CASES = [
     *cases([(256, 8142, 512)], ["forward", "full"], quick=True),
     *cases([(256, 8142, 512)], ["backward"]),
-    *cases([(256, 8142, 512)], ["forward", "full"], ["bfloat16", "medium"]),
-    *cases([(64, 100_000, 512)], ["forward", "full"]),
+    *cases([(256, 8142, 512)], ["forward", "full"], ["bfloat16", "high", "medium"]),
+    *cases([(256, 1000, 512), (64, 100_000, 512)], ["forward", "full"], ["float32", "bfloat16"]),
 ]
 
 

@@ -4,11 +4,12 @@ import pytest
 from cases import Case, cases
 from harness import Settings, measure
 
+OTHERS = [(256, 1000, 512), (128, 8142, 2048), (64, 100_000, 512)]
 CASES = [
     *cases([(256, 8142, 512)], ["forward", "full"], quick=True),
     *cases([(256, 8142, 512)], ["backward"]),
-    *cases([(256, 8142, 512)], ["forward", "full"], ["bfloat16", "medium"]),
-    *cases([(256, 1000, 512), (128, 8142, 2048), (64, 100_000, 512)], ["forward", "full"]),
+    *cases([(256, 8142, 512)], ["forward", "full"], ["bfloat16", "high", "medium"]),
+    *cases(OTHERS, ["forward", "full"], ["float32", "bfloat16"]),
 ]
 
 

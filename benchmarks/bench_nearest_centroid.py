@@ -7,7 +7,8 @@ from harness import Settings, measure
 CASES = [
     *cases([(256, 8142, 512), (256, 8142, 2048), (64, 100_000, 512)], ["forward"], quick=True),
     *cases([(256, 8142, 512)], ["backward", "full"]),
-    *cases([(256, 8142, 512)], ["forward"], ["bfloat16", "medium"]),
+    *cases([(256, 8142, 512)], ["forward"], ["bfloat16", "high", "medium"]),
+    *cases([(256, 8142, 2048), (64, 100_000, 512)], ["forward"], ["bfloat16"]),
 ]
 
 

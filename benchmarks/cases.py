@@ -18,7 +18,7 @@ class Case(NamedTuple):
     C: int
     D: int
     dtype: str = "float32"
-    """``"bfloat16"``, ``"float32"``, or ``"medium"``: float32 under that matmul precision."""
+    """``"bfloat16"``, ``"float32"``, or ``"medium"``, ``"high"``: float32 under that precision."""
 
     def small(self) -> Case:
         """The same case, tiny, for a smoke test."""
@@ -43,9 +43,9 @@ def cases(
 
 @contextmanager
 def matmul_precision(dtype: str) -> Iterator[None]:
-    """float32 products in bfloat16 parts where torch may, for ``"medium"``."""
+    """float32 products in bfloat16 parts where torch may, for ``"medium"`` and ``"high"``."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if dtype == "medium" else "highest")
+    torch.set_float32_matmul_precision(dtype if dtype in ("medium", "high") else "highest")
     try:
         yield
     finally:

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import floors
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -35,7 +37,7 @@ def hold_to_one_peak(records: list[dict[str, Any]]) -> None:
         for r in timed:
             r["ceilings"][f"{kind}_gflops"] = highest
     for r in timed:
-        rate = r["ceilings"][f"{r['peak']}_gflops"] * 1e9
+        rate = floors.rate(r["dtype"], r["ceilings"]) * 1e9
         arithmetic = r["floor_flops"] / rate
         memory = r["floor_bytes"] / (r["ceilings"]["read_gbytes"] * 1e9)
         r["floor_s"] = max(arithmetic, memory)

@@ -21,6 +21,7 @@ training_step        8BCD + 2BD^2   14BCD + 4BD^2    meta_embedding without dM, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -86,3 +87,14 @@ def floor(op: str, mode: str, B: int, C: int, D: int, size: int = 4) -> Floor:
     """
     forward, backward = _floors(op, B, C, D, size)
     return {"forward": forward, "backward": backward, "full": forward + backward}[mode]
+
+
+def rate(dtype: str, ceilings: Mapping[str, float]) -> float:
+    """GFLOP/s that a case is held to: of the measured rates, the highest that its dtype allows.
+
+    "high" splits a number into two of bfloat16 and multiplies three times.
+    """
+    fp32, bf16 = ceilings["fp32_gflops"], ceilings["bf16_gflops"]
+    if dtype == "high":
+        return max(fp32, bf16 / 3)
+    return fp32 if dtype == "float32" else bf16 or fp32

@@ -18,6 +18,7 @@ import peaks
 import pytest
 import torch
 from cases import Case, matmul_precision
+from errors import errors
 from machine import watch_others
 from peers import PEERS
 from workloads import WORKLOADS, caller
@@ -126,8 +127,7 @@ def record(
     """
     least = floors.floor(op, case.mode, case.B, case.C, case.D, case.torch_dtype.itemsize)
     ours, ceilings = found["ours"]["median_s"], found["ceilings"]
-    kind = "fp32" if case.dtype == "float32" or not ceilings["bf16_gflops"] else "bf16"
-    peak = ceilings[f"{kind}_gflops"]
+    peak = floors.rate(case.dtype, ceilings)
     rivals = {n: p["median_s"] for n, p in found["peers"].items() if n not in set(baselines)}
     best = min(rivals, key=lambda name: rivals[name], default=None)
     least_s = least.seconds(peak, ceilings["read_gbytes"])
@@ -142,7 +142,6 @@ def record(
             "floor_bytes": least.bytes,
             "floor_s": least_s,
             "bound": "arithmetic" if least.flops / (1e9 * peak) >= least_s else "memory",
-            "peak": kind,
             "gflops": least.flops / ours / 1e9,
             "share_of_peak": least.flops / ours / 1e9 / peak,
             "share_of_floor": least_s / ours,
@@ -201,10 +200,11 @@ def measure(benchmark: Any, settings: Settings, op: str, case: Case) -> None:
         found = interleave(
             benchmark, prepared(workload.ours), calls, ceilings(op, case), settings.budget
         )
+        wrong = errors(workload, case, {"": workload.ours, **functions})
     memory = {}
     if settings.memory:
         del inputs, calls
         quick = [name for name in functions if found["peers"][name]["rounds"] > 1]
         memory = {name: peak_memory.measure(op, case, name) for name in ("", *quick)}
-    found |= {"unavailable": missing, "memory": memory}
+    found |= {"unavailable": missing, "memory": memory, "errors": wrong}
     record(benchmark, op, case, found)

@@ -1,4 +1,5 @@
-"""Figures and the table of one machine's results, from the JSON of collect.py alone.
+"""Figures and the table of one machine's results, from the JSON of collect.py alone; then the
+README's table of the makes (speeds.py).
 
 python benchmarks/plots.py benchmarks/results/MACHINE
 """
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import speeds
 import table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -36,6 +38,7 @@ STYLES = {
 OTHER = ("#009e73", "^")  # compiled
 DTYPES = {
     "float32": ("#0072b2", "o"),
+    "high": ("#009e73", "^"),
     "medium": ("#e69f00", "s"),
     "bfloat16": ("#cc79a7", "D"),
 }
@@ -188,6 +191,7 @@ def main() -> None:
     for folder in parser.parse_args().folder:
         (folder / "README.md").write_text(table.page(folder, draw(folder)))
         print(folder / "README.md")
+    speeds.write()
 
 
 if __name__ == "__main__":

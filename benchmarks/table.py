@@ -39,7 +39,8 @@ def sweep(records: list[Record], fixed: str) -> list[Record]:
 
 def dtype(record: Record) -> str:
     """The dtype as a reader knows it."""
-    return "float32, medium" if record["dtype"] == "medium" else str(record["dtype"])
+    kind = str(record["dtype"])
+    return kind if kind in ("float32", "bfloat16") else f"float32, {kind}"
 
 
 def number(value: float) -> str:
@@ -63,6 +64,14 @@ def _peers(record: Record, unit: float) -> str:
     return "; ".join([*ran, *missing])
 
 
+def _eager(record: Record) -> str | None:
+    """The best peer, by the name of the formula that was compiled."""
+    best = record["best_peer"]
+    if best is None or not best.startswith("compiled"):
+        return best
+    return f"eager {best.removeprefix('compiled').strip()}".strip()
+
+
 def _best(record: Record, unit: float) -> str:
     best = record["best_peer"]
     return f"{best} {number(record['peers'][best]['median_s'] * unit)}" if best else ""
@@ -72,6 +81,11 @@ def _ours(record: Record, unit: float) -> str:
     ours = record["ours"]
     mark = " †" if record["others_cpu"] > BUSY else ""
     return f"{number(ours['median_s'] * unit)} ± {number(ours['iqr_s'] * unit / 2)}{mark}"
+
+
+def _error(record: Record, name: str | None) -> str:
+    wrong = record.get("errors", {}).get(name)
+    return "" if wrong is None else number(wrong)
 
 
 def _columns(suite: str, unit: float) -> dict[str, Callable[[Record], str]]:
@@ -90,15 +104,18 @@ def _columns(suite: str, unit: float) -> dict[str, Callable[[Record], str]]:
             f"{100 * r['share_of_floor']:.0f} %" + memory_bound[r["bound"] == "memory"]
         ),
         f"floor {text}": lambda r: number(r["floor_s"] * unit),
+        "ours ulp": lambda r: _error(r, ""),
+        "best peer ulp": lambda r: _error(r, _eager(r)),
         "ours MB": lambda r: _memory(r, ""),
         "best peer MB": lambda r: _memory(r, r["best_peer"]),
         f"all {text}": lambda r: _peers(r, unit),
     }
     left_out: tuple[str, ...] = ()
+    unmeasured = ("ours ulp", "best peer ulp", "ours MB", "best peer MB")
     if suite == "overhead":
-        left_out = ("mode", "dtype", "share of peak", f"floor {text}", "ours MB", "best peer MB")
+        left_out = ("mode", "dtype", "share of peak", f"floor {text}", *unmeasured)
     if suite == "training_step":
-        left_out = ("op", "mode", "ours MB", "best peer MB")
+        left_out = ("op", "mode", *unmeasured)
         columns["ours / baseline"] = lambda r: "; ".join(
             f"{name} {value:.2f}" for name, value in r["baselines"].items()
         )
@@ -151,9 +168,11 @@ def page(folder: Path, figures: list[str]) -> str:
         f"Python {newest['python']}.",
         "",
         "Medians, ± half the interquartile range. Ratio: best peer / ours, above 1 where ours is "
-        "faster. Share of peak: floor / ours; `mem` where memory traffic is the floor. MB: peak "
-        "memory over inputs, outputs and gradients, empty where not measured. `*`: so slow that "
-        "it was timed once. `†`: other processes took more than "
+        "faster. Share of peak: floor / ours; `mem` where memory traffic is the floor. Ulp: the "
+        "largest error against float64, of outputs and in mode full of gradients, in units of the "
+        "last place of the largest entry; a compiled peer's is that of its formula as it stands. "
+        "MB: peak memory over inputs, outputs and gradients, empty where not measured. `*`: so "
+        "slow that it was timed once. `†`: other processes took more than "
         f"{100 * BUSY:.0f} % of the processors meanwhile, so the row is no result.",
         "",
         *(line for f in figures for line in (f"![{CAPTIONS[f]}]({f})", "")),

@@ -133,7 +133,7 @@ def caller(
         return forward
 
     torch.manual_seed(1)
-    seed = torch.randn(shape, dtype=leaves[0].dtype).to(leaves[0].device)
+    seed = torch.randn(shape).to(leaves[0])
     if mode == "full":
 
         def full() -> Any:

@@ -21,12 +21,14 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import augment_picture  # noqa: E402
 import collect  # noqa: E402
+import errors  # noqa: E402
 import floors  # noqa: E402
 import harness  # noqa: E402
 import machine  # noqa: E402
 import peak_memory  # noqa: E402
 import peaks  # noqa: E402
 import plots  # noqa: E402
+import speeds  # noqa: E402
 import table  # noqa: E402
 from cases import Case  # noqa: E402
 from peers import PEERS  # noqa: E402
@@ -115,6 +117,59 @@ def test_floors():
     assert least == (0, 4 * (B * D + C * D))
     assert least.seconds(1, 1) == pytest.approx(4e-9 * (B * D + C * D))
     assert set(WORKLOADS) == set(PEERS)
+
+
+def test_what_a_dtype_is_held_to():
+    tiles, none = {"fp32_gflops": 2.0, "bf16_gflops": 9.0}, {"fp32_gflops": 2.0, "bf16_gflops": 0.0}
+    got = {dtype: floors.rate(dtype, tiles) for dtype in ("float32", "high", "medium", "bfloat16")}
+    assert got == {"float32": 2, "high": 3, "medium": 9, "bfloat16": 9}
+    assert {floors.rate(dtype, none) for dtype in got} == {2}
+    assert floors.rate("high", {"fp32_gflops": 2.0, "bf16_gflops": 3.0}) == 2
+
+
+def test_errors_count_in_units_of_the_last_place():
+    exact = torch.tensor([0.5, -3.0], dtype=torch.float64)
+    assert errors.units(exact.bfloat16(), exact) == 0
+    assert errors.units((exact + 2**-6).bfloat16(), exact) == 1
+    assert errors.units(torch.tensor([0.0, float("nan")]), exact) == float("inf")
+    assert errors.units(torch.zeros(2), torch.zeros(2, dtype=torch.float64)) == 0
+
+
+def test_errors_see_outputs_and_gradients():
+    """Ours against the reference in float64; a gradient that is wrong alone is seen in full."""
+    workload = WORKLOADS["cosine_logits"]
+
+    def stray(v, weight):
+        return PEERS["cosine_logits"]["eager"].call(v + (v - v.detach()), weight)
+
+    calls = {"": workload.ours, "stray": stray}
+    for dtype in ("float32", "bfloat16"):
+        forward = errors.errors(workload, Case("forward", 20, 40, 16, dtype), calls)
+        full = errors.errors(workload, Case("full", 20, 40, 16, dtype), calls)
+        assert forward[""] < 4 and full[""] < 8 and forward["stray"] < 9
+        assert full["stray"] > 50
+    assert errors.errors(workload, Case("full", 2, 10**6, 512), calls) == {}
+
+
+def test_the_readme_has_the_table_of_speeds(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(speeds.README.read_text())
+    speeds.write(readme)
+    assert readme.read_text() == speeds.README.read_text()
+    rows = speeds.lines()
+    assert len(rows) > 8 and all(row.count("|") == rows[0].count("|") for row in rows)
+    folder = tmp_path / "results" / next(iter(speeds.MAKES.values()))
+    folder.mkdir(parents=True)
+    timed = {"median_s": 2.0}
+    row = {"op": "meta_embedding", "mode": "full", "dtype": "bfloat16", "B": 256, "C": 1000,
+           "D": 512, "ours": timed, "peers": {"eager": {"median_s": 0.003}}, "best_peer": "eager",
+           "share_of_floor": 0.5, "others_cpu": 0.0}  # fmt: skip
+    (folder / "meta_embedding.json").write_text(json.dumps({"records": [row]}))
+    (got,) = speeds.lines(tmp_path / "results")[2:]
+    assert got == "| 256 x 1,000 x 512 | bfloat16 | - | 2,000 / 3, 50 % | - | - |\n"
+    row["others_cpu"] = 1
+    (folder / "meta_embedding.json").write_text(json.dumps({"records": [row]}))
+    assert len(speeds.lines(tmp_path / "results")) == 2  # measured beside others: no result
 
 
 def test_peaks_are_rates():
