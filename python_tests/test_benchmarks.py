@@ -194,6 +194,22 @@ def test_peak_memory_sees_the_matrix_of_the_eager_peer():
     assert peak_memory.measure("memory_attention", case) < logits / 2
 
 
+def test_instruction_sets_side_by_side():
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, BENCHMARKS / "by_isa.py", "2x3x16", "--rounds", "1", "--isas"]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+    done = run("generic")
+    assert done.returncode == 0, done.stderr
+    head, _, row = done.stdout.splitlines()
+    assert head == "| meta_embedding | dtype | generic |" and row.startswith(
+        "| 2x3x16 | bfloat16 |"
+    )
+    assert all(float(ms) > 0 for ms in row.split("|")[3].split("/"))
+    done = run("none")
+    assert done.returncode != 0 and "this processor has no none" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_suite_runs_and_is_drawn(tmp_path):
     raw = tmp_path / "training_step.json"
