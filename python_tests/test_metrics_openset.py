@@ -84,6 +84,10 @@ def test_fpr95_accepts_exactly_the_best_nineteen_of_twenty() -> None:
     known, opened = np.arange(20) + 0.5, np.array([-1.0, 0.9, 1.6, 30.0])
     result = open_set_metrics(np.r_[known, opened], [0] * 20 + [-1] * 4)
     assert result["fpr95"] == 0.5  # accept from 1.5 on: 1.6 and 30 pass
+    # Open positive: all four open images must be rejected, so the threshold is 30 and every known
+    # one goes with them; without the last, rejecting up to 1.6 takes .5 and 1.5 along.
+    assert result["fpr95_open"] == 1.0
+    assert open_set_metrics(np.r_[known, opened[:3]], [0] * 20 + [-1] * 3)["fpr95_open"] == 0.1
 
 
 def test_oscr_by_hand() -> None:
@@ -128,6 +132,7 @@ def test_turning_the_score_swaps_the_roles(
     assert back["auroc"] == pytest.approx(there["auroc"])
     assert back["aupr_in"] == pytest.approx(there["aupr_out"])
     assert back["aupr_out"] == pytest.approx(there["aupr_in"])
+    assert (back["fpr95"], back["fpr95_open"]) == (there["fpr95_open"], there["fpr95"])
 
 
 @SEEDED

@@ -47,6 +47,20 @@ def test_hand_worked_accuracy() -> None:
     assert result["few"] == 0.5  # class 3 has no test image, so it does not pull the mean down
     assert result["overall"] == 0.5
     np.testing.assert_allclose(result["per_class"], [2 / 3, 0, 0.5, math.nan])
+    assert result["balanced"] == pytest.approx((2 / 3 + 0 + 1 / 2) / 3)
+    assert result["worst"] == result["geometric"] == result["harmonic"] == 0.0
+
+
+def test_means_over_classes() -> None:
+    # Accuracies 1, 1/4 and 1/2 of 2, 4 and 2 images.
+    target, pred = [0, 0, 1, 1, 1, 1, 2, 2], [0, 0, 1, 0, 0, 0, 2, 0]
+    result = shot_accuracy(pred, target, [9, 9, 9])
+    assert result["balanced"] == pytest.approx(7 / 12)
+    assert result["geometric"] == pytest.approx(1 / 2)
+    assert result["harmonic"] == pytest.approx(3 / 7)
+    assert result["worst"] == 0.25
+    nothing = shot_accuracy([0], [-1], [9, 9])
+    assert all(math.isnan(nothing[k]) for k in ("balanced", "geometric", "harmonic", "worst"))
 
 
 def test_overall_weighs_images_and_groups_weigh_classes() -> None:

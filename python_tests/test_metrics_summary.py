@@ -74,7 +74,8 @@ def test_agrees_with_the_single_metrics_and_with_torch() -> None:
     point = result["scores"]["energy"]["operating_points"]["calibrated"]
     assert point["oltr2020"] == f_measure(final, target, "oltr2020")
     after = shot_accuracy(final, target, case["train_counts"])
-    for key in ("overall", "many", "medium", "few"):
+    assert point["g_mean"] == pytest.approx((after["balanced"] * point["open_rejected"]) ** 0.5)
+    for key in ("overall", "many", "medium", "few", "balanced"):
         assert point[key] == after[key]
         assert point[key] <= result["closed"][key]
 
@@ -107,11 +108,13 @@ def test_no_open_images_leaves_closed_results_alone() -> None:
     result, full = evaluate(**alone), evaluate(**case)
     assert result["closed"] == full["closed"]
     for score in result["scores"].values():
-        assert [score[k] for k in ("auroc", "fpr95", "aupr_in", "aupr_out", "oscr")] == [None] * 5
+        for key in ("auroc", "fpr95", "fpr95_open", "aupr_in", "aupr_out", "oscr"):
+            assert score[key] is None
         assert score["roc"] == {"fpr": [], "tpr": []}
         assert score["f_curve"] == {"threshold": [], "oltr2019": [], "oltr2020": []}
     point = result["scores"]["max_softmax"]["operating_points"]["released"]
-    assert (point["open_rejected"], point["oltr2019"], point["oltr2020"]) == (None, None, None)
+    for key in ("open_rejected", "oltr2019", "oltr2020", "g_mean"):
+        assert point[key] is None
     assert point["known_accepted"] is not None
 
 

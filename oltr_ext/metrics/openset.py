@@ -48,6 +48,8 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
         "auroc": area under the ROC curve, known positive (the same with open positive).
         "fpr95": fraction of open images accepted at the highest threshold that accepts at
         least 95 % of the known ones (known positive); lower is better.
+        "fpr95_open": the same with open positive, as OpenOOD counts: fraction of known images
+        rejected at the lowest threshold that rejects at least 95 % of the open ones.
         "aupr_in": average precision with known as the positive class.
         "aupr_out": average precision with open as the positive class.
         All nan when either known or open images are missing.
@@ -57,11 +59,12 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
     """
     s, known = _split(score, target, "open_set_metrics")
     if known.all() or not known.any():
-        return {"auroc": NAN, "fpr95": NAN, "aupr_in": NAN, "aupr_out": NAN}
+        return dict.fromkeys(("auroc", "fpr95", "fpr95_open", "aupr_in", "aupr_out"), NAN)
     ranks = _ranks(s)
     return {
         "auroc": float(roc_auc_score(known, ranks)),
         "fpr95": float((s[~known] >= keep_fraction(s[known], 0.95)).mean()),
+        "fpr95_open": float((s[known] <= -keep_fraction(-s[~known], 0.95)).mean()),
         "aupr_in": float(average_precision_score(known, ranks)),
         "aupr_out": float(average_precision_score(~known, -ranks)),
     }
@@ -85,7 +88,8 @@ def oscr(score: Any, pred_closed: Any, target: Any) -> Oscr:
     At each threshold, ccr = knowns accepted and classified right / all knowns, and fpr = open
     images accepted / all open images. As ccr is the accuracy times the true positive rate of
     the rightly classified knowns, the area is that accuracy times their AUROC. Hence it never
-    exceeds the closed-set accuracy nor the AUROC.
+    exceeds the closed-set accuracy nor the AUROC. The area is what Wang et al. (NeurIPS 2022) call
+    OpenAUC: the probability that a known image is classified right and ranked above an open one.
 
     Args:
         score: (N,) higher means known. pred_closed: (N,) class before rejection.

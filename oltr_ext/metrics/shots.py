@@ -75,6 +75,19 @@ def class_accuracy(pred: IntArray, target: IntArray, num_classes: int) -> FloatA
     return accuracy
 
 
+def means_over_classes(accuracy: FloatArray) -> dict[str, float]:
+    """Means of accuracies (C,) that weigh every class alike, and the lowest; nan without any."""
+    if len(accuracy) == 0:
+        return dict.fromkeys(("balanced", "geometric", "harmonic", "worst"), float("nan"))
+    never = not accuracy.all()
+    return {
+        "balanced": float(accuracy.mean()),
+        "geometric": 0.0 if never else float(np.exp(np.log(accuracy).mean())),
+        "harmonic": 0.0 if never else float(1 / (1 / accuracy).mean()),
+        "worst": float(accuracy.min()),
+    }
+
+
 def shot_accuracy(
     pred: Any, target: Any, train_counts: Any, convention: Convention = "oltr"
 ) -> dict[str, Any]:
@@ -88,7 +101,9 @@ def shot_accuracy(
 
     Returns:
         "many", "medium", "few": mean of the per-class accuracies in the group (nan if it holds
-        no class with test images); "overall": mean over images; "per_class": (C,) array.
+        no class with test images); "overall": mean over images; "per_class": (C,) array; and over
+        the classes with test images "balanced": mean, "geometric" and "harmonic" mean (0 as soon
+        as one class is never right), "worst": the lowest.
 
     Raises:
         ValueError: lengths differ, or a label lies outside -1..C-1.
@@ -109,5 +124,7 @@ def shot_accuracy(
         tested = per_class[members & ~np.isnan(per_class)]
         result[name] = ratio(tested.sum(), len(tested))
     result["overall"] = ratio((p == t).sum(), len(t))
+    tested = per_class[~np.isnan(per_class)]
+    result.update(means_over_classes(tested))
     result["per_class"] = per_class
     return result

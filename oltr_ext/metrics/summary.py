@@ -45,12 +45,13 @@ def evaluate(
     Returns:
         Nested dict of str, int, float, list and None (None where a number is undefined):
         "samples" (known, open), "shots" (convention, group of each class, classes a group),
-        "closed" (overall, many, medium, few, per_class) and "scores": per score name "auroc",
-        "fpr95", "aupr_in", "aupr_out", "oscr" (known is positive, except in aupr_out), the
+        "closed" (what `shot_accuracy` gives) and "scores": per score name "auroc", "fpr95",
+        "aupr_in", "oscr" (known is positive), "fpr95_open", "aupr_out" (open is), the
         curves "roc" (fpr, tpr), "oscr_curve" (fpr, ccr) and "f_curve" (threshold, one list a
         rule), and "operating_points": "released" (max softmax < 0.1) and "calibrated", each
-        with threshold, known_accepted, open_rejected, both F rules and the shot accuracies in
-        which a rejected known counts as wrong.
+        with threshold, known_accepted, open_rejected, both F rules, the accuracies in which a
+        rejected known counts as wrong, and "g_mean": the geometric mean of the balanced one of
+        these and open_rejected.
 
     Raises:
         ValueError: NaN, shapes that differ, or a threshold for a score this model has not.
@@ -154,12 +155,14 @@ def _operating_point(
     final = np.where(accepted, pred, -1)
     shots = shot_accuracy(final, target, counts, convention)
     has_open = bool((~known).any())
+    rejected = (~accepted[~known]).mean() if has_open else None
     return {
         "threshold": threshold,
         "known_accepted": accepted[known].mean() if known.any() else None,
-        "open_rejected": (~accepted[~known]).mean() if has_open else None,
+        "open_rejected": rejected,
         **{rule: f_measure(final, target, rule) if has_open else None for rule in F_RULES},
-        **{name: shots[name] for name in ("overall", *SHOT_NAMES)},
+        **{name: shots[name] for name in ("overall", *SHOT_NAMES, "balanced")},
+        "g_mean": math.sqrt(shots["balanced"] * rejected) if has_open else None,
     }
 
 
