@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext.config.augment_keys import ListAugment
+from oltr_ext.config.schema import ListData
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.transforms import MEAN, STD
-from oltr_ext.engine.augment_keys import ListAugment
-from oltr_ext.engine.schema import ListData
 from oltr_ext.engine.splits import load_splits, make_loader
 
 DRAWS = 5

@@ -15,6 +15,6 @@ __all__ = ["__version__", "backend", "use_backend"]
 
 def __getattr__(name: str) -> Any:
     """`oltr_ext.nn` after `import oltr_ext` alone, at the cost of its import only then."""
-    if name in ("data", "engine", "metrics", "nn", "report"):
+    if name in ("config", "data", "engine", "metrics", "nn", "report"):
         return importlib.import_module(f"oltr_ext.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

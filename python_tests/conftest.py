@@ -58,7 +58,7 @@ def finished(data, tmp_path_factory):
     """A finished run of the tiny configuration on it."""
     from tiny import config
 
-    from oltr_ext.engine.config import make_config
+    from oltr_ext.config.loading import make_config
     from oltr_ext.engine.train import train
 
     out = tmp_path_factory.mktemp("finished")

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from tiny import config
 
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine import build, checkpoint
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.train import _Run
 from oltr_ext.models import OLTRModel
 

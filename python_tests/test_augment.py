@@ -9,15 +9,15 @@ from PIL import Image
 from tiny import config, write_data
 from torchvision.transforms import v2
 
+from oltr_ext.config.loading import load_config, make_config
+from oltr_ext.config.pictures import recipe, settled
+from oltr_ext.config.schema import ListData
 from oltr_ext.data import GENTLE, Augment, TensorImages, network_input
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.samplers import mix
 from oltr_ext.data.transforms import MEAN, STD
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.config import load_config, make_config
-from oltr_ext.engine.pictures import recipe, settled
 from oltr_ext.engine.predict import load_trained
-from oltr_ext.engine.schema import ListData
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import train
 

@@ -13,10 +13,10 @@ from published import COUNTS, HELD_OUT, LAYOUTS, STRANGERS, write_published
 from tiny import config, write_data
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.data import PUBLISHED
 from oltr_ext.engine import check
 from oltr_ext.engine.check import check_data, check_table
-from oltr_ext.engine.config import load_config, make_config
 from oltr_ext.engine.splits import load_splits
 
 

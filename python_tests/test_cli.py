@@ -18,10 +18,10 @@ from PIL import Image
 from tiny import config, write_data
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import load_config
+from oltr_ext.config.methods import METHODS
 from oltr_ext.data.icons import load_icons
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.config import load_config
-from oltr_ext.engine.methods import METHODS
 
 
 def oltr(*words, cwd, **options):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from oltr_ext.engine.config import ConfigError, config_names, load_config, make_config
-from oltr_ext.engine.methods import METHODS
+from oltr_ext.config.loading import ConfigError, config_names, load_config, make_config
+from oltr_ext.config.methods import METHODS
 
 SMALL = {
     "data": {"kind": "icons"},

@@ -12,13 +12,13 @@ from PIL import Image, PngImagePlugin
 from tiny import config, write_data
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import make_config
+from oltr_ext.config.schema import IconsData, ListData, PackData
 from oltr_ext.data import ImageError, read_image, read_rgb
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.data.transforms import LONGEST
 from oltr_ext.engine.check import check_data
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.predict import _pixels
-from oltr_ext.engine.schema import IconsData, ListData, PackData
 from oltr_ext.engine.splits import load_splits
 
 TURNED = {

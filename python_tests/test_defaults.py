@@ -8,9 +8,9 @@ from head_cases import heads_of_every_kind
 from tiny import arrays, config, same_run
 
 from oltr_ext import ops
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine.assess import assess, report
 from oltr_ext.engine.build import class_frequencies
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.export import export
 from oltr_ext.engine.predict import load_embedder, load_trained, predict_images
 from oltr_ext.engine.train import train

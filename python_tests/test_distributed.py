@@ -18,9 +18,9 @@ from tiny import config, same_run, write_data
 from torch import nn
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import ConfigError, make_config
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.batchnorm import synchronise
-from oltr_ext.engine.config import ConfigError, make_config
 from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import FocalLoss, FSLwFHead, LiftedStructureLoss, LinearHead, OLTRHead, RangeLoss

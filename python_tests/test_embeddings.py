@@ -13,14 +13,14 @@ import yaml
 from tiny import COUNTS, arrays, config, same_embeddings, same_run, stop_after, write_data
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import ConfigError, load_config, make_config
+from oltr_ext.config.methods import METHODS
 from oltr_ext.data import read_embeddings, write_embeddings
 from oltr_ext.engine import evaluate
 from oltr_ext.engine.assess import assess, report
 from oltr_ext.engine.build import build_model
-from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.embed import embed
 from oltr_ext.engine.evaluate import answers, collect
-from oltr_ext.engine.methods import METHODS
 from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train

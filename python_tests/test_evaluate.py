@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from tiny import config, write_data
 
+from oltr_ext.config.loading import make_config
+from oltr_ext.config.schema import OpenSet
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream, validate
 from oltr_ext.engine.predict import load_trained, nearest_classes, predict_images
-from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import evaluate_answers, open_scores

@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import arrays, config
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import make_config
 from oltr_ext.data import write_embeddings
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.export import ABOUT, export
 from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
 from oltr_ext.engine.splits import load_splits

@@ -9,9 +9,9 @@ from PIL import Image
 from test_pack import tiny_pack
 from tiny import config, write_data
 
+from oltr_ext.config.loading import make_config
 from oltr_ext.data.pack import save_pack
 from oltr_ext.engine import floor
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.floor import below_floor, pixel_accuracy
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny import config, write_data
 
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine import splits
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import train
 

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 import yaml
 from tiny import COUNTS, arrays, config, same_run, stop_after, write_data
 
+from oltr_ext.config.loading import ConfigError, load_config, make_config
+from oltr_ext.config.methods import DEMO, METHODS, apply_method
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer
-from oltr_ext.engine.config import ConfigError, load_config, make_config
 from oltr_ext.engine.evaluate import stream
 from oltr_ext.engine.handover import hand_over
-from oltr_ext.engine.methods import DEMO, METHODS, apply_method
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train

@@ -11,12 +11,12 @@ from PIL import Image
 from tiny import config
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import load_config, make_config
+from oltr_ext.config.schema import PackData
 from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, cache_folder, load_pack, save_pack
 from oltr_ext.engine import predict
 from oltr_ext.engine.assess import assess
-from oltr_ext.engine.config import load_config, make_config
 from oltr_ext.engine.predict import _pixels, load_embedder, load_trained, predict_images
-from oltr_ext.engine.schema import PackData
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 

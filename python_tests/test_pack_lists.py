@@ -13,10 +13,10 @@ from test_pack import tiny_pack
 from tiny import config, write_data
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.data.pack import Pack, load_pack, save_pack
 from oltr_ext.engine import pack_lists
 from oltr_ext.engine.assess import assess
-from oltr_ext.engine.config import load_config, make_config
 from oltr_ext.engine.embed import embed
 from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.splits import load_splits

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oltr_ext.engine.config import make_config
-from oltr_ext.engine.methods import apply_method
+from oltr_ext.config.loading import make_config
+from oltr_ext.config.methods import apply_method
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

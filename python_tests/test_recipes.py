@@ -10,7 +10,7 @@ import pytest
 from published import COUNTS, HELD_OUT, LAYOUTS, STRANGERS, small, write_published
 
 from oltr_ext.cli import main
-from oltr_ext.engine.config import config_names, load_config
+from oltr_ext.config.loading import config_names, load_config
 from oltr_ext.engine.splits import load_splits
 
 STAGE2 = ("stage2.epochs=1", "stage2.batch_size=8", "stage2.lr.feature=0.001")
@@ -21,7 +21,7 @@ def test_every_recipe_has_a_layout_and_a_section_to_read():
     lists = {n for n in config_names() if load_config(n).data.kind == "lists"}
     assert lists == set(LAYOUTS) | {"places_lt_vit"}  # a ViT takes images of 224 and no other
     assert load_config("places_lt_vit").data.train == load_config("places_lt").data.train
-    text = (resources.files("oltr_ext.engine") / "configs/README.md").read_text(encoding="utf-8")
+    text = (resources.files("oltr_ext.config") / "recipes/README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == lists
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint, handover
 from oltr_ext.engine import train as trainer
 from oltr_ext.engine.assess import assess, compare, table
-from oltr_ext.engine.config import load_config, make_config
 from oltr_ext.engine.evaluate import Outputs, stream
 from oltr_ext.engine.export import export
 from oltr_ext.engine.predict import load_trained, predict_embeddings

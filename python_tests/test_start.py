@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny import config, stop_after
 
+from oltr_ext.config.loading import make_config
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.lock import BusyError, locked
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, _Run, train

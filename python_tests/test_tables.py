@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny import config, write_data
 
-from oltr_ext.engine.config import load_config, make_config
-from oltr_ext.engine.methods import METHODS
+from oltr_ext.config.loading import load_config, make_config
+from oltr_ext.config.methods import METHODS
 
 TABLES = Path(__file__).resolve().parent.parent / "benchmarks" / "tables"
 sys.path.insert(0, str(TABLES))

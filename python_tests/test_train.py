@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from tiny import COUNTS, config, same_run, stop_after
 
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import TrainingError, train

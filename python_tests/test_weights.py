@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from tiny import config
 from torchvision.models import ResNet18_Weights, WeightsEnum, get_model, vit_b_32
 
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine import train as training
 from oltr_ext.engine.build import build_model
-from oltr_ext.engine.config import make_config
 from oltr_ext.engine.predict import load_embedder
 from oltr_ext.engine.train import train
 from oltr_ext.models import build_backbone

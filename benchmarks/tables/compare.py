@@ -19,9 +19,9 @@ from runs import judged
 from tune import chosen
 
 from oltr_ext import __version__, use_backend
-from oltr_ext.engine.config import load_config
-from oltr_ext.engine.methods import METHODS
-from oltr_ext.engine.schema import Config
+from oltr_ext.config.loading import load_config
+from oltr_ext.config.methods import METHODS
+from oltr_ext.config.schema import Config
 
 RESULTS = Path(__file__).parent.parent / "results" / "tables"
 COLUMNS = ("overall", "many", "medium", "few", "auroc", "fpr95", "oscr", "F oltr2019", "F oltr2020")

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from oltr_ext.config.schema import Config, Data, OpenSet
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.assess import assess
 from oltr_ext.engine.predict import MODEL, load_trained
-from oltr_ext.engine.schema import Config, Data, OpenSet
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
 

@@ -24,8 +24,8 @@ from embedded import OVERRIDES, embed_icons
 from runs import SLOW, judged
 
 from oltr_ext import use_backend
-from oltr_ext.engine.config import load_config
-from oltr_ext.engine.methods import METHODS
+from oltr_ext.config.loading import load_config
+from oltr_ext.config.methods import METHODS
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results" / "tables" / "tuning.json"

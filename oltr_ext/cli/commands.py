@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from textwrap import shorten
 
-from oltr_ext.engine.methods import METHODS
+from oltr_ext.config.methods import METHODS
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -30,8 +30,8 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def run_train(args: argparse.Namespace) -> int:
+    from oltr_ext.config.loading import load_config
     from oltr_ext.engine import distributed
-    from oltr_ext.engine.config import load_config
     from oltr_ext.engine.train import train
 
     with distributed.joined():
@@ -47,7 +47,7 @@ def run_train(args: argparse.Namespace) -> int:
 def run_config(args: argparse.Namespace) -> int:
     import yaml
 
-    from oltr_ext.engine.config import load_config
+    from oltr_ext.config.loading import load_config
 
     config = load_config(args.config, args.set, method=args.method)
     print(
@@ -112,9 +112,9 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def run_data_check(args: argparse.Namespace) -> int:
+    from oltr_ext.config.loading import load_config
+    from oltr_ext.config.schema import ListData
     from oltr_ext.engine.check import check_data, check_table
-    from oltr_ext.engine.config import load_config
-    from oltr_ext.engine.schema import ListData
 
     data = load_config(args.config, args.set).data
     if not isinstance(data, ListData):
@@ -132,7 +132,7 @@ def run_data_make(args: argparse.Namespace) -> int:
 
 
 def run_data_pack(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.config import load_config
+    from oltr_ext.config.loading import load_config
     from oltr_ext.engine.pack_lists import pack_lists
 
     out = args.out or Path(f"{Path(args.config).stem}.npz")

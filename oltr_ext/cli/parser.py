@@ -8,8 +8,8 @@ from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.cli import commands
-from oltr_ext.engine.methods import DEMO
-from oltr_ext.engine.paths import expanded, path_of
+from oltr_ext.config.methods import DEMO
+from oltr_ext.config.paths import expanded, path_of
 
 
 def make_parser() -> argparse.ArgumentParser:

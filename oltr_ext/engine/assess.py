@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oltr_ext.config.schema import TestPrior
 from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.predict import Trained, nearest_classes
-from oltr_ext.engine.schema import TestPrior
 from oltr_ext.engine.settle import expects, has_prior, settle
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.metrics import evaluate_answers

@@ -13,14 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from oltr_ext.data import (
-    BalancedSampler,
-    ClassAwareSampler,
-    Sampler,
-    ShuffleSampler,
-)
-from oltr_ext.data.samplers import mix
-from oltr_ext.engine.schema import (
+from oltr_ext.config.schema import (
     Config,
     EpisodeStage,
     FeatureStage,
@@ -33,6 +26,13 @@ from oltr_ext.engine.schema import (
     Stage,
     Stage1,
 )
+from oltr_ext.data import (
+    BalancedSampler,
+    ClassAwareSampler,
+    Sampler,
+    ShuffleSampler,
+)
+from oltr_ext.data.samplers import mix
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel, build_backbone, feature_layer
 from oltr_ext.nn import (

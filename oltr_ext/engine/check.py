@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from oltr_ext.config.pictures import settled
+from oltr_ext.config.schema import ListData
 from oltr_ext.data import (
     PUBLISHED,
     ImageError,
@@ -25,8 +27,6 @@ from oltr_ext.data import (
     read_rgb,
 )
 from oltr_ext.engine.checks import shot_note
-from oltr_ext.engine.pictures import settled
-from oltr_ext.engine.schema import ListData
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
 

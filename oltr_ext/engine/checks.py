@@ -13,12 +13,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from oltr_ext.config.loading import run_config
+from oltr_ext.config.pictures import settled
+from oltr_ext.config.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.engine import checkpoint, distributed
 from oltr_ext.engine.build import build_model, model_shape, prior_power
-from oltr_ext.engine.config import run_config
 from oltr_ext.engine.fingerprint import what_changed
-from oltr_ext.engine.pictures import settled
-from oltr_ext.engine.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.engine.settle import check_score, expectation, found_share, share_of
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from oltr_ext._version import __version__
+from oltr_ext.config.loading import load_config
+from oltr_ext.config.methods import DEMO, METHODS
 from oltr_ext.engine.assess import REPORT, Assessment, assess, report, table
-from oltr_ext.engine.config import load_config
-from oltr_ext.engine.methods import DEMO, METHODS
 from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train

@@ -8,14 +8,14 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from oltr_ext.config.loading import config_names, load_config
+from oltr_ext.config.schema import ListData
 from oltr_ext.data import FeatureStream, write_embeddings
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import SUFFIX
-from oltr_ext.engine.config import config_names, load_config
 from oltr_ext.engine.evaluate import BATCH, stream
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.predict import Embedder, load_embedder, load_trained
-from oltr_ext.engine.schema import ListData
 from oltr_ext.engine.splits import Images, Splits, load_splits
 
 __all__ = ["embed"]

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext.config.schema import OpenSet
 from oltr_ext.data import ImageList
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.engine import distributed
-from oltr_ext.engine.schema import OpenSet
 from oltr_ext.engine.splits import Images, make_loader
 from oltr_ext.metrics import calibrate_threshold, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel

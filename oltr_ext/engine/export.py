@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from oltr_ext.config.schema import Data, EmbeddingsData, ListData
 from oltr_ext.data import network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.predict import Trained, is_made
-from oltr_ext.engine.schema import Data, EmbeddingsData, ListData
 from oltr_ext.models import OLTRModel
 
 __all__ = ["ABOUT", "export"]

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from oltr_ext.config.schema import SecondStage, TestPrior
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import stream
-from oltr_ext.engine.schema import SecondStage, TestPrior
 from oltr_ext.engine.settle import class_worth
 from oltr_ext.engine.splits import Images, Splits
 from oltr_ext.models import OLTRModel

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from oltr_ext.config.schema import Config, ListData
 from oltr_ext.data import ImageList, read_list
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.data.pack import SPLITS, Pack, save_pack
-from oltr_ext.engine.schema import Config, ListData
 from oltr_ext.engine.splits import load_splits
 
 __all__ = ["pack_lists"]

@@ -14,6 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from oltr_ext.config.loading import ConfigError, run_config
+from oltr_ext.config.pictures import settled
+from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackData
 from oltr_ext.data import (
     ImageError,
     eval_transform,
@@ -27,9 +30,6 @@ from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, own_defaults, pick_device
 from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.checks import FREE
-from oltr_ext.engine.config import ConfigError, run_config
-from oltr_ext.engine.pictures import settled
-from oltr_ext.engine.schema import Config, Data, EmbeddingsData, ListData, PackData
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead, OLTRHead
 

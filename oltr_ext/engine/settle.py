@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext.config.schema import Config, OpenSet, TestPrior
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import Outputs, calibrate, collect, stream
-from oltr_ext.engine.schema import Config, OpenSet, TestPrior
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel

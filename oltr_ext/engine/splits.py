@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from oltr_ext.config.pictures import described, recipe, settled, spelt
+from oltr_ext.config.schema import Data, EmbeddingsData, IconsData, ListData, PackData
 from oltr_ext.data import (
     Augment,
     Embeddings,
@@ -32,8 +34,6 @@ from oltr_ext.data.icons import load_icons
 from oltr_ext.data.pack import Pack, load_pack
 from oltr_ext.data.samplers import mix
 from oltr_ext.engine.fingerprint import fingerprint_of
-from oltr_ext.engine.pictures import described, recipe, settled, spelt
-from oltr_ext.engine.schema import Data, EmbeddingsData, IconsData, ListData, PackData
 
 __all__ = ["Images", "Splits", "load_splits", "make_loader"]
 
@@ -108,7 +108,7 @@ def load_splits(data: Data, *, pretrained: bool = False) -> Splits:
     """Read the data a configuration names.
 
     Args:
-        pretrained: see `oltr_ext.engine.pictures.settled`.
+        pretrained: see `oltr_ext.config.pictures.settled`.
 
     Raises:
         FileNotFoundError, ValueError: see `ImageList`, `load_pack` and `read_embeddings`; a label

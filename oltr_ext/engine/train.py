@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
 from oltr_ext.engine import checkpoint, checks, distributed
@@ -44,7 +45,6 @@ from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.predict import read_model
-from oltr_ext.engine.schema import Config, Stage
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel

@@ -13,9 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from oltr_ext.engine.methods import apply_method
-from oltr_ext.engine.pictures import settled
-from oltr_ext.engine.schema import Config, ListData
+from oltr_ext.config.methods import apply_method
+from oltr_ext.config.pictures import settled
+from oltr_ext.config.schema import Config, ListData
 
 __all__ = ["ConfigError", "config_names", "load_config", "make_config", "run_config"]
 
@@ -106,7 +106,7 @@ def config_names() -> list[str]:
 
 
 def _folder() -> Any:
-    return resources.files("oltr_ext.engine") / "configs"
+    return resources.files("oltr_ext.config") / "recipes"
 
 
 def _parse(text: str, source: str) -> Any:

@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from oltr_ext.config.augment_keys import ListAugment
+from oltr_ext.config.schema import ListData
 from oltr_ext.data import GENTLE, Augment, Recipe, read_list
 from oltr_ext.data.transforms import Policy
-from oltr_ext.engine.augment_keys import ListAugment
-from oltr_ext.engine.schema import ListData
 
 __all__ = ["SMALL", "described", "recipe", "settled", "spelt"]
 

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from oltr_ext.engine.augment_keys import (
+from oltr_ext.config.augment_keys import (
     AugmentConfig,
     BatchAugment,
     ListAugment,
@@ -22,7 +22,7 @@ from oltr_ext.engine.augment_keys import (
     Strict,
     preset_alone,
 )
-from oltr_ext.engine.paths import expanded, path_of
+from oltr_ext.config.paths import expanded, path_of
 
 Count = Annotated[int, Field(ge=1)]
 AnyPath = Annotated[Path, AfterValidator(path_of)]  # ~ and $NAME put in

@@ -40,7 +40,7 @@ class Method:
     open_set: dict[str, Any] = field(default_factory=dict)
 
 
-_TEXT = resources.files("oltr_ext.engine").joinpath("methods.yaml").read_text(encoding="utf-8")
+_TEXT = resources.files("oltr_ext.config").joinpath("methods.yaml").read_text(encoding="utf-8")
 METHODS = {name: Method(**values) for name, values in yaml.safe_load(_TEXT).items()}
 
 

@@ -69,7 +69,7 @@ class ListAugment(Strict):
     See `oltr_ext.data.Recipe` for `fit` to `policy`, `oltr_ext.data.Augment` for the others.
     """
 
-    # auto: gentle for small images, photo for others; see `oltr_ext.engine.pictures`
+    # auto: gentle for small images, photo for others; see `oltr_ext.config.pictures`
     preset: Literal[
         "auto", "photo", "gentle", "none", "randaugment", "trivialaugment", "augmix"
     ] = "auto"
