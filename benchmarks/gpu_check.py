@@ -189,9 +189,9 @@ def bench(save: Save) -> None:
 def train(save: Save) -> None:
     """The recipe of the demo on both devices; accuracies and AUROC must agree within noise."""
     from oltr_ext.config.loading import load_config
-    from oltr_ext.engine.assess import assess
-    from oltr_ext.engine.predict import load_trained
     from oltr_ext.engine.train import train as train_run
+    from oltr_ext.serve.assess import assess
+    from oltr_ext.serve.trained import load_trained
 
     results: dict[str, Any] = {}
     for device in ("cpu", "cuda"):

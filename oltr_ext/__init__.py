@@ -1,7 +1,8 @@
 """Open long-tailed recognition: fused ops over a bank of class centroids, layers, and training.
 
 Importing never raises: without a native library the ops run in pure PyTorch and say so once.
-`oltr_ext.ops` holds the ops, `oltr_ext.nn` the layers, `oltr_ext.engine` the training package.
+`oltr_ext.ops` holds the ops, `oltr_ext.nn` the layers, `oltr_ext.config` what a run is told,
+`oltr_ext.engine` training, `oltr_ext.serve` what a trained model answers.
 """
 
 import importlib
@@ -15,6 +16,6 @@ __all__ = ["__version__", "backend", "use_backend"]
 
 def __getattr__(name: str) -> Any:
     """`oltr_ext.nn` after `import oltr_ext` alone, at the cost of its import only then."""
-    if name in ("config", "data", "engine", "metrics", "nn", "report"):
+    if name in ("config", "data", "engine", "metrics", "nn", "report", "serve"):
         return importlib.import_module(f"oltr_ext.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,9 +17,9 @@ from oltr_ext.data.icons import load_icons
 from oltr_ext.data.samplers import mix
 from oltr_ext.data.transforms import MEAN, STD
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import train
+from oltr_ext.serve.trained import load_trained
 
 PRESETS = ("photo", "gentle", "randaugment", "trivialaugment", "augmix")
 

@@ -9,13 +9,14 @@ from tiny import arrays, config, same_run
 
 from oltr_ext import ops
 from oltr_ext.config.loading import make_config
-from oltr_ext.engine.assess import assess, report
 from oltr_ext.engine.build import class_frequencies
-from oltr_ext.engine.export import export
-from oltr_ext.engine.predict import load_embedder, load_trained, predict_images
 from oltr_ext.engine.train import train
 from oltr_ext.nn import OLTRHead
 from oltr_ext.nn.memory import means_over
+from oltr_ext.serve.assess import assess, report
+from oltr_ext.serve.export import export
+from oltr_ext.serve.predict import predict_images
+from oltr_ext.serve.trained import load_embedder, load_trained
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16], ids=["f64", "bf16"])

@@ -17,15 +17,16 @@ from oltr_ext.config.loading import ConfigError, load_config, make_config
 from oltr_ext.config.methods import METHODS
 from oltr_ext.data import read_embeddings, write_embeddings
 from oltr_ext.engine import evaluate
-from oltr_ext.engine.assess import assess, report
 from oltr_ext.engine.build import build_model
-from oltr_ext.engine.embed import embed
 from oltr_ext.engine.evaluate import answers, collect
-from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import LinearHead, heads
+from oltr_ext.serve.assess import assess, report
+from oltr_ext.serve.embed import embed
+from oltr_ext.serve.predict import predict_embeddings, predict_images
+from oltr_ext.serve.trained import load_trained
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "val", "test", "open_val", "open_test")
@@ -125,7 +126,7 @@ def test_other_embeddings_are_another_run(run, tmp_path):
 
 
 def test_interrupted_it_goes_on_and_never_reads_as_whole(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("oltr_ext.engine.embed.BATCH", 7)
+    monkeypatch.setattr("oltr_ext.serve.embed.BATCH", 7)
     monkeypatch.setattr(evaluate, "BATCH", 7)
     whole = embed(run / "images", tmp_path / "whole", device="cpu").parent
     features, calls = OLTRModel.features, []

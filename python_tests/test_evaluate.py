@@ -13,13 +13,14 @@ from tiny import config, write_data
 from oltr_ext.config.loading import make_config
 from oltr_ext.config.schema import OpenSet
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.evaluate import Outputs, answers, calibrate, stream, validate
-from oltr_ext.engine.predict import load_trained, nearest_classes, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import evaluate_answers, open_scores
 from oltr_ext.nn import LinearHead, OLTRHead
+from oltr_ext.serve.assess import assess, report, table
+from oltr_ext.serve.predict import nearest_classes, predict_images
+from oltr_ext.serve.trained import load_trained
 
 
 @pytest.fixture(scope="module")

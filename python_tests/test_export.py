@@ -13,10 +13,11 @@ from tiny import arrays, config
 from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
 from oltr_ext.data import write_embeddings
-from oltr_ext.engine.export import ABOUT, export
-from oltr_ext.engine.predict import load_trained, predict_embeddings, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
+from oltr_ext.serve.export import ABOUT, export
+from oltr_ext.serve.predict import predict_embeddings, predict_images
+from oltr_ext.serve.trained import load_trained
 
 
 def read(path):

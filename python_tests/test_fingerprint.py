@@ -12,12 +12,12 @@ from tiny import arrays, config, stop_after, write_data
 from oltr_ext.config.loading import make_config
 from oltr_ext.data import read_embeddings, write_embeddings
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.assess import assess
-from oltr_ext.engine.embed import embed
 from oltr_ext.engine.fingerprint import what_changed
-from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
+from oltr_ext.serve.assess import assess
+from oltr_ext.serve.embed import embed
+from oltr_ext.serve.trained import load_trained
 
 
 def reverse(lines):

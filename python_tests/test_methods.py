@@ -15,14 +15,15 @@ from oltr_ext.config.loading import ConfigError, load_config, make_config
 from oltr_ext.config.methods import DEMO, METHODS, apply_method
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.assess import assess, report, table
 from oltr_ext.engine.build import build_model, build_optimizer
 from oltr_ext.engine.evaluate import stream
 from oltr_ext.engine.handover import hand_over
-from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.nn import FocalLoss, LiftedStructureLoss, RangeLoss, class_directions
+from oltr_ext.serve.assess import assess, report, table
+from oltr_ext.serve.predict import predict_images
+from oltr_ext.serve.trained import load_trained
 
 TRAINED = {
     kind: {"kind": kind, "epochs": 2, "batch_size": 8, "lr": {"feature": 0.0, "classifier": 0.1}}

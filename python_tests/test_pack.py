@@ -14,11 +14,12 @@ from oltr_ext.cli import main
 from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.config.schema import PackData
 from oltr_ext.data.pack import ARRAYS, MADE_BY, SPLITS, Pack, cache_folder, load_pack, save_pack
-from oltr_ext.engine import predict
-from oltr_ext.engine.assess import assess
-from oltr_ext.engine.predict import _pixels, load_embedder, load_trained, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
+from oltr_ext.serve import trained as reading
+from oltr_ext.serve.assess import assess
+from oltr_ext.serve.predict import _pixels, predict_images
+from oltr_ext.serve.trained import load_embedder, load_trained
 
 COUNTS = (14, 9, 4, 3)
 
@@ -240,13 +241,13 @@ def test_a_pack_is_grey_to_a_published_backbone_too(tmp_path, monkeypatch):
     values["data"] = {"kind": "pack", "name": str(tmp_path / "mine.npz")}
     values["model"] = {"backbone": "small_cnn", "weights": "published"}
     seen = []
-    build = predict.build_backbone
+    build = reading.build_backbone
 
     def spy(name, *, in_channels, weights, image_size):
         seen.append((in_channels, weights, image_size))
         return build(name, in_channels=in_channels)
 
-    monkeypatch.setattr(predict, "build_backbone", spy)
+    monkeypatch.setattr(reading, "build_backbone", spy)
     embedder = load_embedder(make_config(values), device="cpu")
     assert seen == [(1, "published", 32)]
     images = torch.from_numpy(tiny_pack().images[:2, None]).float()

@@ -16,11 +16,12 @@ from oltr_ext.cli import main
 from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.data.pack import Pack, load_pack, save_pack
 from oltr_ext.engine import pack_lists
-from oltr_ext.engine.assess import assess
-from oltr_ext.engine.embed import embed
-from oltr_ext.engine.predict import load_trained, predict_images
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
+from oltr_ext.serve.assess import assess
+from oltr_ext.serve.embed import embed
+from oltr_ext.serve.predict import predict_images
+from oltr_ext.serve.trained import load_trained
 
 PARTS = ("plain", "val", "test", "open_val", "open_test")
 

@@ -16,16 +16,17 @@ from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint, handover
 from oltr_ext.engine import train as trainer
-from oltr_ext.engine.assess import assess, compare, table
 from oltr_ext.engine.evaluate import Outputs, stream
-from oltr_ext.engine.export import export
-from oltr_ext.engine.predict import load_trained, predict_embeddings
 from oltr_ext.engine.settle import class_worth, expected_accuracy, found_share, share_of
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, _Run, train
 from oltr_ext.metrics import shot_accuracy
 from oltr_ext.nn import FeatureBank, LinearHead, best_tau, prior_share
 from oltr_ext.nn.scores import BANK_SCORES
+from oltr_ext.serve.assess import assess, compare, table
+from oltr_ext.serve.export import export
+from oltr_ext.serve.predict import predict_embeddings
+from oltr_ext.serve.trained import load_trained
 
 TRAIN, TAIL = (40, 20, 6, 2), (14, 9, 4, 2)  # images a class; validation cut from the same list
 STAGE = {"epochs": 2, "batch_size": 8, "lr": {"feature": 0.1, "classifier": 0.1, "centroid": 0.1}}

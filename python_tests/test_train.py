@@ -15,10 +15,10 @@ from tiny import COUNTS, config, same_run, stop_after
 from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
-from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel, build_backbone
+from oltr_ext.serve.trained import load_trained
 
 
 def test_a_run_leaves_model_checkpoints_and_logs(finished):

@@ -15,9 +15,9 @@ from torchvision.models import ResNet18_Weights, WeightsEnum, get_model, vit_b_3
 from oltr_ext.config.loading import make_config
 from oltr_ext.engine import train as training
 from oltr_ext.engine.build import build_model
-from oltr_ext.engine.predict import load_embedder
 from oltr_ext.engine.train import train
 from oltr_ext.models import build_backbone
+from oltr_ext.serve.trained import load_embedder
 
 FILE = Path(ResNet18_Weights.DEFAULT.url).name
 NET = "torchvision:resnet18"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from oltr_ext.engine.embed import embed
+from oltr_ext.serve.embed import embed
 
 ROOT = Path("runs/tables/icons_embedded")
 OVERRIDES = (f"data.root={ROOT}", "data.shots=[30, 10]")  # of the configuration `embeddings`

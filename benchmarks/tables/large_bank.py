@@ -40,8 +40,8 @@ from oltr_ext.config.loading import load_config
 from oltr_ext.config.schema import Config, MemoryStage
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, build_sampler
+from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.handover import hand_over
-from oltr_ext.engine.predict import MODEL
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.nn import OLTRHead
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from oltr_ext.config.schema import Config, Data, OpenSet
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.assess import assess
-from oltr_ext.engine.predict import MODEL, load_trained
+from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
+from oltr_ext.serve.assess import assess
+from oltr_ext.serve.trained import load_trained
 
 SLOW = ("amp=bf16",)  # overrides of what takes hours
 CLOSED = ("overall", "many", "medium", "few")

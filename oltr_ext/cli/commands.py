@@ -16,7 +16,7 @@ from oltr_ext.config.methods import METHODS
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.demo import demo
+    from oltr_ext.cli.demo import demo
 
     demo(
         args.out,
@@ -57,8 +57,8 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.assess import REPORT, compare, report, table
-    from oltr_ext.engine.predict import load_trained
+    from oltr_ext.serve.assess import REPORT, compare, report, table
+    from oltr_ext.serve.trained import load_trained
 
     trained = [
         load_trained(path, device=args.device, overrides=args.set) for path in args.checkpoints
@@ -92,8 +92,9 @@ def run_eval(args: argparse.Namespace) -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.predict import load_trained, predict_images
     from oltr_ext.nn import OLTRHead
+    from oltr_ext.serve.predict import predict_images
+    from oltr_ext.serve.trained import load_trained
 
     trained = load_trained(args.checkpoint, device=args.device)
     by = "distance" if isinstance(trained.model.head, OLTRHead) else "probability"
@@ -142,7 +143,7 @@ def run_data_pack(args: argparse.Namespace) -> int:
 
 
 def run_embed(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.embed import embed
+    from oltr_ext.serve.embed import embed
 
     path = embed(
         args.source,
@@ -157,8 +158,8 @@ def run_embed(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from oltr_ext.engine.export import export
-    from oltr_ext.engine.predict import load_trained
+    from oltr_ext.serve.export import export
+    from oltr_ext.serve.trained import load_trained
 
     trained = load_trained(args.checkpoint, device="cpu")
     print(f"program  {export(trained, args.out or trained.path.with_suffix('.pt2'))}")

@@ -1,6 +1,4 @@
-"""Training, evaluation and prediction: what the command `oltr` does, as functions.
+"""How a run trains: its data, its model, its steps, what it keeps, and what is settled at its end.
 
-`train.train`, `predict.load_trained`, `predict.predict_images`, `predict.predict_embeddings`,
-`assess.assess` and `embed.embed` take a configuration of
-`oltr_ext.config.loading.load_config`.
+`train.train` takes a configuration of `oltr_ext.config.loading.load_config`.
 """

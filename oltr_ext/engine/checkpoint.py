@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "load",
     "load_latest",
+    "read_model",
     "save",
     "save_last",
     "under",
@@ -111,6 +112,23 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header.pop("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another version of oltr_ext")
     return tensors, header
+
+
+def read_model(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """Path, tensors and header of a checkpoint, or of the `model.safetensors` of a run's folder.
+
+    Raises:
+        CheckpointError: no such file, damaged, or written before its threshold was calibrated.
+    """
+    path = Path(path)
+    path = path / MODEL if path.is_dir() else path
+    tensors, header = load(path)
+    if header["threshold"] is None:
+        raise CheckpointError(
+            f"{path} was written in the middle of an epoch and has no threshold for unknown; "
+            f"finish the run, and use its {MODEL}"
+        )
+    return path, tensors, header
 
 
 def save_last(folder: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -37,14 +37,13 @@ from oltr_ext.engine.build import (
     own_defaults,
     seed_everything,
 )
-from oltr_ext.engine.checkpoint import State
+from oltr_ext.engine.checkpoint import State, read_model
 from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.floor import below_floor
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
-from oltr_ext.engine.predict import read_model
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel

@@ -15,8 +15,8 @@ from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import SUFFIX
 from oltr_ext.engine.evaluate import BATCH, stream
 from oltr_ext.engine.lock import locked
-from oltr_ext.engine.predict import Embedder, load_embedder, load_trained
 from oltr_ext.engine.splits import Images, Splits, load_splits
+from oltr_ext.serve.trained import Embedder, load_embedder, load_trained
 
 __all__ = ["embed"]
 

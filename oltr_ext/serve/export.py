@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from oltr_ext.config.schema import Data, EmbeddingsData, ListData
 from oltr_ext.data import network_input
 from oltr_ext.engine.build import own_defaults
-from oltr_ext.engine.predict import Trained, is_made
 from oltr_ext.models import OLTRModel
+from oltr_ext.serve.predict import is_made
+from oltr_ext.serve.trained import Trained
 
 __all__ = ["ABOUT", "export"]
 

@@ -16,7 +16,6 @@ from oltr_ext.config.schema import TestPrior
 from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
-from oltr_ext.engine.predict import Trained, nearest_classes
 from oltr_ext.engine.settle import expects, has_prior, settle
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.metrics import evaluate_answers
@@ -29,6 +28,8 @@ from oltr_ext.report import (
     write_picture,
     write_report,
 )
+from oltr_ext.serve.predict import nearest_classes
+from oltr_ext.serve.trained import Trained
 
 __all__ = ["Assessment", "assess", "compare", "report", "table"]
 

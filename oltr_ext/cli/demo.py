@@ -14,10 +14,10 @@ import torch
 from oltr_ext._version import __version__
 from oltr_ext.config.loading import load_config
 from oltr_ext.config.methods import DEMO, METHODS
-from oltr_ext.engine.assess import REPORT, Assessment, assess, report, table
-from oltr_ext.engine.predict import load_trained
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
+from oltr_ext.serve.assess import REPORT, Assessment, assess, report, table
+from oltr_ext.serve.trained import load_trained
 
 __all__ = ["demo"]
 

@@ -1,0 +1,154 @@
+"""A trained model read back, with all that is needed to use it; and what makes embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oltr_ext.config.loading import ConfigError, run_config
+from oltr_ext.config.pictures import settled
+from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackData
+from oltr_ext.data.pack import load_pack
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.build import build_model, own_defaults, pick_device
+from oltr_ext.engine.checks import FREE
+from oltr_ext.models import OLTRModel, build_backbone
+from oltr_ext.nn import LinearHead
+
+__all__ = ["Embedder", "Trained", "load_embedder", "load_trained"]
+
+
+@dataclass
+class Trained:
+    """A model with all that is needed to use it."""
+
+    model: OLTRModel
+    config: Config
+    class_names: list[str]
+    threshold: dict[str, Any]  # score, value, rule, words
+    train_counts: list[int]
+    image_shape: tuple[int, int, int]  # channels, height, width
+    device: torch.device
+    path: Path
+    source: dict[str, Any] | None = None  # of the embeddings it was trained on, where known
+
+
+@dataclass
+class Embedder:
+    """A backbone that makes embeddings, with the attention and fc it was trained with, if any."""
+
+    model: OLTRModel  # of which the head is not asked
+    config: Config  # its data say how an image is read
+    image_shape: tuple[int, int, int]  # channels, height, width
+    device: torch.device
+    source: dict[str, Any]  # JSON-able: enough for `load_embedder`, and to tell other weights
+
+
+@own_defaults()
+def load_trained(
+    path: str | Path, *, device: str = "auto", overrides: Iterable[str] = ()
+) -> Trained:
+    """Read a checkpoint, or the `model.safetensors` of a run's folder.
+
+    Args:
+        overrides: ``data.key=value`` on its configuration, for data that has moved.
+
+    Raises:
+        CheckpointError: see `checkpoint.read_model`.
+        ConfigError: an override that does not hold, or of more than the data.
+    """
+    path, tensors, header = checkpoint.read_model(path)
+    overrides = list(overrides)
+    for item in overrides:
+        if re.split("[.=]", item.strip())[0] != "data":
+            raise ConfigError(
+                f"--set {item}: {path} is trained; of it only data may be set anew, and by "
+                "oltr eval --test-prior what it expects of test images"
+            )
+    config = run_config(header["config"], overrides, source=str(path))
+    where = pick_device(device)
+    model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
+    model.load_state_dict(checkpoint.under("model.", tensors))
+    threshold = header["threshold"]
+    model.head.set_threshold(threshold["value"], threshold["score"])
+    shape = header["shape"]
+    return Trained(
+        model.to(where).eval(),
+        config,
+        header["class_names"],
+        threshold,
+        shape["train_counts"],
+        (shape["channels"], shape["size"], shape["size"]),
+        where,
+        path,
+        shape.get("source"),
+    )
+
+
+@own_defaults()
+def load_embedder(
+    config: Config,
+    trained: Trained | None = None,
+    *,
+    device: str = "auto",
+    image_shape: tuple[int, int, int] | None = None,
+) -> Embedder:
+    """What embeds images: a trained model up to its head, or a backbone with published weights.
+
+    Args:
+        config: whose data are images, and whose backbone it is where there is no trained model.
+        image_shape: channels, height and width of the images, where they are known; else the
+            data are asked.
+
+    Raises:
+        ValueError: data that are no images, or neither a trained model nor weights.
+    """
+    if isinstance(config.data, EmbeddingsData):
+        raise ValueError(f"{config.data.root} holds embeddings already: expected data of images")
+    if isinstance(config.data, ListData):
+        pretrained = config.model.weights is not None
+        config = config.model_copy(update={"data": settled(config.data, pretrained=pretrained)})
+    if trained is not None:
+        model, shape = trained.model, trained.image_shape
+    else:
+        name, weights = config.model.backbone, config.model.weights
+        if weights is None:
+            raise ValueError(
+                f"model.weights: {name} has learned nothing to embed by; name published weights, "
+                f"or give a trained checkpoint"
+            )
+        shape = image_shape or _image_shape(config.data)
+        backbone = build_backbone(name, in_channels=shape[0], weights=weights, image_size=shape[1])
+        model = OLTRModel(backbone, LinearHead(int(backbone.feature_dim), 1))  # type: ignore[arg-type]
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        if not key.startswith("head."):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+    held = config.model_dump(mode="json")
+    for key in FREE:  # what changes no feature
+        *groups, last = key.split(".")
+        (held[groups[0]] if groups else held).pop(last, None)
+    source = {
+        "config": held,
+        "checkpoint": None if trained is None else str(trained.path.resolve()),
+        "weights_sha256": digest.hexdigest(),
+        "image_shape": list(shape),
+    }
+    where = pick_device(device)
+    return Embedder(model.to(where).eval(), config, shape, where, source)
+
+
+def _image_shape(data: Data) -> tuple[int, int, int]:
+    if isinstance(data, ListData):
+        return 3, int(data.image_size), int(data.image_size)
+    if isinstance(data, PackData):
+        pack = load_pack(data.name)
+        return pack.channels, pack.size, pack.size
+    return 1, 32, 32
