@@ -17,8 +17,8 @@ from oltr_ext.config.schema import IconsData, ListData, PackData
 from oltr_ext.data import ImageError, read_image, read_rgb
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.data.transforms import LONGEST
-from oltr_ext.engine.check import check_data
 from oltr_ext.engine.splits import load_splits
+from oltr_ext.engine.verify import check_data
 from oltr_ext.serve.predict import _pixels
 
 TURNED = {

@@ -12,7 +12,7 @@ from tiny import config, write_data
 from oltr_ext.cli import main
 from oltr_ext.config.loading import ConfigError, make_config
 from oltr_ext.data import hold_out
-from oltr_ext.engine.checks import shot_note
+from oltr_ext.engine.preflight import shot_note
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import fitting_bounds, shot_groups

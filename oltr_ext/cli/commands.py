@@ -115,7 +115,7 @@ def run_predict(args: argparse.Namespace) -> int:
 def run_data_check(args: argparse.Namespace) -> int:
     from oltr_ext.config.loading import load_config
     from oltr_ext.config.schema import ListData
-    from oltr_ext.engine.check import check_data, check_table
+    from oltr_ext.engine.verify import check_data, check_table
 
     data = load_config(args.config, args.set).data
     if not isinstance(data, ListData):

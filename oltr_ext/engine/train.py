@@ -26,7 +26,7 @@ from tqdm import tqdm
 from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
-from oltr_ext.engine import checkpoint, checks, distributed
+from oltr_ext.engine import checkpoint, distributed, preflight
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
     build_model,
@@ -38,12 +38,12 @@ from oltr_ext.engine.build import (
     seed_everything,
 )
 from oltr_ext.engine.checkpoint import State, read_model
-from oltr_ext.engine.checks import OtherRunError
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.floor import below_floor
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
+from oltr_ext.engine.preflight import OtherRunError
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
@@ -93,7 +93,7 @@ def train(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
-    checks.check_backbone(config)
+    preflight.check_backbone(config)
     splits = load_splits(config.data, pretrained=config.model.weights is not None)
     config = config.model_copy(update={"data": splits.data})  # its checkpoints say what was chosen
     with locked(out, told) if distributed.lead() else nullcontext():
@@ -107,7 +107,7 @@ class _Run:
     ) -> None:
         self.config, self.splits, self.out, self.say = config, splits, out, say
         self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
-        checks.check_batches(config, splits)
+        preflight.check_batches(config, splits)
         self.device = distributed.device_of(config.device)
         self.state = State()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
@@ -118,12 +118,12 @@ class _Run:
         if found is not None:
             self.restore(found, stage1)
             return
-        say(checks.outline(config, splits, self.device))
+        say(preflight.outline(config, splits, self.device))
         if stage1 is not None:
             self.start_from(stage1)
         else:
             self.enter_stage(1)
-            checks.check_last_stage(config, splits, self.model)
+            preflight.check_last_stage(config, splits, self.model)
         if not resume and distributed.lead():  # not before the new run is known to start
             checkpoint.clear(out)
 
@@ -175,11 +175,11 @@ class _Run:
         if self.config.stage2 is None:
             raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
         path, tensors, header = read_model(run)
-        checks.check_stage_1(path, tensors, header, self.config, self.splits, say=self.say)
+        preflight.check_stage_1(path, tensors, header, self.config, self.splits, say=self.say)
         weights = checkpoint.under("model.", tensors)
         self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
         self.model.load_state_dict(weights)
-        checks.check_last_stage(self.config, self.splits, self.model)
+        preflight.check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"], origin=checkpoint.fingerprint(weights))
         self.enter_stage(2)
         self.say(f"stage 1 taken from {path}")
@@ -349,12 +349,12 @@ class _Run:
         tensors, header, problems = found
         for problem in problems:
             self.say(problem)
-        checks.check_same_run(
-            self.out, header, self.config, self.splits, checks.AFTERWARDS, say=self.say
+        preflight.check_same_run(
+            self.out, header, self.config, self.splits, preflight.AFTERWARDS, say=self.say
         )
         self.state = State(**header["state"])
         if stage1 is not None:
-            checks.check_origin(self.out, self.state.origin, *read_model(stage1)[:2])
+            preflight.check_origin(self.out, self.state.origin, *read_model(stage1)[:2])
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(checkpoint.under("model.", tensors))
         self.take(model.to(self.device))
@@ -382,7 +382,7 @@ class _Run:
         """The chosen epoch's weights, and what is settled of them: what the other commands read."""
         path, last = self.out / checkpoint.MODEL, self.out / checkpoint.LAST
         tensors, header = checkpoint.load(self.best if self.config.select == "best" else last)
-        if checks.is_settled(path, header, self.config):
+        if preflight.is_settled(path, header, self.config):
             return path
         self.model.load_state_dict(checkpoint.under("model.", tensors))
         header["threshold"] = settle(self.model, self.config, self.splits, self.device, self.say)

@@ -17,7 +17,7 @@ from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackD
 from oltr_ext.data.pack import load_pack
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, own_defaults, pick_device
-from oltr_ext.engine.checks import FREE
+from oltr_ext.engine.preflight import FREE
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead
 

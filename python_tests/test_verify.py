@@ -15,9 +15,9 @@ from tiny import config, write_data
 from oltr_ext.cli import main
 from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.data import PUBLISHED
-from oltr_ext.engine import check
-from oltr_ext.engine.check import check_data, check_table
+from oltr_ext.engine import verify
 from oltr_ext.engine.splits import load_splits
+from oltr_ext.engine.verify import check_data, check_table
 
 
 def test_the_published_counts_belong_to_the_recipes():
@@ -37,7 +37,7 @@ def imagenet(tmp_path, monkeypatch):
     known = dataclasses.replace(
         PUBLISHED["ImageNet_LT_train.txt"], classes=4, images=images, shots=(14, 3)
     )
-    monkeypatch.setattr(check, "PUBLISHED", {"ImageNet_LT_train.txt": known})
+    monkeypatch.setattr(verify, "PUBLISHED", {"ImageNet_LT_train.txt": known})
     overrides = write_published(tmp_path, "imagenet_lt")
     return [word for item in overrides for word in ("--set", item)]
 
@@ -76,7 +76,7 @@ def test_rounded_counts(tmp_path, monkeypatch):
     known = PUBLISHED["MS1M_LT_train.txt"]
     for train, classes, problems in ((80, 54, 0), (81, 4, 1), (30, 55, 1), (81, 55, 2)):
         about = dataclasses.replace(known, images={"train": train}, classes=classes)
-        monkeypatch.setattr(check, "PUBLISHED", {"MS1M_LT_train.txt": about})
+        monkeypatch.setattr(verify, "PUBLISHED", {"MS1M_LT_train.txt": about})
         assert len(check_data(data).problems) == problems
 
 

@@ -26,7 +26,7 @@ from oltr_ext.data import (
     read_names,
     read_rgb,
 )
-from oltr_ext.engine.checks import shot_note
+from oltr_ext.engine.preflight import shot_note
 
 __all__ = ["DataCheck", "PartCheck", "check_data", "check_table"]
 
