@@ -8,10 +8,13 @@ Importing never raises: without a native library the ops run in pure PyTorch and
 import importlib
 from typing import Any
 
+from oltr_ext import _moved
 from oltr_ext._version import __version__
 from oltr_ext.ops import backend, use_backend
 
 __all__ = ["__version__", "backend", "use_backend"]
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

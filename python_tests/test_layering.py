@@ -30,6 +30,7 @@ LEVEL = {
     "ops": 2,
     "reference": 1,
     "_C": 0,
+    "_moved": 0,
     "_version": 0,
 }
 
