@@ -28,9 +28,11 @@ __all__ = [
     "fingerprint",
     "load",
     "load_latest",
+    "old_fingerprints",
     "read_model",
     "save",
     "save_last",
+    "state_of",
     "under",
 ]
 
@@ -43,6 +45,9 @@ MODEL = f"model{SUFFIX}"  # the result
 
 SETTLED = ("head.bank.", "head.threshold", "head.score_index", "head.prior_share")
 """Tensors of a model that are settled anew where a run asks for another threshold or prior."""
+
+NOT_KEPT = "not kept"
+"""Origin of a stage 2 from before it was written down."""
 
 Latest = tuple[dict[str, Tensor], dict[str, Any], list[str]]
 """What `load_latest` returns."""
@@ -58,7 +63,7 @@ class State:
     best: float = -1.0  # validation accuracy of the best epoch of this stage
     losses: list[float] = field(default_factory=list)  # since the last row of the log
     log_position: int = 0
-    origin: str | None = None  # fingerprint of the stage 1 that was given, None for its own
+    origin: str | None = None  # of stage 1: a `fingerprint`, `NOT_KEPT`, or None for the run's own
 
 
 class CheckpointError(ValueError):
@@ -169,10 +174,22 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def state_of(header: Mapping[str, Any]) -> State:
+    """Where the run of a checkpoint stands."""
+    kept = header["state"]
+    return State(**{"origin": NOT_KEPT if kept["stage"] == 2 else None, **kept})
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """The same for models that learned the same, whatever was settled afterwards."""
     learned = {k: v for k, v in weights.items() if not k.startswith(SETTLED)}
-    return f"{_checksum('', learned):08x}"
+    return f"learned {_checksum('', learned):08x}"
+
+
+def old_fingerprints(weights: Mapping[str, Tensor]) -> set[str]:
+    """What earlier versions wrote, of which none is told from another by its look: of what was
+    learned, and of all there was, which settling anew changes."""
+    return {fingerprint(weights).removeprefix("learned "), f"{_checksum('', weights):08x}"}
 
 
 def clear(run: Path) -> None:

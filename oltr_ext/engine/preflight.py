@@ -289,10 +289,49 @@ def check_stage_1(
         raise ValueError(f"{path} was written {left} steps before the end of its stage 1")
 
 
-def check_origin(out: Path, origin: str | None, path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OtherRunError where a run did not start from this stage 1, but from `origin`."""
-    if origin != checkpoint.fingerprint(checkpoint.under("model.", tensors)):
-        raise OtherRunError(f"{out} holds a run that did not start from {path}")
+def check_origin(
+    out: Path,
+    origin: str | None,
+    stage1: tuple[Path, Mapping[str, Tensor], Mapping[str, Any]],
+    config: Config,
+    splits: Splits,
+    *,
+    say: Callable[[str], None],
+) -> str:
+    """Raises OtherRunError where a run did not start from this stage 1, but from `origin`.
+
+    What an earlier version wrote down may not tell; the run then goes on, for it needs nothing of
+    stage 1 any more, if this is the stage 1 of a run so configured, on the same data.
+
+    Args:
+        stage1: path, tensors and header of its model.
+        say: gets a line where that is all that could be checked.
+
+    Returns:
+        What to write down from now on.
+
+    Raises:
+        ValueError: see `check_stage_1`.
+    """
+    path, tensors, header = stage1
+    weights = checkpoint.under("model.", tensors)
+    now = checkpoint.fingerprint(weights)
+    if origin is None:
+        raise OtherRunError(
+            f"{out} holds a run that did not start from {path}, but trained its own stage 1"
+        )
+    if origin == now or origin in checkpoint.old_fingerprints(weights):
+        return now
+    if origin.startswith("learned "):
+        raise OtherRunError(
+            f"{out} holds a run that did not start from {path}: other weights were learned there"
+        )
+    check_stage_1(path, tensors, header, config, splits, say=say)
+    say(
+        f"{out} was begun by an earlier version: that it started from {path} is not checked, but "
+        "for configuration and data"
+    )
+    return now
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -352,9 +352,12 @@ class _Run:
         preflight.check_same_run(
             self.out, header, self.config, self.splits, preflight.AFTERWARDS, say=self.say
         )
-        self.state = State(**header["state"])
+        self.state = checkpoint.state_of(header)
         if stage1 is not None:
-            preflight.check_origin(self.out, self.state.origin, *read_model(stage1)[:2])
+            first = read_model(stage1)
+            self.state.origin = preflight.check_origin(
+                self.out, self.state.origin, first, self.config, self.splits, say=self.say
+            )
         model = build_model(self.config, self.state.stage, header["shape"], weights=False)
         model.load_state_dict(checkpoint.under("model.", tensors))
         self.take(model.to(self.device))
