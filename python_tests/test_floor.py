@@ -12,9 +12,11 @@ from tiny import config, write_data
 from oltr_ext.config.loading import make_config
 from oltr_ext.data.pack import save_pack
 from oltr_ext.engine import floor
+from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.floor import below_floor, pixel_accuracy
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
+from oltr_ext.serve.trained import load_trained
 
 
 def by_hand(splits):
@@ -79,8 +81,30 @@ def test_who_ends_below_it_is_told_both_figures(lists, tmp_path, monkeypatch):
     train(learnt_nothing, tmp_path / "run", say=said.append)
     assert said[-1].endswith("is trained already")
     splits = load_splits(learnt_nothing.data)
-    assert (
-        below_floor(splits, 0.0) and not below_floor(splits, 1.0) and not below_floor(splits, None)
-    )
+    labels = splits.val.labels
+    right, wrong = (Outputs(pred, labels, {}) for pred in (labels, (labels + 1) % 4))
+    assert below_floor(splits, wrong) and not below_floor(splits, right)
     monkeypatch.setattr(floor, "LIMIT", len(splits.train) + len(splits.val) - 1)
-    assert not below_floor(splits, 0.0)
+    assert not below_floor(splits, wrong)
+
+
+@pytest.mark.parametrize("prior", ["balanced", "val"])
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_it_is_of_the_model_that_is_kept(lists, tmp_path, monkeypatch, select, prior):
+    """Not as `select` weighs classes, nor as an epoch was judged that is not kept."""
+    text = (lists / "val.txt").read_text().splitlines()
+    tail = [line for n, line in enumerate(text) if n % 4 == 0 or line.endswith(" 0")]
+    (lists / "val.txt").write_text("\n".join(tail))  # by class and by image are two figures
+    monkeypatch.setattr(floor, "pixel_accuracy", lambda _: 1.01)
+    values, said = {**config(lists), "select": select, "test_prior": prior, "stage2": None}, []
+    values["stage1"] = {**values["stage1"], "epochs": 4, "class_prior": 1.0}
+    path = train(make_config(values), tmp_path / "run", say=said.append)
+    trained = load_trained(path, device="cpu")
+    seen = collect(trained.model, load_splits(trained.config.data).val, torch.device("cpu"))
+    right = seen.pred == seen.target
+    by_class = np.mean([right[seen.target == c].mean() for c in range(4)])
+    assert said[-1].startswith(f"warning: val {100 * right.mean():.1f} % is below the 101.0 %")
+    assert abs(by_class - right.mean()) > 0.01
+    (tmp_path / "run" / "model.safetensors").unlink()  # killed just before it was written
+    train(make_config(values), tmp_path / "run", say=said.append)
+    assert said[-1].startswith("warning: ") and said[-1] in said[:-1]

@@ -126,7 +126,7 @@ def settle(
     say: Callable[[str], None] = lambda _: None,
     *,
     fit: bool = True,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Outputs]:
     """Set what a trained model's head expects, its bank, and its threshold under both.
 
     The bank is of the training images as they are, not augmented. What a sum of scores shifts and
@@ -140,7 +140,7 @@ def settle(
         fit: False leaves the bank as it is.
 
     Returns:
-        What `calibrate` returns.
+        What `calibrate` returns, and what the model now answers for the validation images.
 
     Raises:
         ValueError: a score or rule that this head or these data do not have.
@@ -187,7 +187,7 @@ def settle(
         )
     threshold = calibrate(head, seen, opened, config.open_set)
     say(_score_line(threshold["score"], seen, opened, head.bank, len(splits.train)))
-    return threshold
+    return threshold, seen
 
 
 def _add_sums(bank: FeatureBank, seen: Outputs, opened: Outputs | None) -> None:

@@ -112,7 +112,6 @@ class _Run:
         self.state = State()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.say_once = cache(say)
-        self.accuracy: float | None = None  # of the model to be, once an epoch has ended
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out) if resume else None
         if found is not None:
@@ -286,7 +285,6 @@ class _Run:
         if reached > self.state.best:
             self.state.best = reached
             self.save(threshold=threshold, path=self.best)
-        self.accuracy = self.state.best if self.config.select == "best" else row["val_overall"]
         self.save(threshold=threshold)
         self.tell_bad_images()
         distributed.barrier()  # the files are there for all
@@ -388,11 +386,12 @@ class _Run:
         if preflight.is_settled(path, header, self.config):
             return path
         self.model.load_state_dict(checkpoint.under("model.", tensors))
-        header["threshold"] = settle(self.model, self.config, self.splits, self.device, self.say)
+        threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
+        header["threshold"] = threshold
         header["config"] = self.config.model_dump(mode="json")
         if distributed.lead():
             checkpoint.save(path, self.weights(), header)
-            for line in below_floor(self.splits, self.accuracy):
+            for line in below_floor(self.splits, seen):
                 self.say(line)
         distributed.barrier()
         return path

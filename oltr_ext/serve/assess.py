@@ -91,7 +91,7 @@ def assess(
     notes: list[str] = []
     if test_prior is not None and has_prior(trained.model.head):
         config = trained.config.model_copy(update={"test_prior": test_prior})
-        trained.threshold = settle(
+        trained.threshold, _ = settle(
             trained.model, config, splits, trained.device, notes.append, fit=False
         )
     elif test_prior is not None:
