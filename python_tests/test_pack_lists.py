@@ -74,6 +74,37 @@ def test_a_pack_holds_the_pixels_and_labels_of_its_lists(mine, capsys):
     assert packed(mine).read_bytes() == again
 
 
+@pytest.mark.parametrize("how", [0.25, "one_per_class"])
+def test_what_training_would_hold_out_is_the_pack_s_val(mine, capsys, how):
+    (mine.parent / "val.txt").unlink()
+    held = [f"data.val={how}", "data.val_seed=3", "data.max_bad_images=2"]
+    for part in ("train", "val"):  # one damaged image of each, and both are left out
+        splits = load_splits(load_config(mine, held).data)
+        (mine.parent / getattr(splits, part).paths[0]).write_text("no image")
+    capsys.readouterr()
+    out = packed(mine, *held)
+    told = capsys.readouterr().err.splitlines()
+    lists = load_splits(load_config(mine, held).data)
+    assert told[0] == lists.held_out and " cannot be read, the first " in told[1] and told[3]
+    packs = load_splits(make_config(pack_config(mine, out)).data)
+    pack = load_pack(str(out))
+    assert pack.about == f"from lists: train.txt, test.txt, open_val.txt, open_test.txt; {told[0]}"
+    for part, name in (("plain", "train"), ("val", "val"), ("test", "test")):
+        there, images = getattr(packs, part), getattr(lists, part)
+        images.substitute = False
+        pixels, labels = images.__getitems__(np.arange(len(images)))
+        kept = labels >= 0
+        assert (~kept).sum() == (part != "test")
+        assert torch.equal(there.__getitems__(np.arange(len(there)))[0], pixels[kept])
+        assert there.labels.tolist() == labels[kept].tolist()
+        names = [pack.source_names[n] for n in pack.source_index[pack.rows(name)]]
+        assert names == [images.paths[n] for n in kept.nonzero().flatten()]
+    assert packs.train_counts.sum() == lists.train_counts.sum() - 1
+    other = load_pack(str(packed(mine, *held, "data.val_seed=4")))
+    a, b = ({p.source_names[n] for n in p.source_index[p.rows("val")]} for p in (pack, other))
+    assert a != b
+
+
 def test_grey_lists_make_a_grey_pack_of_their_size(mine):
     for file in mine.parent.glob("*.png"):
         Image.open(file).convert("L").resize((24, 12)).save(file)

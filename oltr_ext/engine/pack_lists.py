@@ -26,8 +26,9 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
     """Write the images of a configuration of lists as a pack, which trains to the same accuracy.
 
     Size and fit are those of `data.image_size` and `data.augment`; grey where every image is. Of
-    `data.max_bad_images`, the bad ones are left out. Images labelled -1 in val and test become open
-    ones, and those of an open list a class for each label there.
+    `data.max_bad_images`, the bad ones are left out. Images that `data.val` holds out of the
+    training list become val. Images labelled -1 in val and test become open ones, and those of an
+    open list a class for each label there.
 
     Raises:
         ValueError: data that are no lists, or more than 4 GiB of pixels; what `load_splits` and
@@ -69,6 +70,7 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
     grey = (whole == whole[:, :1]).all()
     classes = list(dict.fromkeys([*splits.class_names, *names]))
     sources = list(dict.fromkeys(paths))
+    lists = ", ".join(dict.fromkeys(images.file.name for images in parts.values()))
     pack = Pack(
         images=whole[:, 0] if grey else np.ascontiguousarray(whole.transpose(0, 2, 3, 1)),
         class_index=_places(names, classes),
@@ -76,11 +78,12 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
         source_index=_places(paths, sources),
         class_names=classes,
         source_names=sources,
-        about=f"from lists: {', '.join(images.file.name for images in parts.values())}",
+        about=f"from lists: {lists}" + (f"; {splits.held_out}" if splits.held_out else ""),
     )
     save_pack(out, pack)
-    for line in splits.problems():
-        say(line)
+    for line in (splits.held_out, *splits.problems()):
+        if line is not None:
+            say(line)
     say(
         f"{out}: {len(pack.images):,} {'grey' if grey else 'colour'} images of {size} x {size}, "
         f"{pack.num_known:,} known and {len(classes) - pack.num_known:,} open classes"
