@@ -67,7 +67,17 @@ def fitting_bounds(train_counts: Any) -> tuple[int, int] | None:
 
 
 def class_accuracy(pred: IntArray, target: IntArray, num_classes: int) -> FloatArray:
-    """(C,) share of each class's images predicted right; nan for a class without images."""
+    """(C,) share of each class's images predicted right; nan for a class without images.
+
+    Raises:
+        ValueError: a target (N,) outside 0..C-1, or another number of predictions.
+    """
+    target = as_labels(target, "class_accuracy: target", low=0)
+    pred = as_labels(pred, "class_accuracy: pred", size=len(target))
+    if len(target) and target.max() >= num_classes:
+        raise ValueError(
+            f"class_accuracy: expected target below {num_classes} classes, got {target.max()}"
+        )
     images = np.bincount(target, minlength=num_classes)
     right = np.bincount(target[pred == target], minlength=num_classes)
     with np.errstate(invalid="ignore"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.checks import check_sizes
 from oltr_ext.nn.losses import wide
 from oltr_ext.ops import MetaEmbeddingDetails
 
@@ -24,10 +25,14 @@ class CosineClassifier(nn.Module):
         feat_dim: D.
         num_classes: C.
         scale: of the logits.
+
+    Raises:
+        ValueError: no class or no feature.
     """
 
     def __init__(self, feat_dim: int, num_classes: int, *, scale: float = 16.0) -> None:
         super().__init__()
+        check_sizes("CosineClassifier", num_classes, feat_dim)
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(num_classes, feat_dim))
         self.reset_parameters()
@@ -88,7 +93,7 @@ class MetaEmbedding(nn.Module):
             reachability (r = 1). Weights of a part left out stay in the state dict, untrained.
 
     Raises:
-        ValueError: an unknown part.
+        ValueError: an unknown part, no class or no feature.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class MetaEmbedding(nn.Module):
         without: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        check_sizes(type(self).__name__, num_classes, feat_dim)
         self.scale, self.eps, self.memory_grad = scale, eps, memory_grad
         self.without = tuple(without)
         if not set(self.without) <= set(PARTS):

@@ -74,7 +74,8 @@ class FeatureBank(nn.Module):
                 means and covariance are of all.
 
         Raises:
-            ValueError: features that are not finite, or none. RuntimeError: a label out of range.
+            ValueError: features that are not finite, or none; more of a class than ``counts`` says.
+            RuntimeError: a label out of range.
         """
         device = None if self.whitening is None else self.whitening.device
         counts = torch.as_tensor(counts).cpu()
@@ -96,6 +97,11 @@ class FeatureBank(nn.Module):
 
         means, number = means_over(unit(), len(counts))
         assert moment is not None
+        if (number > counts).any():
+            c = int((number > counts).nonzero()[0])
+            raise ValueError(
+                f"FeatureBank.fit: class {c} has {number[c]} features, and counts say {counts[c]}"
+            )
         pooled = moment - (means.t() * number) @ means  # within classes
         self.whitening = _whitening(pooled, int(number.sum()), int((number > 0).sum()))
         self.means = (means[number > 0] @ self.whitening.t()).float()
@@ -124,8 +130,21 @@ class FeatureBank(nn.Module):
         Args:
             scores: (N,) ``max_logit`` and the scores of this bank, of features of known classes
                 that were not trained on.
+
+        Raises:
+            ValueError: the bank is empty, a score of it or ``max_logit`` is missing, there is no
+                feature, or a score that is not finite.
         """
-        assert self.whitening is not None
+        held = [name for name in self.names if name in FEATURE_SCORES]
+        if self.whitening is None:
+            raise ValueError("FeatureBank.standardise: expected a bank that was fitted")
+        for name in ("max_logit", *held):
+            given = scores.get(name)
+            if given is None or len(given) == 0 or not torch.isfinite(given).all():
+                got = "none" if given is None or len(given) == 0 else "others"
+                raise ValueError(
+                    f"FeatureBank.standardise: expected finite scores {name}, got {got}"
+                )
         rows = [scores.get(name, torch.zeros(1)) for name in ("max_logit", *FEATURE_SCORES)]
         location = [float(row.double().mean()) for row in rows]
         scale = [float(row.double().std(correction=0)) or 1.0 for row in rows]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, check_labels
+from oltr_ext.nn.checks import check_labels
+from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
 

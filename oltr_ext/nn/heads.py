@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from oltr_ext.nn.checks import check_sizes, checked_prior
 from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
@@ -255,6 +256,9 @@ class LinearHead(PriorHead):
             another. See `PriorHead`.
         criterion: over (logits (B, C), target (B,)), in place of cross-entropy.
         metric: over (features (B, D), target (B,)), added ``metric_weight`` times.
+
+    Raises:
+        ValueError: no class or no feature, or a prior that is none.
     """
 
     def __init__(
@@ -267,6 +271,7 @@ class LinearHead(PriorHead):
         metric: nn.Module | None = None,
         metric_weight: float = 1.0,
     ) -> None:
+        check_sizes(type(self).__name__, num_classes, feat_dim)
         super().__init__(class_prior, num_classes)
         self.linear = nn.Linear(feat_dim, num_classes)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
@@ -325,30 +330,3 @@ def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> 
     except TypeError:  # the device has no float64
         value = value.float()
         return value.to(fn(value).device)
-
-
-def check_labels(where: str, target: Tensor, num_classes: int) -> None:
-    """Raises ValueError where a label (N,) is no class."""
-    if len(target) and (target.min() < 0 or target.max() >= num_classes):
-        raise ValueError(
-            f"{where}: expected labels in [0, {num_classes}), got {int(target.min())} to "
-            f"{int(target.max())}"
-        )
-
-
-def checked_prior(prior: Any, num_classes: int) -> Tensor | None:
-    """Class frequencies (C,) as float32; None stays None.
-
-    Raises:
-        ValueError: another shape, or what is no frequency. On the meta device nothing is.
-    """
-    if prior is None:
-        return None
-    prior = torch.as_tensor(prior, dtype=torch.float32)
-    if tuple(prior.shape) != (num_classes,):
-        raise ValueError(f"class_prior: expected shape ({num_classes},), got {tuple(prior.shape)}")
-    if not prior.is_meta and not (
-        torch.isfinite(prior).all() and (prior >= 0).all() and prior.sum() > 0
-    ):
-        raise ValueError("class_prior: expected finite frequencies, not negative, not all zero")
-    return prior

@@ -133,12 +133,17 @@ class RangeLoss(nn.Module):
         k: ranges of a class (2 in the paper).
         margin: in squared units of the features.
         intra, inter: weights of the two terms; they absorb the paper's lambda.
+
+    Raises:
+        ValueError: k below 1.
     """
 
     def __init__(
         self, k: int = 2, margin: float = 10.0, intra: float = 1.0, inter: float = 1.0
     ) -> None:
         super().__init__()
+        if k < 1:
+            raise ValueError(f"RangeLoss: expected k of at least 1, got {k}")
         self.k, self.margin, self.intra, self.inter = k, margin, intra, inter
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:

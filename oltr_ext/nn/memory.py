@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.checks import check_sizes
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
 from oltr_ext.ops.class_means import Means
@@ -81,11 +82,7 @@ class CentroidMemory(nn.Module):
 
     def __init__(self, num_classes: int, feat_dim: int, *, learnable: bool = True) -> None:
         super().__init__()
-        if num_classes < 1 or feat_dim < 1:
-            raise ValueError(
-                f"CentroidMemory: expected at least one class and one feature, "
-                f"got {num_classes} and {feat_dim}"
-            )
+        check_sizes("CentroidMemory", num_classes, feat_dim)
         centroids = torch.zeros(num_classes, feat_dim)
         if learnable:
             self.centroids = nn.Parameter(centroids)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from oltr_ext.nn.heads import HeadOutput, LinearHead, check_labels
+from oltr_ext.nn.checks import check_labels
+from oltr_ext.nn.heads import HeadOutput, LinearHead
 
 TRANSLATE = 1e4
 """What libMR, the authors' library, adds to a tail before its fit. So far from zero the fit no
@@ -70,7 +71,10 @@ class OpenMaxHead(LinearHead):
     Args:
         feat_dim: D.
         num_classes: C. The means are C x C.
-        alpha: classes to revise, at most C.
+        alpha: classes to revise, at least one; more than C are C.
+
+    Raises:
+        ValueError: no class, no feature or none to revise.
     """
 
     EXACT: ClassVar = {**LinearHead.EXACT, "weibull": torch.float64}
@@ -80,6 +84,8 @@ class OpenMaxHead(LinearHead):
 
     def __init__(self, feat_dim: int, num_classes: int, *, alpha: int = 10) -> None:
         super().__init__(feat_dim, num_classes)
+        if alpha < 1:
+            raise ValueError(f"OpenMaxHead: expected alpha of at least 1, got {alpha}")
         self.alpha = min(alpha, num_classes)
         self.register_buffer("mean", torch.zeros(num_classes, num_classes))
         # shift, shape and scale of each class; never reached by a class that was not fitted

@@ -54,8 +54,15 @@ def best_tau(
             in these rows as they are expected to be, what a class is expected over what it has.
 
     Raises:
-        ValueError: no candidate, or no row of a known class.
+        ValueError: no candidate, no class, no row of a class that counts, or another number of
+            weights than of worths.
     """
+    if len(weight) == 0 or (worth is not None and tuple(worth.shape) != (len(weight),)):
+        worths = "no worth" if worth is None else f"a worth {tuple(worth.shape)}"
+        raise ValueError(
+            f"best_tau: expected weight (C >= 1, D) and worth (C,), got {tuple(weight.shape)} and "
+            f"{worths}"
+        )
     known, step = target >= 0, max(1, CHUNK // len(weight))
 
     def count_right(scaled: Tensor) -> float:
@@ -67,10 +74,11 @@ def best_tau(
         return float(counts @ worth)
 
     right = {tau: count_right(tau_normalise(weight, tau)) for tau in sorted(candidates)}
-    if not right or not known.any():
+    counting = known if worth is None else known & (worth.to(target.device)[target] > 0)
+    if not right or not counting.any():
         raise ValueError(
-            f"best_tau: expected candidates and rows of known classes, got {len(right)} and "
-            f"{int(known.sum())}"
+            f"best_tau: expected candidates and rows of known classes that count, got {len(right)} "
+            f"and {int(counting.sum())}"
         )
     return max(right, key=lambda tau: right[tau])
 
@@ -97,7 +105,11 @@ def logit_adjusted_bias(bias: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor
 
     Args:
         bias: (C,). prior: (C,) class frequencies, all positive.
+
+    Raises:
+        ValueError: a frequency that is not positive, which no finite bias makes up for.
     """
+    _check_prior("logit_adjusted_bias", prior)
     return bias - tau * prior.log()
 
 
@@ -130,8 +142,14 @@ def prior_share(counts: Tensor, prior: Tensor) -> float:
         prior: (C,) class frequencies, all positive.
 
     Raises:
-        ValueError: no image, or shapes that differ.
+        ValueError: no image, shapes that differ, a count below zero, or a frequency that is not
+            positive: a class that cannot be met has no likelihood.
     """
+    _check_prior("prior_share", prior)
+    if not (torch.isfinite(counts).all() and (counts >= 0).all()):
+        raise ValueError(
+            f"prior_share: expected counts from 0, got {counts.min()} to {counts.max()}"
+        )
     if counts.shape != prior.shape or counts.sum() <= 0:
         raise ValueError(
             f"prior_share: expected images of some class and as many counts as frequencies, got "
@@ -147,3 +165,12 @@ def prior_share(counts: Tensor, prior: Tensor) -> float:
         expected = (torch.softmax(t * log_prior, dim=0) @ log_prior).item()
         low, high = (t, high) if expected < seen else (low, t)
     return round((low + high) / 2, 6) + 0.0  # no -0.0
+
+
+def _check_prior(where: str, prior: Tensor) -> None:
+    wrong = int((~(torch.isfinite(prior) & (prior > 0))).sum())
+    if wrong:
+        raise ValueError(
+            f"{where}: expected positive, finite class frequencies, got {wrong} of {len(prior)} "
+            "that are not; count a class without images as part of one"
+        )

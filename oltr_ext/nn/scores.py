@@ -31,7 +31,11 @@ def logit_scores(
 
     Returns:
         (B,) under each name, as `open_score` gives it.
+
+    Raises:
+        ValueError: logits of another shape.
     """
+    _check_logits("logit_scores", logits)
     rows, parts = max(1, CHUNK // logits.shape[1]), []
     # a compiled graph is made for a number of parts
     for part in (logits,) if torch.compiler.is_compiling() else logits.split(rows):
@@ -61,7 +65,7 @@ def open_score(
             al. 2020, Eq. 4, with its sign turned); ``nearest_distance`` = -distance;
             ``reachability`` = scale / max(distance, eps); ``openmax`` = 1 - unknown (Bendale &
             Boult 2016).
-        logits: (B, C) over the known classes.
+        logits: (B, C >= 1) over the known classes.
         distance: (B,) to the nearest centroid, for the two scores of distance.
         unknown: (B,) probability of "unknown" that the head itself gives, for ``openmax``.
         scale: of the reachability.
@@ -72,9 +76,10 @@ def open_score(
         (B,) in the dtype of its input.
 
     Raises:
-        ValueError: an unknown name, a distance score without a distance, or ``openmax`` without
-            that probability.
+        ValueError: an unknown name, logits of another shape, a distance score without a distance,
+            or ``openmax`` without that probability.
     """
+    _check_logits("open_score", logits)
     if name in DISTANCE_SCORES and distance is None:
         raise ValueError(f"open_score: {name} needs a head with a memory of centroids")
     if name in UNKNOWN_SCORES and unknown is None:
@@ -110,7 +115,11 @@ def all_scores(
     Returns:
         (B,) float64 under each name; float32 on MPS, which has no other. In float32, max softmax is
         1 as soon as the other classes share less than 3e-8.
+
+    Raises:
+        ValueError: logits of another shape.
     """
+    _check_logits("all_scores", logits)
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
     scores = logit_scores(logits, temperature=temperature, dtype=dtype)
     if distance is not None:
@@ -120,3 +129,8 @@ def all_scores(
         for name in UNKNOWN_SCORES:
             scores[name] = open_score(name, logits, unknown=unknown.to(dtype))
     return scores
+
+
+def _check_logits(where: str, logits: Tensor) -> None:
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"{where}: expected logits (B, C >= 1), got {tuple(logits.shape)}")
