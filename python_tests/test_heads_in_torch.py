@@ -11,7 +11,7 @@ import torch.distributed as dist
 from head_cases import heads_of_every_kind
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import FSLwFHead, LinearHead, LWSHead, ModulatedAttention, OLTRHead, OpenMaxHead
@@ -145,35 +145,60 @@ def copied(head, other):
     return other
 
 
-def averaged(use_buffers):
+def averaged(**options):
     def average(head, other):
-        average = AveragedModel(other, use_buffers=use_buffers)
-        average.update_parameters(head)
-        average.update_parameters(head)
+        average = AveragedModel(other, **options)
+        for _ in range(4):
+            average.update_parameters(head)
         return average.module
 
     return average
 
 
-WAYS = {"copied": copied, "averaged": averaged(False), "buffers too": averaged(True)}
+WAYS = {
+    "copied": copied,
+    "averaged": averaged(),
+    "buffers too": averaged(use_buffers=True),
+    # whose integers torch cuts off: 3 becomes 2
+    "moving": averaged(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
+    "moving singly": averaged(use_buffers=True, avg_fn=get_ema_avg_fn(0.9)),
+}
 
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_head_that_is_written_tensor_by_tensor(kind, how):
     """As processes get one's weights, and averages their model's: what it derives is made anew."""
-    if (kind, how) == ("fslwf", "buffers too"):
-        pytest.skip("torch averages no bool, which FSLwF's base is")
     head, x, _ = trained(kind)
+    head.set_threshold(0.25, "nearest_distance")  # the fourth
     other = MAKERS[kind]().eval()
     with torch.no_grad():
         other.predict(x)  # derives all there is
         other = WAYS[how](head, other)
-        assert other.score == "energy"
+        assert other.score == "nearest_distance"
+        head.set_threshold(0.25, "energy"), other.set_threshold(0.25, "energy")  # all have it
         for name, value in head.eval().outputs(x)._asdict().items():
             if value is not None:
-                torch.testing.assert_close(getattr(other.outputs(x), name), value)
+                got = getattr(other.outputs(x), name)
+                torch.testing.assert_close(got, value, rtol=1e-5, atol=2e-6)
         assert torch.equal(other.predict(x)[0], head.predict(x)[0])
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_indices_of_version_0_1_are_read(assign):
+    head, x, _ = trained("fslwf")
+    state = copy.deepcopy(head.state_dict())
+    state["base"] = head.base
+    for name in ("score_index", "position", "support_target"):
+        state[name] = state[name].long()
+    other = MAKERS["fslwf"]()
+    other.load_state_dict(state, assign=assign)
+    assert other.score == "energy" and torch.equal(other.base, head.base)
+    for a, b in zip(other.predict(x), head.predict(x), strict=True):
+        assert torch.equal(a, b)
+    small = other.half().float()  # 2,049 is no half
+    assert {small.position.dtype, small.support_target.dtype} == {torch.float64}
+    assert torch.equal(small.predict(x)[0], head.predict(x)[0])
 
 
 def test_a_program_of_a_memory_that_lacks_a_class():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.checks import check_labels
-from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
+from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, indices
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
 
@@ -45,7 +45,12 @@ class FSLwFHead(Head):
         ValueError: no base class.
     """
 
-    base: Tensor
+    EXACT: ClassVar = {
+        **Head.EXACT,
+        "position": torch.float64,
+        "support_target": torch.float64,
+    }
+
     position: Tensor
     support: Tensor
     support_target: Tensor
@@ -63,10 +68,9 @@ class FSLwFHead(Head):
         if width == 0:
             raise ValueError(f"FSLwFHead: expected a class with {base_shots} images, got none")
         self.fake = fake
-        self.register_buffer("base", base.to(device))
-        self.register_buffer("position", position.to(device))
+        self.register_buffer("position", indices(position).to(device))
         self.register_buffer("support", torch.zeros(kept, feat_dim))
-        self.register_buffer("support_target", torch.zeros(kept, dtype=torch.int64))
+        self.register_buffer("support_target", indices(torch.zeros(kept)))
         self.weight = nn.Parameter(torch.randn(width, feat_dim) * feat_dim**-0.5)
         self.keys = nn.Parameter(torch.randn(width, feat_dim) * feat_dim**-0.5)
         self.query = nn.Linear(feat_dim, feat_dim)
@@ -76,6 +80,15 @@ class FSLwFHead(Head):
         self.phi_att = nn.Parameter(torch.ones(feat_dim))
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.gamma = nn.Parameter(torch.tensor(10.0))
+
+    @property
+    def base(self) -> Tensor:
+        """(C,) bool, the classes with learned weights."""
+        return self.position > -0.5
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        state.pop(f"{prefix}base", None)  # of version 0.1, which kept it beside the positions
+        super()._load_from_state_dict(state, prefix, *args)
 
     @torch.no_grad()
     def init_from(self, weight: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -91,13 +104,13 @@ class FSLwFHead(Head):
         """
         novel: list[tuple[Tensor, Tensor]] = []
         width = self.weight.shape[1]
-        if tuple(weight.shape) != (len(self.base), width):
+        if tuple(weight.shape) != (self.num_classes, width):
             raise ValueError(
-                f"FSLwFHead.init_from: expected weight of shape {(len(self.base), width)}, got "
+                f"FSLwFHead.init_from: expected weight of shape {(self.num_classes, width)}, got "
                 f"{tuple(weight.shape)}"
             )
         for x, y in batches:
-            check_labels("FSLwFHead.init_from", y, len(self.base))
+            check_labels("FSLwFHead.init_from", y, self.num_classes)
             if tuple(x.shape) != (len(y), width) or not x.isfinite().all():
                 finite = "" if x.isfinite().all() else ", not all finite"
                 raise ValueError(
@@ -142,10 +155,11 @@ class FSLwFHead(Head):
 
     def _all_weights(self) -> Tensor:
         """(C, D): those of the base classes, and generated ones for the rest."""
-        made = self.weight.new_zeros(len(self.base), self.weight.shape[1])
+        made = self.weight.new_zeros(self.num_classes, self.weight.shape[1])
         if len(self.support):
-            made = self.generate(self.support, self.support_target, len(self.base))
-        return torch.where(self.base[:, None], self.weight[self.position.clamp_min(0)], made)
+            made = self.generate(self.support, _whole(self.support_target), self.num_classes)
+        learned = self.weight[_whole(self.position).clamp_min(0)]
+        return torch.where(self.base[:, None], learned, made)
 
     def _kept_weights(self) -> Tensor:
         """As `_all_weights`, made anew only when a parameter or buffer is another or has changed.
@@ -175,12 +189,12 @@ class FSLwFHead(Head):
 
     @property
     def num_classes(self) -> int:
-        return len(self.base)
+        return len(self.position)
 
     def outputs(self, features: Tensor) -> HeadOutput:
         logits = self._cosine(features, self._kept_weights())
         # a class without images has no weight, and is no answer
-        absent = (~self.base).index_fill(0, self.support_target, False)
+        absent = (~self.base).index_fill(0, _whole(self.support_target), False)
         return HeadOutput(logits.masked_fill(absent, -torch.inf), features=features)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
@@ -193,15 +207,15 @@ class FSLwFHead(Head):
             RuntimeError: a label out of range.
         """
         features, target = gather(features, target)
-        wrong = ((target < 0) | (target >= len(self.base))).nonzero()
+        wrong = ((target < 0) | (target >= self.num_classes)).nonzero()
         if len(wrong):
             at = int(wrong[0])
             raise RuntimeError(
-                f"FSLwFHead.loss: expected every target in [0, {len(self.base)}), "
+                f"FSLwFHead.loss: expected every target in [0, {self.num_classes}), "
                 f"got {int(target[at])} at row {at}"
             )
         known = self.base[target]
-        features, row = features[known], self.position[target[known]]
+        features, row = features[known], _whole(self.position)[target[known]]
         if len(row) == 0:
             return self._nothing()
         same = row[:, None] == row
@@ -239,4 +253,9 @@ class FSLwFHead(Head):
         return self.scale * wide(z @ F.normalize(wide(weight), dim=1).t())
 
     def extra_repr(self) -> str:
-        return f"base={len(self.weight)} of {len(self.base)}, fake={self.fake}"
+        return f"base={len(self.weight)} of {self.num_classes}, fake={self.fake}"
+
+
+def _whole(values: Tensor) -> Tensor:
+    """int64 of what `indices` made."""
+    return values.round().long()

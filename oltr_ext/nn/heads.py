@@ -56,10 +56,14 @@ class Head(nn.Module, ABC):
     Attributes:
         bank: scores by the training's features; empty until it is fitted.
         EXACT: buffers that keep their dtype when the module is cast, as by ``half()``. A device
-            without float64 (MPS) has those of float64 in float32.
+            without float64 (MPS) has those of float64 in float32. Whole numbers that a head is read
+            by are among them, as `indices` has them.
     """
 
-    EXACT: ClassVar[dict[str, torch.dtype]] = {"threshold": torch.float64}
+    EXACT: ClassVar[dict[str, torch.dtype]] = {
+        "threshold": torch.float64,
+        "score_index": torch.float64,
+    }
 
     threshold: Tensor
     score_index: Tensor
@@ -70,7 +74,7 @@ class Head(nn.Module, ABC):
         super().__init__()
         # The released code's rule, until a threshold is calibrated.
         self.register_buffer("threshold", torch.tensor(0.1, dtype=torch.float64))
-        self.register_buffer("score_index", torch.tensor(SCORES.index(self._score)))
+        self.register_buffer("score_index", indices([SCORES.index(self._score)])[0])
         self.bank = FeatureBank()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -92,7 +96,7 @@ class Head(nn.Module, ABC):
 
     def _read_score(self) -> None:
         if not self.score_index.is_meta:  # still, where nothing was assigned
-            self._score = SCORES[int(self.score_index)]
+            self._score = SCORES[round(float(self.score_index))]
         self._said_by = mark([self.score_index])
 
     @property
@@ -320,6 +324,15 @@ class LinearHead(PriorHead):
             self.linear.bias.zero_()
         else:
             self.linear.bias.copy_(bias)
+
+
+def indices(values: Any) -> Tensor:
+    """Whole numbers in float64, for buffers that are read by rounding.
+
+    ``torch.optim.swa_utils.AveragedModel(use_buffers=True)`` averages buffers of integers with what
+    is left of them cut off, so that an average of 3 and 3 may be 2, and of booleans not at all.
+    """
+    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
