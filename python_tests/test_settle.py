@@ -319,6 +319,24 @@ def test_tau_is_chosen_for_classes_as_they_are_expected(data, tmp_path, monkeypa
     assert best_tau(weight, rows, target, [0.0, 1.0], worth) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"stage2": {"kind": "tau_norm"}}, "the tau"),
+        ({"stage2": {"kind": "tau_norm", "tau": 0.5}}, None),
+        ({"select": "best"}, "the epoch"),
+        ({"select": "best", "stage2": {"kind": "tau_norm"}}, "the epoch and the tau"),
+    ],
+)
+def test_what_was_chosen_by_another_expectation_is_told(data, tmp_path, more, kept):
+    train(settings(data, "plain", **more), tmp_path / "run")
+    for prior in ("val", "balanced"):
+        said = []
+        train(settings(data, "plain", **more, test_prior=prior), tmp_path / "run", say=said.append)
+        line = f"{tmp_path}/run keeps {kept} that did best under test_prior: balanced; --fresh "
+        assert (f"{line}chooses anew under val" in said) == (kept is not None and prior == "val")
+
+
 def test_the_best_epoch_is_that_of_classes_as_they_are_expected(data):
     splits = load_splits(settings(data, "plain").data)
     target = np.append(splits.val.labels, [-1, -1])

@@ -230,7 +230,8 @@ def check_same_run(
     before fingerprints were kept passes with the same training images a class and class names.
 
     Args:
-        say: gets a line where there is no fingerprint to compare.
+        say: gets a line where there is no fingerprint to compare, and one where `test_prior`
+            differs and something was chosen by it.
     """
     # through today's defaults: a run from before a key was there may go on
     old, new = (
@@ -244,6 +245,11 @@ def check_same_run(
                 f"{out} holds a run with {key} = {old.get(key)}, and this one asks for "
                 f"{new.get(key)}"
             )
+    if chosen := _chosen_by_prior(old, new):
+        say(
+            f"{out} keeps {chosen} that did best under test_prior: {old['test_prior']}; --fresh "
+            f"chooses anew under {new['test_prior']}"
+        )
     if "data" not in header:
         say(f"{out} has no fingerprint of its data: only their numbers and names are compared")
     elif changed := what_changed(header["data"], splits.fingerprint):
@@ -254,6 +260,13 @@ def check_same_run(
     for label, (there, here) in enumerate(names):
         if there != here:
             raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
+
+
+def _chosen_by_prior(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What a run with the flat values `old` chose by a `test_prior` that `new` does not have."""
+    fitted = old.get("stage2.kind") == "tau_norm" and old.get("stage2.tau") is None
+    words = [w for w, by in (("the epoch", old["select"] == "best"), ("the tau", fitted)) if by]
+    return " and ".join(words) if old["test_prior"] != new["test_prior"] else ""
 
 
 def is_settled(path: Path, header: Mapping[str, Any], config: Config) -> bool:
