@@ -12,8 +12,9 @@
 #> scale 2^-64: bfloat16 matmul 0, conv1d 0, dot 1, float32 matmul 1
 #> held to AVX512_CORE, scale 2^-64: bfloat16 matmul 1, conv1d 1, dot 1, float32 matmul 1
 #> the instruction, two products of 2^-63 by 2^-63 1, of 2^-64 by 2^-64 0
-# Here: it bounds the features whose nearest class bfloat16 products can select (`nearest_centroid`); csrc/README.md says
-# so, and csrc/testing/test_tiles.cpp holds the tests' model of tiles to it.
+# Here: bfloat16 products select the nearest class (`nearest_centroid`), so rows whose distance is that small are measured
+# again, with gaps scaled (csrc/README.md, Distances); csrc/testing/test_extremes.cpp and python_tests/test_extremes.py hold
+# it, and csrc/testing/test_tiles.cpp holds the tests' model of tiles to the processor.
 pins="torch==2.14.1 numpy==2.4.6"
 grep -qwE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null || { echo "skipped: no such processor (avx512_bf16)"; exit 77; }
 set -euo pipefail

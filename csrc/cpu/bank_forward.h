@@ -5,6 +5,7 @@
 // common/merge.h for its rows; a second step merges the parts in their order.
 #pragma once
 
+#include "cpu/measure_again.h"
 #include "cpu/nearest_tile.h"
 #include "cpu/product.h"
 
@@ -45,7 +46,7 @@ struct BankForward {
   T* picked = nullptr;              // (B) the target's logit; untouched where there is none
   T* recalled = nullptr;            // (B,D) softmax-weighted sum of memory; optional
   T* lse = nullptr;                 // (B)
-  T* distance2 = nullptr;           // (B)
+  T* distance = nullptr;            // (B) to the nearest
   int64_t* index = nullptr;         // (B)
 };
 
@@ -127,7 +128,7 @@ struct BankPass {
   Layout<M> layout;
   RowBlocks<M> rows;
   Converted<T> x;    // for distances, as given
-  Buffer<T> length;  // (B) |x|
+  Buffer<T> length;  // (B) |x|, not 0: by an infinite centroid's length that would be NaN
   PartialStates<T> states;
   int64_t padded_batch;
 
@@ -144,7 +145,8 @@ struct BankPass {
     const int64_t B = p.size.batch, D = p.size.width;
     fill(length.data(), padded_batch, T(0));
     for (int64_t r = 0; p.nearest && r < B; ++r)
-      length[r] = std::sqrt(dot(x.data() + r * D, x.data() + r * D, D));
+      length[r] =
+          std::sqrt(dot(x.data() + r * D, x.data() + r * D, D)) + std::numeric_limits<T>::min();
   }
 
   // What a task stages of the bank, and its scores.
@@ -283,8 +285,12 @@ struct BankPass {
     }
     for (int64_t d = 0; o != nullptr && d < D; ++d) o[d] /= sum;
     if (p.lse != nullptr) p.lse[r] = max + std::log(sum);
-    if (p.distance2 != nullptr) p.distance2[r] = d2;
-    if (p.index != nullptr) p.index[r] = index;
+    if (!p.nearest) return;
+    Nearby<T> found{d2, 1, index};
+    if (!in_range(d2) || length[r] > Squares<T>::high_root)
+      found = measure_again(x.data() + r * D, length[r], p.memory, p.size, d2, index);
+    p.distance[r] = std::sqrt(found.distance2) / found.scale;
+    p.index[r] = found.index;
   }
 };
 

@@ -31,7 +31,7 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
   bank.nearest = true;
   bank.recalled = recalled.data();
   bank.lse = static_cast<T*>(p.lse.data);
-  bank.distance2 = distance;
+  bank.distance = distance;
   bank.index = p.nearest;
   bank_forward(bank, parallel);
   const Sizes square{B, D, D};
@@ -41,10 +41,12 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
   parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const T d = std::sqrt(distance[r]);
-      distance[r] = d < eps ? eps : d;
-      const T reach = scale / distance[r];
+      const T d = distance[r] < eps ? eps : distance[r], reach = scale / d;
+      distance[r] = d;
       for (int64_t i = r * D; i < (r + 1) * D; ++i) out[i] = reach * (x[i] + gate[i] * recalled[i]);
+      if (std::isnormal(reach)) continue;
+      for (int64_t i = r * D; i < (r + 1) * D; ++i)
+        out[i] = scale * ((x[i] + gate[i] * recalled[i]) / d);
     }
   });
   convert_out(out.data(), n, p.embedding.data, p.embedding.dtype, 0);
@@ -60,7 +62,7 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
       g_d(p.grad_distance, B), x(p.x, n), recalled(p.memory_feature, n), gate(p.selector, n);
   const T* distance = static_cast<const T*>(p.distance.data);
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
-  const Buffer<T> grad_x(n), grad_m(n), grad_a(n), weight(B);
+  const Buffer<T> grad_x(n), grad_m(n), grad_a(n), grad_d(B);
   parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T d = distance[r], reach = scale / d;
@@ -73,8 +75,8 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
         grad_a[i] = grad_e * (1 - gate[i] * gate[i]);
         grad_x[i] = grad_t;
       }
-      const T grad_d = (g_d.data() != nullptr ? g_d[r] : T(0)) - reach / d * along;
-      weight[r] = d <= eps ? T(0) : grad_d / d;
+      const T given = g_d.data() != nullptr ? g_d[r] : T(0);
+      grad_d[r] = d <= eps ? T(0) : given - reach * (along / d);
     }
   });
 
@@ -93,7 +95,7 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
   bank_backward(selector, parallel);
 
   const WinnerGradient<T> winners(p.size, p.nearest);
-  winners.run(x.data(), p.memory, weight.data(), grad_x.data());
+  winners.run(x.data(), p.memory, grad_d.data(), distance, grad_x.data());
   if (p.grad_memory.data != nullptr) winners.add_to(p.grad_memory);
   for (int64_t i = 0; i < n; ++i) grad_x[i] += through_bank[i] + through_gate[i];
   convert_out(grad_x.data(), n, p.grad_x.data, p.grad_x.dtype, 0);

@@ -17,15 +17,15 @@ static void nearest_centroid_forward(const NearestCentroidForward& p, const Para
   bank.x = p.x;
   bank.memory = p.memory;
   bank.nearest = true;
-  bank.distance2 = distance.data();
+  bank.distance = distance.data();
   bank.index = p.index;
   bank_forward(bank, parallel);
-  for (int64_t r = 0; r < B; ++r) distance[r] = std::sqrt(distance[r]);
   convert_out(distance.data(), B, p.distance.data, p.distance.dtype, 0);
 }
 
-// grad_x_r += w_r (x_r - memory_k), and sums[slot] -= the same for the winners, which lie scattered
-// over the bank: `slots` numbers them by first appearance so that the sums need no (C,D) scratch.
+// grad_x_r += g_r (x_r - memory_k) / d_r with g_r of the distance d_r, and sums[slot] -= the same for
+// the winners, which lie scattered over the bank: `slots` numbers them by first appearance so that
+// the sums need no (C,D) scratch. `distance` may be absent.
 template <class T>
 class WinnerGradient {
  public:
@@ -51,16 +51,21 @@ class WinnerGradient {
     }
   }
 
-  OLTR_INLINE void run(const T* x, Matrix memory, const T* weight, T* grad_x) const {
+  OLTR_INLINE void run(const T* x, Matrix memory, const T* grad, const T* distance,
+                       T* grad_x) const {
     const int64_t D = size_.width;
     const Buffer<T> scratch(D);
     fill(sums_.data(), size_.batch * D, T(0));
     for (int64_t r = 0; r < size_.batch; ++r) {
-      if (weight[r] == T(0)) continue;
+      if (grad[r] == T(0)) continue;
       const T* c = rows(memory, index_[r], 1, D, scratch.data());
+      const bool known = distance != nullptr && in_range(distance[r] * distance[r]);
+      const Gap<T> gap = known ? Gap<T>{distance[r], 1} : gap_between(x + r * D, c, D);
+      const Pull<T> pull = pull_of(grad[r], gap.length, gap.scale);
+      if (pull.weight == T(0)) continue;
       T* sum = sums_.data() + slot_[r] * D;
       for (int64_t d = 0; d < D; ++d) {
-        const T g = weight[r] * (x[r * D + d] - c[d]);
+        const T g = pull(x[r * D + d], c[d]);
         grad_x[r * D + d] += g;
         sum[d] -= g;
       }
@@ -91,15 +96,10 @@ static void nearest_centroid_backward(const NearestCentroidBackward& p, const Pa
   using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width;
   const Converted<T> x(p.x, B * D), grad(p.grad_distance, B);
-  const Buffer<T> weight(B), grad_x(B * D), scratch(D);
-  for (int64_t r = 0; r < B; ++r) {
-    const T* c = rows(p.memory, p.index[r], 1, D, scratch.data());
-    const T d = std::sqrt(squared_distance(x.data() + r * D, c, D));
-    weight[r] = d == T(0) ? T(0) : grad[r] / d;
-  }
+  const Buffer<T> grad_x(B * D);
   fill(grad_x.data(), B * D, T(0));
   const WinnerGradient<T> winners(p.size, p.index);
-  winners.run(x.data(), p.memory, weight.data(), grad_x.data());
+  winners.run(x.data(), p.memory, grad.data(), nullptr, grad_x.data());
   convert_out(grad_x.data(), B * D, p.grad_x.data, p.grad_x.dtype, 0);
   if (p.grad_memory.data == nullptr) return;
   const int64_t row_bytes = D * dtype_bytes(p.dtype);

@@ -8,6 +8,7 @@
 //   grad_x = grad_t + grad_a Ws + attention's + grad_d (x - M_k) / d
 #include "cuda/bank_backward.h"
 #include "cuda/bank_forward.h"
+#include "cuda/measure_again.h"
 
 namespace oltr::cuda {
 namespace {
@@ -15,29 +16,38 @@ namespace {
 // All that follows the pass over the bank. A block a row.
 template <class S>
 struct Finish {
-  const S *x, *gate_bias;                                // (B,D) (D)
+  const S *x, *memory, *gate_bias;                       // (B,D) (C,D) (D)
   const Acc<S>*gate, *max, *sum, *recalled, *distance2;  // (B,D) x Ws', then the row state
   Acc<S> scale, eps;
-  int64_t width;
+  int64_t classes, width;
   S *embedding, *memory_feature, *selector;  // (B,D)
   Acc<S>*distance, *lse;                     // (B)
+  int64_t* nearest;                          // (B)
 };
 
 template <class S>
 __global__ void finish_embedding_kernel(Finish<S> p) {
   using T = Acc<S>;
   const int64_t r = blockIdx.x;
-  const T l = p.sum[r], root = sqrt(p.distance2[r]);
+  // Each warp for itself.
+  const auto found =
+      measured(p.x + r * p.width, p.memory, p.classes, p.width, p.distance2[r], p.nearest[r]);
+  const T l = p.sum[r], root = sqrt(found.distance2) / found.scale;
   const T distance = root < p.eps ? p.eps : root, reach = p.scale / distance;
+  const bool normal =
+      reach >= std::numeric_limits<T>::min() && reach <= std::numeric_limits<T>::max();
   for (int64_t d = threadIdx.x; d < p.width; d += kThreads) {
     const int64_t i = r * p.width + d;
     const T recalled = p.recalled[i] / l;
     const T gate = tanh(p.gate[i] + widen(p.gate_bias[d]));
     p.memory_feature[i] = narrow<S>(recalled);
     p.selector[i] = narrow<S>(gate);
-    p.embedding[i] = narrow<S>(reach * (widen(p.x[i]) + gate * recalled));
+    const T joined = widen(p.x[i]) + gate * recalled;
+    p.embedding[i] = narrow<S>(normal ? reach * joined : p.scale * (joined / distance));
   }
+  __syncthreads();  // all have read which seemed the nearest
   if (threadIdx.x != 0) return;
+  p.nearest[r] = found.index;
   p.distance[r] = distance;
   p.lse[r] = p.max[r] + log(l);
 }
@@ -47,12 +57,14 @@ template <class S>
 struct Gate {
   const S *grad_embedding, *grad_memory_feature, *grad_selector;  // (B,D); the last two optional
   const Acc<S>* grad_distance;                                    // (B); optional
-  const S *x, *memory_feature, *selector;                         // (B,D)
+  const S *x, *memory, *memory_feature, *selector;                // (B,D) (C,D) (B,D) (B,D)
   const Acc<S>* distance;                                         // (B)
+  const int64_t* nearest;                                         // (B)
   Acc<S> scale, eps;
-  int64_t width;
-  S *grad_recalled, *grad_gate;    // (B,D) grad_m, grad_a
-  Acc<S>*grad_x, *weight, *delta;  // (B,D) grad_t; (B) grad_d / d; (B) grad_m . m
+  int64_t classes, width;
+  S *grad_recalled, *grad_gate;  // (B,D) grad_m, grad_a
+  Acc<S>*grad_x, *delta;         // (B,D) grad_t; (B) grad_m . m
+  Pull<Acc<S>>* pull;            // (B) of grad_d
 };
 
 template <class S>
@@ -77,10 +89,15 @@ __global__ void gate_backward_kernel(Gate<S> p) {
   }
   along = block_reduce(along, Add(), shared);
   delta = block_reduce(delta, Add(), shared);
+  Gap<T> gap{distance, 1};
+  const int64_t k = p.nearest[r];
+  if (!in_range(distance * distance) && k >= 0 && k < p.classes)
+    gap = gap_between(p.x + r * p.width, p.memory + k * p.width, p.width);
   if (threadIdx.x != 0) return;
   p.delta[r] = delta;
   const T given = p.grad_distance == nullptr ? T(0) : p.grad_distance[r];
-  p.weight[r] = distance <= p.eps ? T(0) : (given - reach / distance * along) / distance;
+  const T grad_d = distance <= p.eps ? T(0) : given - reach * (along / distance);
+  p.pull[r] = pull_of(grad_d, gap.length, gap.scale);
 }
 
 // sums[part, d] = the sum of kGradientRows rows of m. A thread a column.
@@ -112,14 +129,15 @@ struct Forward {
 template <class S>
 struct Backward {
   AttentionBackward<S> bank;
-  Acc<S>*grad_x, *weight, *sums;
+  Acc<S>*grad_x, *sums;
+  Pull<Acc<S>>* pull;
   S *grad_recalled, *grad_gate;
   int64_t bytes;
   Backward(Carver carve, Sizes size, Device device)
       : bank(carve, size, device),
         grad_x(carve.array<Acc<S>>(size.batch * size.width)),
-        weight(carve.array<Acc<S>>(size.batch)),
         sums(carve.array<Acc<S>>(div_up(size.batch, kGradientRows) * size.width)),
+        pull(carve.array<Pull<Acc<S>>>(size.batch)),
         grad_recalled(carve.array<S>(size.batch * size.width)),
         grad_gate(carve.array<S>(size.batch * size.width)),
         bytes(carve.bytes()) {}
@@ -151,6 +169,7 @@ void enqueue(const MetaEmbeddingForward& p, Queue& queue) {
     product<S>(queue, p.precision, B, D, D, plain(x, D),
                transposed(rows_of<S>(p.selector_weight), D), work.gate, D);
     const Finish<S> finish{x,
+                           bank.memory,
                            rows_of<S>(p.selector_bias),
                            work.gate,
                            bank.max,
@@ -159,12 +178,14 @@ void enqueue(const MetaEmbeddingForward& p, Queue& queue) {
                            bank.distance2,
                            static_cast<T>(p.scale),
                            static_cast<T>(p.eps),
+                           p.size.classes,
                            D,
                            rows_of<S>(p.embedding),
                            rows_of<S>(p.memory_feature),
                            rows_of<S>(p.selector),
                            rows_of<T>(p.distance),
-                           rows_of<T>(p.lse)};
+                           rows_of<T>(p.lse),
+                           p.nearest};
     launch(queue, finish_embedding_kernel<S>, blocks_of(B), finish);
   });
 }
@@ -194,17 +215,20 @@ void enqueue(const MetaEmbeddingBackward& p, Queue& queue) {
                        rows_of<S>(p.grad_selector),
                        rows_of<T>(p.grad_distance),
                        x,
+                       rows_of<S>(p.memory),
                        recalled,
                        rows_of<S>(p.selector),
                        rows_of<T>(p.distance),
+                       p.nearest,
                        static_cast<T>(p.scale),
                        static_cast<T>(p.eps),
+                       p.size.classes,
                        D,
                        work.grad_recalled,
                        work.grad_gate,
                        work.grad_x,
-                       work.weight,
-                       work.bank.delta};
+                       work.bank.delta,
+                       work.pull};
     launch(queue, gate_backward_kernel<S>, blocks_of(B), gate);
 
     work.bank.run(queue, p, work.grad_recalled, work.grad_x, true);
@@ -222,7 +246,7 @@ void enqueue(const MetaEmbeddingBackward& p, Queue& queue) {
     const Winners<S> winners{x,
                              rows_of<S>(p.memory),
                              p.nearest,
-                             work.weight,
+                             work.pull,
                              work.grad_x,
                              rows_of<S>(p.grad_x),
                              rows_of<S>(p.grad_memory),

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "common/distance.h"
 #include "cuda/queue.h"
 
 namespace oltr::cuda {
@@ -85,18 +86,18 @@ __global__ void narrow_kernel(const Acc<S>* m, int64_t n, S* out) {
   if (i < n) out[i] = narrow<S>(m[i]);
 }
 
-// The gradient that reaches the nearest centroids, k their classes and w_r = grad_d / d:
-//   grad_x_r += w_r (x_r - M_k),  grad_memory_k -= the sum of that over the rows that it won.
+// The gradient that reaches the nearest centroids, k their classes and pull_r that of x_r and M_k:
+//   grad_x_r += pull_r(x_r, M_k),  grad_memory_k -= the sum of that over the rows that it won.
 // One block a row. The first row of a class writes that class, so that no two blocks do. An index that
 // is no class makes NaN of its row.
 template <class S>
 struct Winners {
-  const S *x, *memory;   // (B,D) (C,D)
-  const int64_t* index;  // (B)
-  const Acc<S>* weight;  // (B)
-  const Acc<S>* grad;    // (B,D) what else reaches x; may be absent
-  S* grad_x;             // (B,D)
-  S* grad_memory;        // (C,D), added to; may be absent
+  const S *x, *memory;       // (B,D) (C,D)
+  const int64_t* index;      // (B)
+  const Pull<Acc<S>>* pull;  // (B)
+  const Acc<S>* grad;        // (B,D) what else reaches x; may be absent
+  S* grad_x;                 // (B,D)
+  S* grad_memory;            // (C,D), added to; may be absent
   int64_t rows, classes, width;
 };
 
@@ -106,11 +107,12 @@ __global__ void winners_kernel(Winners<S> p) {
   const int64_t r = blockIdx.x, D = p.width, k = p.index[r];
   const bool valid = k >= 0 && k < p.classes;
   const S* centroid = p.memory + (valid ? k : 0) * D;
-  const T weight = valid ? p.weight[r] : std::numeric_limits<T>::quiet_NaN();
+  Pull<T> pull = p.pull[r];
+  if (!valid) pull.weight = std::numeric_limits<T>::quiet_NaN();
   for (int64_t d = threadIdx.x; d < D; d += kThreads) {
     T g = p.grad == nullptr ? T(0) : p.grad[r * D + d];
     // A zero weight stands for no gradient at all, whatever the distance is.
-    if (weight != T(0)) g += weight * (widen(p.x[r * D + d]) - widen(centroid[d]));
+    if (pull.weight != T(0)) g += pull(widen(p.x[r * D + d]), widen(centroid[d]));
     p.grad_x[r * D + d] = narrow<S>(g);
   }
   if (p.grad_memory == nullptr || !valid || !first_labelled(p.index, r)) return;
@@ -119,8 +121,8 @@ __global__ void winners_kernel(Winners<S> p) {
     const int64_t d = first + threadIdx.x;
     T sum = 0;
     for_each_labelled(p.index, r, p.rows, k, [&](int64_t i) {
-      const T w = p.weight[i];
-      if (d < D && w != T(0)) sum += w * (widen(p.x[i * D + d]) - widen(centroid[d]));
+      const Pull<T> other = p.pull[i];
+      if (d < D && other.weight != T(0)) sum += other(widen(p.x[i * D + d]), widen(centroid[d]));
     });
     if (d < D) out[d] = narrow<S>(widen(out[d]) - sum);
   }

@@ -193,6 +193,7 @@ class NearestCentroid : public Op {
 
 class MetaEmbedding : public Op {
  public:
+  double eps = 1e-6;
   MetaEmbedding(Sizes s, std::mt19937& r) {
     size = s;
     with_gradient = 4;
@@ -206,7 +207,7 @@ class MetaEmbedding : public Op {
       const double* x = &in[0][b * D()];
       MemoryAttention::attend(x, in[2], in[3], in[1], C(), D(), &recalled[b * D()], &lse[b]);
       const auto [d, k] = nearest(x, in[1], C(), D());
-      distance[b] = std::max(d, kEps);
+      distance[b] = std::max(d, eps);
       index[b] = static_cast<double>(k);
       for (int64_t i = 0; i < D(); ++i) {
         const double e = std::tanh(dot(x, &in[4][i * D()], D()) + in[5][i]);
@@ -218,13 +219,13 @@ class MetaEmbedding : public Op {
   }
 
  protected:
-  static constexpr double kScale = 10, kEps = 1e-6;
+  static constexpr double kScale = 10;
   Arrays forward(const KernelTable& table, Storage& s) const override {
     MetaEmbeddingForward p;
     p.size = size;
     p.dtype = s.dtype();
     p.scale = kScale;
-    p.eps = kEps;
+    p.eps = eps;
     p.x = s.in(inputs[0]);
     p.memory = s.in(inputs[1]);
     p.keys = s.in(inputs[2]);
@@ -252,7 +253,7 @@ class MetaEmbedding : public Op {
     p.size = size;
     p.dtype = s.dtype();
     p.scale = kScale;
-    p.eps = kEps;
+    p.eps = eps;
     p.grad_embedding = s.in(grads[0]);
     p.grad_memory_feature = s.in(grads[1]);
     p.grad_selector = s.in(grads[2]);

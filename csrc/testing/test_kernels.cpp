@@ -2,54 +2,10 @@
 // double: values; gradients by central differences of those loops; no access out of bounds; the
 // same bits at any number of threads.
 #include "common/plan.h"
-#include "cpu/cpu_features.h"
-#include "testing/checks.h"
-
-namespace oltr {
-#if defined(__x86_64__)
-extern const KernelTable kernels_avx2;
-extern const KernelTable kernels_avx512;
-extern const KernelTable kernels_avx512_bf16;
-#if defined(OLTR_AMX)
-extern const KernelTable kernels_amx;
-#endif
-#elif defined(__aarch64__)
-extern const KernelTable kernels_neon;
-extern const KernelTable kernels_neon_bf16;
-#endif
-extern const KernelTable kernels_tile_twin;  // what "amx" does, in plain C++
-}  // namespace oltr
+#include "testing/tables.h"
 
 namespace oltr::testing {
 namespace {
-
-std::vector<const KernelTable*> tables() {
-  std::vector<const KernelTable*> all{&kernels_generic, &kernels_tile_twin};
-#if defined(__x86_64__)
-  const CpuFeatures f = cpu_features();
-  if (f.avx2 && f.fma) all.push_back(&kernels_avx2);
-  if (f.avx512f && f.fma) all.push_back(&kernels_avx512);
-  if (f.avx512f && f.fma && f.avx512_bf16) all.push_back(&kernels_avx512_bf16);
-#if defined(OLTR_AMX)
-  if (f.avx512f && f.fma && f.amx) all.push_back(&kernels_amx);
-#endif
-#elif defined(__aarch64__)
-  all.push_back(&kernels_neon);
-#if defined(OLTR_NEON_BF16)
-  if (cpu_features().neon_bf16) all.push_back(&kernels_neon_bf16);
-#endif
-#endif
-  return all;
-}
-
-// The twin, whose tiles are always whole, would take sanitizers minutes at any but small sizes.
-bool slow(const KernelTable* table, Sizes size) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return table == &kernels_tile_twin && size.batch * size.classes * size.width > 20000;
-#else
-  return (void)table, (void)size, false;
-#endif
-}
 
 constexpr Sizes kSizes[] = {{4, 6, 150},   {0, 3, 5},     {1, 1, 1},    {1, 1, 16},  {2, 3, 5},
                             {7, 13, 17},   {3, 64, 33},   {17, 65, 31}, {65, 7, 64}, {5, 300, 3},

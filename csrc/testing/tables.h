@@ -1,0 +1,52 @@
+// The kernels of every instruction set that this processor has.
+#pragma once
+
+#include "cpu/cpu_features.h"
+#include "testing/checks.h"
+
+namespace oltr {
+#if defined(__x86_64__)
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx512_bf16;
+#if defined(OLTR_AMX)
+extern const KernelTable kernels_amx;
+#endif
+#elif defined(__aarch64__)
+extern const KernelTable kernels_neon;
+extern const KernelTable kernels_neon_bf16;
+#endif
+extern const KernelTable kernels_tile_twin;  // what "amx" does, in plain C++
+}  // namespace oltr
+
+namespace oltr::testing {
+
+inline std::vector<const KernelTable*> tables() {
+  std::vector<const KernelTable*> all{&kernels_generic, &kernels_tile_twin};
+#if defined(__x86_64__)
+  const CpuFeatures f = cpu_features();
+  if (f.avx2 && f.fma) all.push_back(&kernels_avx2);
+  if (f.avx512f && f.fma) all.push_back(&kernels_avx512);
+  if (f.avx512f && f.fma && f.avx512_bf16) all.push_back(&kernels_avx512_bf16);
+#if defined(OLTR_AMX)
+  if (f.avx512f && f.fma && f.amx) all.push_back(&kernels_amx);
+#endif
+#elif defined(__aarch64__)
+  all.push_back(&kernels_neon);
+#if defined(OLTR_NEON_BF16)
+  if (cpu_features().neon_bf16) all.push_back(&kernels_neon_bf16);
+#endif
+#endif
+  return all;
+}
+
+// The twin, whose tiles are always whole, would take sanitizers minutes at any but small sizes.
+inline bool slow(const KernelTable* table, Sizes size) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return table == &kernels_tile_twin && size.batch * size.classes * size.width > 20000;
+#else
+  return (void)table, (void)size, false;
+#endif
+}
+
+}  // namespace oltr::testing
