@@ -157,9 +157,9 @@ class MetaEmbedding(nn.Module):
     ) -> MetaEmbeddingDetails:
         if not self.memory_grad:
             memory = memory.detach()
-        nearest = ops.nearest_centroid(x, memory).index
         # in float32, as the fused op has it, which float16 cannot hold from 65,520 on
-        distance = (wide(x) - wide(memory[nearest])).norm(dim=1).clamp_min(self.eps)
+        distance, nearest = ops.nearest_centroid(wide(x), wide(memory))
+        distance = distance.clamp_min(self.eps)
         recalled, gate = torch.zeros_like(x), torch.ones_like(x)
         if "memory" not in self.without:
             recalled = ops.memory_attention(x, keys, bias, memory)
@@ -167,7 +167,7 @@ class MetaEmbedding(nn.Module):
             gate = torch.tanh(self.fc_selector(x))
         embedding = x + gate * recalled
         if "reachability" not in self.without:
-            embedding = (self.scale / distance)[:, None].to(x.dtype) * embedding
+            embedding = (self.scale * (embedding / distance[:, None])).to(x.dtype)
         return MetaEmbeddingDetails(embedding, recalled, gate, distance, nearest)
 
     def forward(self, x: Tensor, memory: Tensor) -> Any:

@@ -129,11 +129,14 @@ class CentroidMemory(nn.Module):
         """
         present = self.present
         memory = self.centroids if present is None else self.centroids[present]
-        # By differences: close to a centroid, the products of the default cancel.
+        # By differences: close to a centroid, the products of the default cancel. In float64, where
+        # there is one: it holds the square of every float32.
         mode = "donot_use_mm_for_euclid_dist"
-        distance = torch.cdist(wide(x), wide(memory), compute_mode=mode)
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        distance = torch.cdist(x.to(exact), memory.to(exact), compute_mode=mode)
         count = min(count, distance.shape[1])
         value, index = distance.topk(count, dim=1, largest=False)
+        value = value.to(wide(x).dtype)
         return Nearest(value, index if present is None else present[index])
 
     @torch.no_grad()

@@ -64,17 +64,20 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
 
     Source: reachability of OLTR (Liu et al., CVPR 2019, Sec. 3.2). A product selects, and every
     candidate within its rounding error is measured as :math:`\sum (x-c)^2`, so the distance has
-    full precision even where ``x`` is close to a centroid.
+    full precision even where ``x`` is close to a centroid. Where squares would leave the range of
+    their type, gaps are scaled first: features may be as small or as large as their dtype holds.
 
     Args:
         x: features (B, D); float32, float64, bfloat16 or float16. B may be 0.
         memory: class centroids (C, D), same dtype and device.
 
     Returns:
-        ``(distance (B,), index (B,) int64)``, the distance in the dtype of ``x``: in float16
-        infinite from 65,520 on. Ties go to the lower class; a NaN row has distance NaN and index
-        0; a NaN centroid is the nearest of all, as in :func:`torch.min`. The gradient goes to
-        ``x`` and to the nearest row of ``memory``, and is zero at distance 0.
+        ``(distance (B,), index (B,) int64)``, the distance in the dtype of ``x``, infinite where
+        that cannot hold it: in float16 from 65,520 on, which float32 features, or the ``distance``
+        of :func:`meta_embedding`, avoid. The index is right all the same. Ties go to the lower
+        class; a NaN row has distance NaN and index 0; a NaN centroid is the nearest of all, as in
+        :func:`torch.min`. The gradient goes to ``x`` and to the nearest row of ``memory``, and is
+        zero at distance 0.
 
     Raises:
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.

@@ -21,3 +21,10 @@ def check_labels(op: str, target: Tensor, classes: int, ignore_index: int | None
         raise RuntimeError(
             f"{op}: expected every target in [0, {classes}), got {int(target[row])} at row {row}"
         )
+
+
+def reads_values(t: Tensor) -> bool:
+    """Whether what is computed may depend on values: not while a graph is traced or mapped."""
+    if torch.compiler.is_compiling() or t.device.type == "meta":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None

@@ -31,6 +31,7 @@ def meta_embedding(
     distance, nearest = nearest_centroid(wide, centroids)
     # where, not clamp: at the floor itself the gradient is zero too.
     distance = torch.where(distance <= eps, torch.full_like(distance, eps), distance)
-    embedding = (scale / distance).unsqueeze(1) * (wide + selector * recalled)
+    # scale / distance, and more so its gradient, may overflow where this does not.
+    embedding = scale * ((wide + selector * recalled) / distance.unsqueeze(1))
     out = (embedding, recalled, selector)
     return (*(t.to(x.dtype) for t in out), distance, nearest)  # type: ignore[return-value]
