@@ -11,10 +11,11 @@ namespace oltr {
 
 // How a kind of product likes its work cut.
 struct Cut {
-  int64_t row_block = 64;     // rows of the batch that one product takes, at most
-  int64_t class_tile = 144;   // bank rows at a time, at most
-  int64_t class_unit = 6;     // tiles are a multiple of this
-  int64_t least_split = 512;  // classes; a shorter part costs more to merge than it saves
+  int64_t row_block = 64;              // rows of the batch that one product takes, at most
+  int64_t class_tile = 144;            // bank rows at a time, at most
+  int64_t class_unit = 6;              // tiles are a multiple of this
+  int64_t least_split = 512;           // classes; a shorter part costs more to merge than it saves
+  int64_t states = int64_t{32} << 20;  // bytes that all partial states may take
 };
 
 struct Plan {
@@ -34,7 +35,6 @@ OLTR_HD int64_t clamp(int64_t a, int64_t lo, int64_t hi) { return a < lo ? lo : 
 inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes, Cut cut = {}) {
   constexpr int64_t kLanes = 16;  // rows are padded to the widest vector of any instruction set
   constexpr int64_t kTasks = 32;  // enough for the cores of one socket, few enough to merge
-  constexpr int64_t kStates = int64_t{32} << 20;  // bytes that all partial states may take
   Plan plan;
   plan.row_block = clamp(round_up(B, kLanes), kLanes, cut.row_block);
   plan.class_tile = cut.class_tile;
@@ -44,8 +44,8 @@ inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes
   plan.row_group = per_group * plan.row_block;
   const int64_t state = (B > 0 ? B : 1) * D * accumulator_bytes;
   const int64_t groups = div_up(blocks, per_group);
-  plan.splits_forward = clamp(div_up(kTasks, groups), 1, clamp(kStates / state, 1, longest));
-  plan.splits_backward = clamp(kStates / state, 4, 16);
+  plan.splits_forward = clamp(div_up(kTasks, groups), 1, clamp(cut.states / state, 1, longest));
+  plan.splits_backward = clamp(cut.states / state, 4, 16);
   const int64_t owners =
       div_up(C > 0 ? C : 1, cut.least_split / 2);  // their sums are cheaper to merge
   if (plan.splits_backward > owners) plan.splits_backward = owners;

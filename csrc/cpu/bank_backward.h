@@ -258,7 +258,7 @@ static void bank_backward(const BankBackward<M>& p, const Parallel& parallel) {
   Output(p.grad_keys, p.size.width).prepare(p.size.classes);
   Output(p.grad_memory, p.size.width).prepare(p.size.classes);
   parallel_tasks(parallel, pass.plan.splits_backward, [&](int64_t part) { pass.run(part); });
-  parallel_ranges(parallel, p.size.batch, int64_t{16}, [&](int64_t begin, int64_t end) {
+  parallel_ranges(parallel, p.size.batch, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) pass.merge(r);
   });
 }

@@ -137,16 +137,19 @@ struct BankPass {
         plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T), M::cut)),
         layout(p.size.width, p.memory.data != nullptr ? p.memory.dtype : p.keys.dtype),
         rows(p.x, p.size.batch, p.size.width, plan.row_block, true, false, parallel),
-        x(p.nearest ? p.x : Matrix{}, p.size.batch * p.size.width),
+        x(p.nearest ? p.x : Matrix{}, p.size.batch * p.size.width, parallel),
         length(round_up(p.size.batch, plan.row_block)),
         states(plan.splits_forward * round_up(p.size.batch, plan.row_block),
                p.recalled != nullptr ? layout.interleaved_row : 0),
         padded_batch(round_up(p.size.batch, plan.row_block)) {
     const int64_t B = p.size.batch, D = p.size.width;
-    fill(length.data(), padded_batch, T(0));
-    for (int64_t r = 0; p.nearest && r < B; ++r)
-      length[r] =
-          std::sqrt(dot(x.data() + r * D, x.data() + r * D, D)) + std::numeric_limits<T>::min();
+    fill(length.data() + B, padded_batch - B, T(0));
+    if (!p.nearest) return;
+    parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        length[r] =
+            std::sqrt(dot(x.data() + r * D, x.data() + r * D, D)) + std::numeric_limits<T>::min();
+    });
   }
 
   // What a task stages of the bank, and its scores.
@@ -301,7 +304,7 @@ static void bank_forward(const BankForward<M>& p, const Parallel& parallel) {
   const int64_t groups = div_up(p.size.batch, pass.plan.row_group);
   parallel_tasks(parallel, groups * pass.plan.splits_forward,
                  [&](int64_t task) { pass.run(task); });
-  parallel_ranges(parallel, p.size.batch, int64_t{16}, [&](int64_t begin, int64_t end) {
+  parallel_ranges(parallel, p.size.batch, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) pass.merge(r);
   });
 }

@@ -23,7 +23,7 @@ static T possible_mean(Matrix weight, T scale, const T* log_prior, int64_t C, in
     ++count;
     if (log_prior != nullptr) prior += log_prior[c];
   }
-  const int64_t grain = 1024, parts = div_up(C, grain);
+  const int64_t grain = clamp(div_up(C, 32), 64, 1024), parts = div_up(C, grain);
   const Buffer<double> sums(parts * D);
   parallel_tasks(parallel, parts, [&](int64_t part) {
     const Buffer<T> scratch(D);
@@ -49,13 +49,12 @@ static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
                                          const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
-  const Converted<T> v(p.v, B * D);
   const Buffer<T> u(B * D), mean(D), picked(B);
   const T* prior = static_cast<const T*>(p.log_prior.data);
   const T scale = static_cast<T>(p.scale), a = static_cast<T>(p.label_smoothing);
   T* loss = static_cast<T*>(p.loss.data);
   T* lse = static_cast<T*>(p.lse.data);
-  squash(v.data(), B, D, u.data(), parallel);
+  squash(p.v, B, D, u.data(), parallel);
   BankForward<M> bank;
   bank.size = p.size;
   bank.x = {u.data(), NativeDtype<T>::value};
@@ -68,13 +67,15 @@ static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
   T mean_prior = 0;
   if (a > 0) mean_prior = possible_mean(p.weight, scale, prior, C, D, mean.data(), parallel);
   int64_t counted = 0;
-  for (int64_t r = 0; r < B; ++r) {
-    loss[r] = 0;
-    if (p.target[r] == p.ignore_index) continue;
-    ++counted;
-    loss[r] = lse[r] - (1 - a) * picked[r];
-    if (a > 0) loss[r] -= a * (dot(u.data() + r * D, mean.data(), D) + mean_prior);
-  }
+  for (int64_t r = 0; r < B; ++r) counted += p.target[r] != p.ignore_index;
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      loss[r] = 0;
+      if (p.target[r] == p.ignore_index) continue;
+      loss[r] = lse[r] - (1 - a) * picked[r];
+      if (a > 0) loss[r] -= a * (dot(u.data() + r * D, mean.data(), D) + mean_prior);
+    }
+  });
   *static_cast<T*>(p.counted.data) = static_cast<T>(counted);
 }
 
@@ -83,10 +84,9 @@ static void cosine_cross_entropy_backward(const CosineCrossEntropyBackward& p,
                                           const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
-  const Converted<T> v(p.v, B * D);
-  const Buffer<T> u(B * D), grad_u(B * D), grad_v(B * D), grad_loss(B);
+  const Buffer<T> u(B * D), grad_u(B * D), grad_loss(B);
   const T* prior = static_cast<const T*>(p.log_prior.data);
-  squash(v.data(), B, D, u.data(), parallel);
+  squash(p.v, B, D, u.data(), parallel);
   int64_t possible = 0;
   for (int64_t c = 0; c < C; ++c) possible += prior == nullptr || std::isfinite(prior[c]);
   for (int64_t r = 0; r < B; ++r) {
@@ -107,8 +107,7 @@ static void cosine_cross_entropy_backward(const CosineCrossEntropyBackward& p,
   bank.grad_x = grad_u.data();
   bank.grad_keys = p.grad_weight;
   bank_backward(bank, parallel);
-  squash_backward(v.data(), grad_u.data(), B, D, grad_v.data(), parallel);
-  convert_out(grad_v.data(), B * D, p.grad_v.data, p.grad_v.dtype, 0);
+  squash_backward(p.v, grad_u.data(), B, D, p.grad_v, parallel);
 }
 
 }  // namespace OLTR_ISA

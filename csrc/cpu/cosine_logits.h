@@ -12,24 +12,28 @@ namespace oltr {
 namespace OLTR_ISA {
 
 template <class T>
-static void squash(const T* v, int64_t B, int64_t D, T* u, const Parallel& parallel) {
-  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
+static void squash(Matrix v, int64_t B, int64_t D, T* u, const Parallel& parallel) {
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D);
     for (int64_t r = begin; r < end; ++r) {
-      const T shrink = 1 / (1 + std::sqrt(dot(v + r * D, v + r * D, D)));
-      for (int64_t i = r * D; i < (r + 1) * D; ++i) u[i] = v[i] * shrink;
+      const T* vr = rows(v, r, 1, D, scratch.data());
+      const T shrink = 1 / (1 + std::sqrt(dot(vr, vr, D)));
+      for (int64_t i = 0; i < D; ++i) u[r * D + i] = vr[i] * shrink;
     }
   });
 }
 
 template <class T>
-static void squash_backward(const T* v, const T* h, int64_t B, int64_t D, T* grad_v,
+static void squash_backward(Matrix v, const T* h, int64_t B, int64_t D, MutableMatrix grad_v,
                             const Parallel& parallel) {
-  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D), line(D);
     for (int64_t r = begin; r < end; ++r) {
-      const T* vr = v + r * D;
+      const T* vr = rows(v, r, 1, D, scratch.data());
       const T norm = std::sqrt(dot(vr, vr, D)), shrink = 1 / (1 + norm);
       const T along = norm == T(0) ? T(0) : dot(vr, h + r * D, D) * shrink / norm;
-      for (int64_t i = 0; i < D; ++i) grad_v[r * D + i] = (h[r * D + i] - vr[i] * along) * shrink;
+      for (int64_t i = 0; i < D; ++i) line[i] = (h[r * D + i] - vr[i] * along) * shrink;
+      convert_out(line.data(), D, grad_v.data, grad_v.dtype, r * D);
     }
   });
 }
@@ -38,9 +42,8 @@ template <class M>
 static void cosine_logits_forward(const CosineLogitsForward& p, const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width;
-  const Converted<T> v(p.v, B * D);
   const Buffer<T> u(B * D);
-  squash(v.data(), B, D, u.data(), parallel);
+  squash(p.v, B, D, u.data(), parallel);
   bank_logits<M>(p.size, {u.data(), NativeDtype<T>::value}, p.weight,
                  LogitRule<T>{nullptr, true, static_cast<T>(p.scale)}, p.logits, parallel,
                  [](Vec<T> z) { return z; });
@@ -50,9 +53,8 @@ template <class M>
 static void cosine_logits_backward(const CosineLogitsBackward& p, const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width;
-  const Converted<T> v(p.v, B * D);
-  const Buffer<T> u(B * D), grad_u(B * D), grad_v(B * D);
-  squash(v.data(), B, D, u.data(), parallel);
+  const Buffer<T> u(B * D), grad_u(B * D);
+  squash(p.v, B, D, u.data(), parallel);
   BankBackward<M> bank;
   bank.size = p.size;
   bank.kind = LogitGradient::kGiven;
@@ -63,8 +65,7 @@ static void cosine_logits_backward(const CosineLogitsBackward& p, const Parallel
   bank.grad_x = grad_u.data();
   bank.grad_keys = p.grad_weight;
   bank_backward(bank, parallel);
-  squash_backward(v.data(), grad_u.data(), B, D, grad_v.data(), parallel);
-  convert_out(grad_v.data(), B * D, p.grad_v.data, p.grad_v.dtype, 0);
+  squash_backward(p.v, grad_u.data(), B, D, p.grad_v, parallel);
 }
 
 }  // namespace OLTR_ISA

@@ -19,8 +19,9 @@ template <class M>
 static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width, n = B * D;
-  const Converted<T> x(p.x, n), bias(p.key_bias, p.size.classes), gate_bias(p.selector_bias, D);
-  const Buffer<T> recalled(n), gate(n), out(n);
+  const Converted<T> bias(p.key_bias, p.size.classes, parallel),
+      gate_bias(p.selector_bias, D, parallel);
+  const Buffer<T> recalled(n), gate(n);
   T* distance = static_cast<T*>(p.distance.data);
   BankForward<M> bank;
   bank.size = p.size;
@@ -39,49 +40,63 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
                  MutableMatrix{gate.data(), NativeDtype<T>::value}, parallel,
                  [](Vec<T> a) { return tanh_lanes(a); });
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
-  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D), out(D);
     for (int64_t r = begin; r < end; ++r) {
       const T d = distance[r] < eps ? eps : distance[r], reach = scale / d;
       distance[r] = d;
-      for (int64_t i = r * D; i < (r + 1) * D; ++i) out[i] = reach * (x[i] + gate[i] * recalled[i]);
-      if (std::isnormal(reach)) continue;
-      for (int64_t i = r * D; i < (r + 1) * D; ++i)
-        out[i] = scale * ((x[i] + gate[i] * recalled[i]) / d);
+      const T* x = rows(p.x, r, 1, D, scratch.data());
+      const T *m = recalled.data() + r * D, *e = gate.data() + r * D;
+      for (int64_t i = 0; i < D; ++i) out[i] = reach * (x[i] + e[i] * m[i]);
+      for (int64_t i = 0; !std::isnormal(reach) && i < D; ++i)
+        out[i] = scale * ((x[i] + e[i] * m[i]) / d);
+      convert_out(out.data(), D, p.embedding.data, p.embedding.dtype, r * D);
+      convert_out(m, D, p.memory_feature.data, p.memory_feature.dtype, r * D);
+      convert_out(e, D, p.selector.data, p.selector.dtype, r * D);
     }
   });
-  convert_out(out.data(), n, p.embedding.data, p.embedding.dtype, 0);
-  convert_out(recalled.data(), n, p.memory_feature.data, p.memory_feature.dtype, 0);
-  convert_out(gate.data(), n, p.selector.data, p.selector.dtype, 0);
 }
 
 template <class M>
 static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width, n = B * D;
-  const Converted<T> g(p.grad_embedding, n), g_m(p.grad_memory_feature, n), g_e(p.grad_selector, n),
-      g_d(p.grad_distance, B), x(p.x, n), recalled(p.memory_feature, n), gate(p.selector, n);
+  const T* g_d = static_cast<const T*>(p.grad_distance.data);
   const T* distance = static_cast<const T*>(p.distance.data);
   const T scale = static_cast<T>(p.scale), eps = static_cast<T>(p.eps);
-  const Buffer<T> grad_x(n), grad_m(n), grad_a(n), grad_d(B);
-  parallel_ranges(parallel, B, int64_t{16}, [&](int64_t begin, int64_t end) {
+  const Buffer<T> grad_x(n), grad_m(n), grad_a(n);
+  const Buffer<Pull<T>> pulls(B);
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> lines(7 * D);
+    const auto line = [&](Matrix m, int64_t r, int64_t i) {
+      return m.data != nullptr ? rows(m, r, 1, D, lines.data() + i * D) : lines.data() + 5 * D;
+    };
+    T* t = lines.data() + 6 * D;
+    fill(lines.data() + 5 * D, D, T(0));
     for (int64_t r = begin; r < end; ++r) {
+      const T *g = line(p.grad_embedding, r, 0), *x = line(p.x, r, 1);
+      const T *m = line(p.memory_feature, r, 2), *e = line(p.selector, r, 3);
       const T d = distance[r], reach = scale / d;
-      T along = 0;  // g . t
-      for (int64_t i = r * D; i < (r + 1) * D; ++i) {
-        const T grad_t = reach * g[i];
-        along += g[i] * (x[i] + gate[i] * recalled[i]);
-        const T grad_e = grad_t * recalled[i] + (g_e.data() != nullptr ? g_e[i] : T(0));
-        grad_m[i] = grad_t * gate[i] + (g_m.data() != nullptr ? g_m[i] : T(0));
-        grad_a[i] = grad_e * (1 - gate[i] * gate[i]);
-        grad_x[i] = grad_t;
+      for (int64_t i = 0; i < D; ++i) {
+        t[i] = x[i] + e[i] * m[i];
+        grad_x[r * D + i] = reach * g[i];
       }
-      const T given = g_d.data() != nullptr ? g_d[r] : T(0);
-      grad_d[r] = d <= eps ? T(0) : given - reach * (along / d);
+      const T* g_e = line(p.grad_selector, r, 4);
+      for (int64_t i = 0; i < D; ++i)
+        grad_a[r * D + i] = (reach * g[i] * m[i] + g_e[i]) * (1 - e[i] * e[i]);
+      const T* g_m = line(p.grad_memory_feature, r, 4);
+      for (int64_t i = 0; i < D; ++i) grad_m[r * D + i] = reach * g[i] * e[i] + g_m[i];
+      const T grad_d = (g_d != nullptr ? g_d[r] : T(0)) - reach * (dot(g, t, D) / d);
+      const bool known = in_range(d * d);
+      const T* c = known ? x : rows(p.memory, p.nearest[r], 1, D, lines.data() + 4 * D);
+      const Gap<T> gap = known ? Gap<T>{d, 1} : gap_between(x, c, D);
+      pulls[r] = pull_of(d <= eps ? T(0) : grad_d, gap.length, gap.scale);
     }
   });
 
   const Buffer<T> through_bank(n), through_gate(n);
-  attention_backward<M>(p, recalled.data(), grad_m.data(), through_bank.data(), parallel);
+  attention_backward<M>(p, p.memory_feature, {grad_m.data(), NativeDtype<T>::value},
+                        through_bank.data(), parallel);
 
   BankBackward<M> selector;
   selector.size = {B, D, D};
@@ -95,10 +110,12 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
   bank_backward(selector, parallel);
 
   const WinnerGradient<T> winners(p.size, p.nearest);
-  winners.run(x.data(), p.memory, grad_d.data(), distance, grad_x.data());
-  if (p.grad_memory.data != nullptr) winners.add_to(p.grad_memory);
-  for (int64_t i = 0; i < n; ++i) grad_x[i] += through_bank[i] + through_gate[i];
-  convert_out(grad_x.data(), n, p.grad_x.data, p.grad_x.dtype, 0);
+  winners.run(p.x, p.memory, pulls.data(), grad_x.data(), parallel);
+  if (p.grad_memory.data != nullptr) winners.add_to(p.grad_memory, parallel);
+  parallel_ranges(parallel, n, kConverted, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) grad_x[i] += through_bank[i] + through_gate[i];
+    convert_out(grad_x.data() + begin, end - begin, p.grad_x.data, p.grad_x.dtype, begin);
+  });
 }
 
 }  // namespace OLTR_ISA

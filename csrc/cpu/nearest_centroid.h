@@ -51,37 +51,42 @@ class WinnerGradient {
     }
   }
 
-  OLTR_INLINE void run(const T* x, Matrix memory, const T* grad, const T* distance,
-                       T* grad_x) const {
-    const int64_t D = size_.width;
-    const Buffer<T> scratch(D);
-    fill(sums_.data(), size_.batch * D, T(0));
-    for (int64_t r = 0; r < size_.batch; ++r) {
-      if (grad[r] == T(0)) continue;
-      const T* c = rows(memory, index_[r], 1, D, scratch.data());
-      const bool known = distance != nullptr && in_range(distance[r] * distance[r]);
-      const Gap<T> gap = known ? Gap<T>{distance[r], 1} : gap_between(x + r * D, c, D);
-      const Pull<T> pull = pull_of(grad[r], gap.length, gap.scale);
-      if (pull.weight == T(0)) continue;
-      T* sum = sums_.data() + slot_[r] * D;
-      for (int64_t d = 0; d < D; ++d) {
-        const T g = pull(x[r * D + d], c[d]);
-        grad_x[r * D + d] += g;
-        sum[d] -= g;
+  // A task takes columns, so that rows of one class are summed in their order.
+  OLTR_INLINE void run(Matrix x, Matrix memory, const Pull<T>* pulls, T* grad_x,
+                       const Parallel& parallel) const {
+    const int64_t B = size_.batch, D = size_.width;
+    const int64_t grain = round_up(clamp(kConverted / (B + 1), 64, D), 16);
+    parallel_ranges(parallel, D, grain, [&](int64_t begin, int64_t end) {
+      const int64_t n = end - begin;
+      const Buffer<T> scratch(n), other(n);
+      for (int64_t r = 0; r < B; ++r) fill(sums_.data() + r * D + begin, n, T(0));
+      for (int64_t r = 0; r < B; ++r) {
+        const Pull<T> pull = pulls[r];
+        if (pull.weight == T(0)) continue;
+        const T* from = rows(x, r * D + begin, n, 1, scratch.data());
+        const T* c = rows(memory, index_[r] * D + begin, n, 1, other.data());
+        T *sum = sums_.data() + slot_[r] * D + begin, *to = grad_x + r * D + begin;
+        for (int64_t d = 0; d < n; ++d) {
+          const T g = pull(from[d], c[d]);
+          to[d] += g;
+          sum[d] -= g;
+        }
       }
-    }
+    });
   }
 
   // memory_gradient[k] += sums; every winner's row is read, added in T and written once.
-  OLTR_INLINE void add_to(MutableMatrix grad_memory) const {
+  OLTR_INLINE void add_to(MutableMatrix grad_memory, const Parallel& parallel) const {
     const int64_t D = size_.width;
-    const Buffer<T> line(D);
-    for (int64_t r = 0; r < size_.batch; ++r) {
-      if (slot_[r] != r) continue;
-      convert_in(grad_memory.data, grad_memory.dtype, index_[r] * D, D, line.data());
-      add_scaled(line.data(), T(1), sums_.data() + r * D, D);
-      convert_out(line.data(), D, grad_memory.data, grad_memory.dtype, index_[r] * D);
-    }
+    parallel_ranges(parallel, size_.batch, kRowGrain, [&](int64_t begin, int64_t end) {
+      const Buffer<T> line(D);
+      for (int64_t r = begin; r < end; ++r) {
+        if (slot_[r] != r) continue;
+        convert_in(grad_memory.data, grad_memory.dtype, index_[r] * D, D, line.data());
+        add_scaled(line.data(), T(1), sums_.data() + r * D, D);
+        convert_out(line.data(), D, grad_memory.data, grad_memory.dtype, index_[r] * D);
+      }
+    });
   }
 
  private:
@@ -95,19 +100,28 @@ template <class M>
 static void nearest_centroid_backward(const NearestCentroidBackward& p, const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, D = p.size.width;
-  const Converted<T> x(p.x, B * D), grad(p.grad_distance, B);
+  const Converted<T> grad(p.grad_distance, B, parallel);
   const Buffer<T> grad_x(B * D);
-  fill(grad_x.data(), B * D, T(0));
+  const Buffer<Pull<T>> pulls(B);
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(D), other(D);
+    for (int64_t r = begin; r < end; ++r) {
+      const T* x = rows(p.x, r, 1, D, scratch.data());
+      const Gap<T> gap = gap_between(x, rows(p.memory, p.index[r], 1, D, other.data()), D);
+      pulls[r] = pull_of(grad[r], gap.length, gap.scale);
+    }
+    fill(grad_x.data() + begin * D, (end - begin) * D, T(0));
+  });
   const WinnerGradient<T> winners(p.size, p.index);
-  winners.run(x.data(), p.memory, grad.data(), nullptr, grad_x.data());
-  convert_out(grad_x.data(), B * D, p.grad_x.data, p.grad_x.dtype, 0);
+  winners.run(p.x, p.memory, pulls.data(), grad_x.data(), parallel);
+  convert_all(grad_x.data(), B * D, p.grad_x, parallel);
   if (p.grad_memory.data == nullptr) return;
   const int64_t row_bytes = D * dtype_bytes(p.dtype);
   parallel_ranges(parallel, p.size.classes, int64_t{4096}, [&](int64_t begin, int64_t end) {
     __builtin_memset(static_cast<char*>(p.grad_memory.data) + begin * row_bytes, 0,
                      static_cast<size_t>((end - begin) * row_bytes));
   });
-  winners.add_to(p.grad_memory);
+  winners.add_to(p.grad_memory, parallel);
 }
 
 }  // namespace OLTR_ISA

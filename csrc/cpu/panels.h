@@ -81,6 +81,23 @@ OLTR_INLINE const T* stage_natural(const Layout<M>& layout, Matrix m, int64_t fi
   return out;
 }
 
+// Pairs [begin, end) of the `deep` ones of a matrix, from its rows from 2 begin on, of which there
+// are n.
+template <class M, class T = typename M::Acc>
+OLTR_INLINE void interleave_pairs(const Layout<M>& layout, const T* natural, int64_t n,
+                                  int64_t begin, int64_t end, int64_t deep, View<M, T> to) {
+  const int64_t words = layout.words / M::planes;
+  const Buffer<T> zero(words);
+  fill(zero.data(), words, T(0));
+  for (int p = 0; p < M::planes; ++p)
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const T* a = natural + 2 * i * layout.natural_row + p * words;
+      const T* b = a + layout.natural_row;
+      M::interleave(2 * i < n ? a : zero.data(), 2 * i + 1 < n ? b : zero.data(), words, to,
+                    p * deep + begin + i);
+    }
+}
+
 // Rows that are summed over: the words of two staged rows become the numbers of one; zeros up to
 // the depth that products want.
 template <class M, class T = typename M::Acc>
@@ -90,16 +107,7 @@ OLTR_INLINE View<M, const T> interleave(const Layout<M>& layout, const T* natura
     return {natural, layout.interleaved_row, 0};
   } else {
     const View<M> to = view<M>(out, depth<M>(n), layout.interleaved_row);
-    const int64_t deep = depth<M>(n) / M::planes, words = layout.words / M::planes;
-    const Buffer<T> zero(words);
-    fill(zero.data(), words, T(0));
-    for (int p = 0; p < M::planes; ++p)
-      for (int64_t i = 0; i < deep; ++i) {
-        const T* a = natural + 2 * i * layout.natural_row + p * words;
-        const T* b = a + layout.natural_row;
-        M::interleave(2 * i < n ? a : zero.data(), 2 * i + 1 < n ? b : zero.data(), words, to,
-                      p * deep + i);
-      }
+    interleave_pairs(layout, natural, n, 0, depth<M>(n) / M::planes, depth<M>(n) / M::planes, to);
     return {to.data, to.row, to.panel};
   }
 }
@@ -112,15 +120,25 @@ OLTR_INLINE Ahead ahead_of(Matrix m, int64_t first, int64_t n, int64_t width) {
   return {data + first * row, data + (first + n) * row};
 }
 
-// out[d, r] = in[r, d] for n x count words, by squares that stay in L1.
+// out[d, r] = in[r, d] for n x width words, by squares that stay in L1; in registers where they are
+// whole.
 template <class T>
 OLTR_INLINE void transpose(const T* in, int64_t in_row, int64_t n, int64_t width, T* out,
                            int64_t out_row) {
-  constexpr int64_t kSquare = 16;
+  constexpr bool kInRegisters = sizeof(T) == sizeof(float);
+  constexpr int64_t kSquare = kInRegisters ? Lanes<float>::n : 16;
   for (int64_t r0 = 0; r0 < n; r0 += kSquare) {
     const int64_t r1 = r0 + kSquare < n ? r0 + kSquare : n;
     for (int64_t d0 = 0; d0 < width; d0 += kSquare) {
       const int64_t d1 = d0 + kSquare < width ? d0 + kSquare : width;
+      if constexpr (kInRegisters)
+        if (r1 - r0 == kSquare && d1 - d0 == kSquare) {
+          Vec<float> square[kSquare];
+          for (int64_t i = 0; i < kSquare; ++i) square[i] = load(in + (r0 + i) * in_row + d0);
+          transpose_square(square);
+          for (int64_t i = 0; i < kSquare; ++i) store(out + (d0 + i) * out_row + r0, square[i]);
+          continue;
+        }
       for (int64_t r = r0; r < r1; ++r)
         for (int64_t d = d0; d < d1; ++d) out[d * out_row + r] = in[r * in_row + d];
     }
@@ -141,8 +159,11 @@ class RowBlocks {
         block_(block),
         columns_(as_columns ? round_up(B, block) * layout_.words : 0),
         rows_(as_rows ? div_up(B, block) * depth<M>(block) * layout_.interleaved_row : 0) {
-    parallel_tasks(parallel, div_up(B, block), [&](int64_t i) {
-      const int64_t first = i * block, n = count(i), lanes = width(i);
+    const int64_t shares = div_up(block, kShare);
+    parallel_tasks(parallel, div_up(B, block) * shares, [&](int64_t task) {
+      const int64_t i = task / shares, r0 = task % shares * kShare, first = i * block + r0;
+      if (r0 >= count(i)) return;
+      const int64_t n = clamp(count(i) - r0, 0, kShare), lanes = clamp(width(i) - r0, 0, kShare);
       const bool in_place = as_rows && M::group == 1;
       const Buffer<T> scratch(in_place ? 0 : n * layout_.natural_row);
       T* natural = in_place ? rows_.data() + first * layout_.natural_row : scratch.data();
@@ -151,7 +172,7 @@ class RowBlocks {
         const auto out = columns(i);
         const int64_t step = M::panel > 0 ? M::panel : lanes;
         for (int64_t r = 0; r < lanes; r += step) {
-          T* panel = const_cast<T*>(out.at(0, r));
+          T* panel = const_cast<T*>(out.at(0, r0 + r));
           const int64_t live = n - r < step ? n - r : step;
           transpose(natural + r * layout_.natural_row, layout_.natural_row, live, layout_.words,
                     panel, out.row);
@@ -159,7 +180,13 @@ class RowBlocks {
             fill(panel + d * out.row + live, step - live, T(0));
         }
       }
-      if (as_rows && !in_place) interleave(layout_, natural, n, const_cast<T*>(rows(i).data));
+      if constexpr (M::group > 1)
+        if (as_rows) {
+          const View<M, const T> to = rows(i);
+          const int64_t deep = depth<M>(count(i)) / M::planes, end = (r0 + kShare) / 2;
+          interleave_pairs(layout_, natural, n, r0 / 2, end < deep ? end : deep, deep,
+                           View<M>{const_cast<T*>(to.data), to.row, to.panel});
+        }
     });
   }
   OLTR_INLINE int64_t first(int64_t i) const { return i * block_; }
@@ -177,6 +204,8 @@ class RowBlocks {
   }
 
  private:
+  // Rows that one task stages: whole panels, and pairs of rows up to a whole tile.
+  static constexpr int64_t kShare = 32;
   Layout<M> layout_;
   int64_t batch_, block_;
   Buffer<T> columns_, rows_;

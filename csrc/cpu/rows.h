@@ -29,22 +29,6 @@ OLTR_INLINE const T* rows(Matrix m, int64_t first, int64_t n, int64_t width, T* 
   return scratch;
 }
 
-// A whole matrix in the accumulator type: the caller's memory when it has that type already.
-template <class T>
-class Converted {
- public:
-  OLTR_INLINE Converted(Matrix m, int64_t n)
-      : scratch_(m.data != nullptr && m.dtype != NativeDtype<T>::value ? n : 0),
-        data_(m.data == nullptr ? nullptr : rows(m, 0, 1, n, scratch_.data())) {}
-  OLTR_INLINE const T* data() const { return data_; }
-  OLTR_INLINE const T& operator[](int64_t i) const { return data_[i]; }
-  OLTR_INLINE Matrix matrix() const { return {data_, NativeDtype<T>::value}; }
-
- private:
-  Buffer<T> scratch_;
-  const T* data_;
-};
-
 // Runs f(i) for every task, on whatever threads there are.
 template <class F>
 OLTR_INLINE void parallel_tasks(const Parallel& parallel, int64_t tasks, const F& f) {
@@ -60,6 +44,39 @@ OLTR_INLINE void parallel_ranges(const Parallel& parallel, int64_t n, int64_t gr
   parallel_tasks(parallel, div_up(n, grain), [&](int64_t i) {
     const int64_t begin = i * grain;
     f(begin, begin + grain < n ? begin + grain : n);
+  });
+}
+
+constexpr int64_t kRowGrain = 16;  // rows of a batch that a task takes
+constexpr int64_t kConverted =
+    16384;  // elements that a task converts; fewer are not worth a thread
+
+// A whole matrix in the accumulator type: the caller's memory when it has that type already.
+template <class T>
+class Converted {
+ public:
+  OLTR_INLINE Converted(Matrix m, int64_t n, const Parallel& parallel)
+      : given_(m.data == nullptr || m.dtype == NativeDtype<T>::value),
+        scratch_(given_ ? 0 : n),
+        data_(given_ ? static_cast<const T*>(m.data) : scratch_.data()) {
+    if (given_) return;
+    parallel_ranges(parallel, n, kConverted, [&](int64_t begin, int64_t end) {
+      convert_in(m.data, m.dtype, begin, end - begin, scratch_.data() + begin);
+    });
+  }
+  OLTR_INLINE const T* data() const { return data_; }
+  OLTR_INLINE const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  bool given_;
+  Buffer<T> scratch_;
+  const T* data_;
+};
+
+template <class T>
+OLTR_INLINE void convert_all(const T* in, int64_t n, MutableMatrix out, const Parallel& parallel) {
+  parallel_ranges(parallel, n, kConverted, [&](int64_t begin, int64_t end) {
+    convert_out(in + begin, end - begin, out.data, out.dtype, begin);
   });
 }
 

@@ -17,7 +17,7 @@ struct Tiled : PairWords {
   // Many rows read a tile of the bank, and many classes add to a recalled feature, while it is in
   // the second cache.
   static constexpr Cut cut{/*row_block=*/256, /*class_tile=*/256, /*class_unit=*/32,
-                           /*least_split=*/2048};
+                           /*least_split=*/512, /*states=*/int64_t{4} << 20};
 
   static OLTR_INLINE void words(Matrix m, int64_t first, int64_t n, int64_t words, float* out) {
     fill_words<planes>(m, first, n, words, out);
