@@ -99,9 +99,9 @@ struct BankGradient {
           scaled(round_up(tile, M::row_unit) * pass.plan.row_block),
           words(M::scratch(tile, pass.plan.row_block)),
           bias(tile),
-          grad_keys(round_up(tile, M::row_unit) * pass.layout.full),
+          grad_keys(round_up(tile, M::row_unit) * pass.layout.interleaved_row),
           grad_memory(pass.p.grad_memory.data != nullptr
-                          ? round_up(tile, M::row_unit) * pass.layout.full
+                          ? round_up(tile, M::row_unit) * pass.layout.interleaved_row
                           : 0) {}
   };
 
@@ -175,11 +175,12 @@ struct BankGradient {
       s.bias[c] = (more ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
     }
     product<M>(n, width, deep, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
-               plain<M>(s.grad_keys.data(), width), more, s.next_keys);
+               plain<M>(s.grad_keys.data(), layout.interleaved_row), more, s.next_keys);
     if (p.grad_memory.data != nullptr)
       product<M>(n, width, deep,
                  M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()),
-                 g.rows(block), plain<M>(s.grad_memory.data(), width), more, s.next_memory);
+                 g.rows(block), plain<M>(s.grad_memory.data(), layout.interleaved_row), more,
+                 s.next_memory);
     View<M> scaled = gradient;
     if (p.logits.cosine) {
       scaled = scores(s.scaled, n, lanes);
@@ -197,7 +198,7 @@ struct BankGradient {
     const int64_t D = p.size.width;
     const Buffer<T> scratch(D);
     for (int64_t c = 0; c < n; ++c) {
-      T* h = s.grad_keys.data() + c * layout.full;
+      T* h = s.grad_keys.data() + c * layout.interleaved_row;
       const T* key = rows(p.keys, c0 + c, 1, D, scratch.data());
       const T norm2 = dot(key, key, D);
       const T along = norm2 > 0 ? dot(key, h, D) / norm2 : T(0);
@@ -214,8 +215,9 @@ struct BankGradient {
     Stage s(*this, tile);
     if (B == 0) {
       fill(s.bias.data(), tile, T(0));
-      fill(s.grad_keys.data(), tile * layout.full, T(0));
-      if (p.grad_memory.data != nullptr) fill(s.grad_memory.data(), tile * layout.full, T(0));
+      fill(s.grad_keys.data(), tile * layout.interleaved_row, T(0));
+      if (p.grad_memory.data != nullptr)
+        fill(s.grad_memory.data(), tile * layout.interleaved_row, T(0));
     }
     Output keys(p.grad_keys, D), memory(p.grad_memory, D);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
@@ -235,9 +237,9 @@ struct BankGradient {
         apply(s, n, block, part_grad_x, c0 == range.begin);
       }
       if (p.logits.cosine && B > 0) project(s, c0, n);
-      keys.write(s.grad_keys.data(), layout.full, c0, n, range.end);
+      keys.write(s.grad_keys.data(), layout.interleaved_row, c0, n, range.end);
       if (p.grad_memory.data != nullptr)
-        memory.write(s.grad_memory.data(), layout.full, c0, n, range.end);
+        memory.write(s.grad_memory.data(), layout.interleaved_row, c0, n, range.end);
       if (p.grad_key_bias.data != nullptr)
         convert_out(s.bias.data(), n, p.grad_key_bias.data, p.grad_key_bias.dtype, c0);
     }

@@ -98,7 +98,7 @@ const KernelTable& kernels() {
     } tables[] = {
 #if defined(__x86_64__)
 #if defined(OLTR_AMX)
-        {kernels_amx, f.avx2 && f.fma && f.avx512f && f.amx},
+        {kernels_amx, f.avx2 && f.fma && f.avx512f && f.avx512_bf16 && f.amx},
 #endif
         {kernels_avx512_bf16, f.avx2 && f.fma && f.avx512f && f.avx512_bf16, !f.intel},
         {kernels_avx512, f.avx2 && f.fma && f.avx512f},

@@ -20,14 +20,16 @@ extern const KernelTable kernels_avx512;
 }
 
 #if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+    apply_to = function)
 #else
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 #endif
 
 #define OLTR_ISA amx
 #define OLTR_TILES
+#define OLTR_BF16_CONVERT
 #define OLTR_EXACT_TABLE kernels_avx512
 #define OLTR_VECTOR_BYTES 64
 #include "cpu/isa_table.h"

@@ -32,22 +32,36 @@ struct PairWords {
   // What rounding took away.
   static OLTR_INLINE Vec<float> rest(Vec<float> v) { return v - upper(rounded(v)); }
 
-  // L numbers to L / 2 words.
+  // L numbers to L / 2 words. Here and in `joined` the processor's own conversion takes subnormal
+  // numbers as zero, which all that multiplies words does anyway.
   static OLTR_INLINE void pack(Vec<float> v, float* out) {
+#if defined(OLTR_BF16_CONVERT)
+    const __m256bh both = _mm512_cvtneps_pbh((__m512)v);
+    __builtin_memcpy(out, &both, sizeof both);
+#else
     const I bits = rounded(v);
     U wide;
     __builtin_memcpy(&wide, &bits, sizeof wide);
     const Half both =
         __builtin_convertvector(((wide >> 16) & 0xffff) | ((wide >> 32) & 0xffff0000u), Half);
     __builtin_memcpy(out, &both, sizeof both);
+#endif
   }
   // The lanes of `low` and `high` side by side: L words.
   static OLTR_INLINE Vec<float> joined(Vec<float> low, Vec<float> high) {
+#if defined(OLTR_BF16_CONVERT)
+    typedef int16_t Shorts __attribute__((vector_size(64)));
+    constexpr Shorts turns = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (Vec<float>)_mm512_permutexvar_epi16((__m512i)turns, (__m512i)both);
+#else
     const I both =
         ((rounded(low) >> 16) & 0xffff) | (rounded(high) & static_cast<int32_t>(0xffff0000));
     Vec<float> v;
     __builtin_memcpy(&v, &both, sizeof v);
     return v;
+#endif
   }
 
   // n numbers of a matrix as words, zeros up to `words` of them: first those rounded, then, with two
@@ -106,23 +120,19 @@ struct PairWords {
     return folded(sum[0] + sum[1]);
   }
 
-  // Two rows of n words, (d, d + 1) in a word, become 2n words that hold both rows of one d each.
-  template <class Out>
-  static OLTR_INLINE void interleave(const float* a, const float* b, int64_t n, Out out,
-                                     int64_t row) {
+  // L words of two rows, (d, d + 1) in a word, become 2L words that hold both rows of one d each.
+  static OLTR_INLINE void interleave(const float* a, const float* b, float* low, float* high) {
     constexpr std::make_integer_sequence<int, L> lanes;
-    for (int64_t i = 0; i < n; i += L) {
-      I wa, wb;
-      __builtin_memcpy(&wa, a + i, sizeof wa);
-      __builtin_memcpy(&wb, b + i, sizeof wb);
-      const I first = (wa & 0xffff) | (wb << 16);
-      const I second = ((wa >> 16) & 0xffff) | (wb & static_cast<int32_t>(0xffff0000));
-      Vec<float> low, high;
-      __builtin_memcpy(&low, &first, sizeof low);
-      __builtin_memcpy(&high, &second, sizeof high);
-      store<float>(out.at(row, 2 * i), zipped<false>(low, high, lanes));
-      store<float>(out.at(row, 2 * i + L), zipped<true>(low, high, lanes));
-    }
+    I wa, wb;
+    __builtin_memcpy(&wa, a, sizeof wa);
+    __builtin_memcpy(&wb, b, sizeof wb);
+    const I first = (wa & 0xffff) | (wb << 16);
+    const I second = ((wa >> 16) & 0xffff) | (wb & static_cast<int32_t>(0xffff0000));
+    Vec<float> even, odd;
+    __builtin_memcpy(&even, &first, sizeof even);
+    __builtin_memcpy(&odd, &second, sizeof odd);
+    store<float>(low, zipped<false>(even, odd, lanes));
+    store<float>(high, zipped<true>(even, odd, lanes));
   }
 };
 

@@ -82,20 +82,25 @@ OLTR_INLINE const T* stage_natural(const Layout<M>& layout, Matrix m, int64_t fi
 }
 
 // Pairs [begin, end) of the `deep` ones of a matrix, from its rows from 2 begin on, of which there
-// are n.
+// are n. Eight pairs at a time go through all their columns: whole lines of many panels, a power of
+// two apart, would push each other out of the first cache.
 template <class M, class T = typename M::Acc>
 OLTR_INLINE void interleave_pairs(const Layout<M>& layout, const T* natural, int64_t n,
                                   int64_t begin, int64_t end, int64_t deep, View<M, T> to) {
   const int64_t words = layout.words / M::planes;
   const Buffer<T> zero(words);
   fill(zero.data(), words, T(0));
+  constexpr int64_t kPairs = 8;
   for (int p = 0; p < M::planes; ++p)
-    for (int64_t i = 0; i < end - begin; ++i) {
-      const T* a = natural + 2 * i * layout.natural_row + p * words;
-      const T* b = a + layout.natural_row;
-      M::interleave(2 * i < n ? a : zero.data(), 2 * i + 1 < n ? b : zero.data(), words, to,
-                    p * deep + begin + i);
-    }
+    for (int64_t i0 = begin; i0 < end; i0 += kPairs)
+      for (int64_t w = 0; w < words; w += M::L)
+        for (int64_t i = i0; i < i0 + kPairs && i < end; ++i) {
+          const int64_t row = 2 * (i - begin);
+          const T* a = natural + row * layout.natural_row + p * words;
+          const T* b = a + layout.natural_row;
+          M::interleave((row < n ? a : zero.data()) + w, (row + 1 < n ? b : zero.data()) + w,
+                        to.at(p * deep + i, 2 * w), to.at(p * deep + i, 2 * w + M::L));
+        }
 }
 
 // Rows that are summed over: the words of two staged rows become the numbers of one; zeros up to

@@ -29,7 +29,7 @@ inline std::vector<const KernelTable*> tables() {
   if (f.avx512f && f.fma) all.push_back(&kernels_avx512);
   if (f.avx512f && f.fma && f.avx512_bf16) all.push_back(&kernels_avx512_bf16);
 #if defined(OLTR_AMX)
-  if (f.avx512f && f.fma && f.amx) all.push_back(&kernels_amx);
+  if (f.avx512f && f.fma && f.avx512_bf16 && f.amx) all.push_back(&kernels_amx);
 #endif
 #elif defined(__aarch64__)
   all.push_back(&kernels_neon);
