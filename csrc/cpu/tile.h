@@ -35,7 +35,7 @@ struct Tile {
   static void zero() {
     at(T) = Register{};
   }
-  template <int T>
+  template <int T, bool streamed = false>
   static void load(const float* from, int64_t row) {
     for (int64_t i = 0; i < kTile; ++i)
       __builtin_memcpy(at(T).word[i], from + i * row, sizeof at(T).word[i]);
@@ -97,10 +97,15 @@ struct Tile {
   static OLTR_INLINE void zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
   }
-  template <int T>
+  // `streamed`: what is read once, past the first cache, so that the other operand stays there.
+  template <int T, bool streamed = false>
   static OLTR_INLINE void load(const float* from, int64_t row) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(row * 4),
-                 "m"(*(const float (*)[])from));
+    if constexpr (streamed)
+      asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(row * 4),
+                   "m"(*(const float (*)[])from));
+    else
+      asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(row * 4),
+                   "m"(*(const float (*)[])from));
   }
   template <int T>
   static OLTR_INLINE void store(float* to, int64_t row) {

@@ -2,7 +2,7 @@
 //
 // Two by two tiles of C in registers: four products for four loads, which the processor takes side
 // by side as long as one operand comes from the first cache. So k goes in pieces whose panel of
-// A, read again for every panel of B, stays there.
+// A, read again for every panel of B, stays there, and B, where it has several, passes the cache by.
 #pragma once
 
 #include "cpu/tile_operand.h"
@@ -41,7 +41,7 @@ struct TileProduct {
 
 // MR by NR tiles of C, in registers 0 to 3, from A's in 4 and 5 and B's in 6 and 7, over words
 // [k0, k1) of each plane.
-template <int planes, int MR, int NR>
+template <int planes, int MR, int NR, bool b_passes>
 OLTR_INLINE void tile_block(const TileProduct& g, int64_t k0, int64_t k1, int64_t row,
                             int64_t column) {
   constexpr std::make_integer_sequence<int, MR * NR> all;
@@ -63,7 +63,7 @@ OLTR_INLINE void tile_block(const TileProduct& g, int64_t k0, int64_t k1, int64_
           [&](auto i, auto j) {
             constexpr int ta = 4 + i % 2, tb = 6 + j;
             if constexpr (j == 0) Tile::load<ta>(a + i * kTile * a_row, a_row);
-            if constexpr (i == 0) Tile::load<tb>(b + j * b_panel, b_row);
+            if constexpr (i == 0) Tile::load<tb, b_passes>(b + j * b_panel, b_row);
             Tile::multiply<i * NR + j, ta, tb>();
           },
           all);
@@ -75,12 +75,13 @@ OLTR_INLINE void tile_block(const TileProduct& g, int64_t k0, int64_t k1, int64_
 }
 
 // A row of blocks, MR tiles high.
-template <int planes, int MR>
+template <int planes, int MR, bool b_passes>
 static void tile_row(const TileProduct& g, int64_t k0, int64_t k1, int64_t row, int64_t n) {
   int64_t j = 0;
   if constexpr (MR <= 2)
-    for (; j + 2 * kTile <= n; j += 2 * kTile) tile_block<planes, MR, 2>(g, k0, k1, row, j);
-  for (; j < n; j += kTile) tile_block<planes, MR, 1>(g, k0, k1, row, j);
+    for (; j + 2 * kTile <= n; j += 2 * kTile)
+      tile_block<planes, MR, 2, b_passes>(g, k0, k1, row, j);
+  for (; j < n; j += kTile) tile_block<planes, MR, 1, b_passes>(g, k0, k1, row, j);
 }
 
 template <int planes>
@@ -90,9 +91,11 @@ static void tile_product(const TileProduct& g, int64_t m, int64_t n) {
     const int64_t k1 = deep - k0 < kTileDepth ? deep : k0 + kTileDepth;
     int64_t i = 0;
     if (n == kTile)  // a batch of a few rows
-      for (; i + 4 * kTile <= m; i += 4 * kTile) tile_row<planes, 4>(g, k0, k1, i, n);
-    for (; i + 2 * kTile <= m; i += 2 * kTile) tile_row<planes, 2>(g, k0, k1, i, n);
-    if (i < m) tile_row<planes, 1>(g, k0, k1, i, n);
+      for (; i + 4 * kTile <= m; i += 4 * kTile) tile_row<planes, 4, false>(g, k0, k1, i, n);
+    if (n <= 2 * kTile)
+      for (; i + 2 * kTile <= m; i += 2 * kTile) tile_row<planes, 2, false>(g, k0, k1, i, n);
+    for (; i + 2 * kTile <= m; i += 2 * kTile) tile_row<planes, 2, true>(g, k0, k1, i, n);
+    if (i < m) tile_row<planes, 1, true>(g, k0, k1, i, n);
   }
 }
 
