@@ -109,13 +109,17 @@ static void meta_embedding_backward(const MetaEmbeddingBackward& p, const Parall
   selector.grad_key_bias = p.grad_selector_bias;
   bank_backward(selector, parallel);
 
-  const WinnerGradient<T> winners(p.size, p.nearest);
-  winners.run(p.x, p.memory, pulls.data(), grad_x.data(), parallel);
-  if (p.grad_memory.data != nullptr) winners.add_to(p.grad_memory, parallel);
-  parallel_ranges(parallel, n, kConverted, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) grad_x[i] += through_bank[i] + through_gate[i];
-    convert_out(grad_x.data() + begin, end - begin, p.grad_x.data, p.grad_x.dtype, begin);
+  parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
+    const Buffer<T> pair(2 * D);
+    for (int64_t r = begin; r < end; ++r) {
+      T* line = grad_x.data() + r * D;
+      pull_to(pulls[r], p.x, r, p.memory, p.nearest[r], D, line, pair.data());
+      for (int64_t i = 0; i < D; ++i) line[i] += through_bank[r * D + i] + through_gate[r * D + i];
+      convert_out(line, D, p.grad_x.data, p.grad_x.dtype, r * D);
+    }
   });
+  if (p.grad_memory.data != nullptr)
+    push_winners(p.size, p.x, p.memory, p.nearest, pulls.data(), p.grad_memory, parallel);
 }
 
 }  // namespace OLTR_ISA

@@ -169,18 +169,19 @@ class RowBlocks {
       const int64_t i = task / shares, r0 = task % shares * kShare, first = i * block + r0;
       if (r0 >= count(i)) return;
       const int64_t n = clamp(count(i) - r0, 0, kShare), lanes = clamp(width(i) - r0, 0, kShare);
-      const bool in_place = as_rows && M::group == 1;
-      const Buffer<T> scratch(in_place ? 0 : n * layout_.natural_row);
-      T* natural = in_place ? rows_.data() + first * layout_.natural_row : scratch.data();
-      stage_natural(layout_, x, first, n, natural);
+      const bool kept = as_rows && M::group == 1;
+      const Layout<M> given = M::group == 1 ? layout_ : Layout<M>(D, x.dtype);
+      const Buffer<T> scratch(kept ? 0 : n * given.natural_row);
+      T* to_natural = kept ? rows_.data() + first * given.natural_row : scratch.data();
+      const T* natural = stage_natural(given, x, first, n, to_natural);
       if (as_columns) {
         const auto out = columns(i);
         const int64_t step = M::panel > 0 ? M::panel : lanes;
         for (int64_t r = 0; r < lanes; r += step) {
           T* panel = const_cast<T*>(out.at(0, r0 + r));
           const int64_t live = n - r < step ? n - r : step;
-          transpose(natural + r * layout_.natural_row, layout_.natural_row, live, layout_.words,
-                    panel, out.row);
+          transpose(natural + r * given.natural_row, given.natural_row, live, layout_.words, panel,
+                    out.row);
           for (int64_t d = 0; d < layout_.words; ++d)
             fill(panel + d * out.row + live, step - live, T(0));
         }
@@ -189,7 +190,7 @@ class RowBlocks {
         if (as_rows) {
           const View<M, const T> to = rows(i);
           const int64_t deep = depth<M>(count(i)) / M::planes, end = (r0 + kShare) / 2;
-          interleave_pairs(layout_, natural, n, r0 / 2, end < deep ? end : deep, deep,
+          interleave_pairs(given, natural, n, r0 / 2, end < deep ? end : deep, deep,
                            View<M>{const_cast<T*>(to.data), to.row, to.panel});
         }
     });
