@@ -16,7 +16,7 @@ struct Tiled : PairWords {
   static constexpr int64_t panel = kTile, depth_unit = kTile, row_unit = kTile;
   // Many rows read a tile of the bank, and many classes add to a recalled feature, while it is in
   // the second cache.
-  static constexpr Cut cut{/*row_block=*/256, /*class_tile=*/256, /*class_unit=*/32,
+  static constexpr Cut cut{/*row_block=*/256, /*class_tile=*/128, /*class_unit=*/32,
                            /*least_split=*/512, /*states=*/int64_t{4} << 20};
 
   static OLTR_INLINE void words(Matrix m, int64_t first, int64_t n, int64_t words, float* out) {
