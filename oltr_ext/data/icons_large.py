@@ -11,6 +11,13 @@ compounds), which caps every score. What is done, in order:
    of validation apart from those of test; the known ones have an image to train and one to test on.
 4. Training takes all there is, validation and test one image of a class from each set.
 
+Near duplicates are told as they are drawn, so what is left is drawn alike at another size or place.
+Sets of one origin stand on both sides (Pinhead and Meteor Icons train, Temaki validates, Maki and
+Tabler test): of the 243 test images whose name both sides of these five have, 20 nearly equal a
+training image once the ink of both fills the square (cosine above 0.95; 13 above 0.97), about
+0.2 % of all test images. Hands that know nothing of each other do so too, in arrows, discs, folders
+and cameras: of 422 test images of 107 classes drawn by hash, 64 (15 %) are above 0.97 so.
+
 Nothing is redistributed: the package is fetched from npm, and the pack stays in the cache. Each
 icon set has its own permissive licence, those of `iconify.LICENCES`; ``oltr data make`` writes them
 into the pack's ``about``.
