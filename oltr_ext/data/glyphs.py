@@ -351,6 +351,12 @@ class Table:
         ):
             for character in group:
                 add(split, character, each)
+        return self.assemble(rows, names, about)
+
+    def assemble(
+        self, rows: Iterable[tuple[int, int, int, int]], names: Sequence[int], about: str
+    ) -> Pack:
+        """The pack of rows (split, label, face, character); `names` are the labels' characters."""
         split, label, face, character = np.array(sorted(rows)).T
         return Pack(
             images=np.stack([self.pixels[f][c] for f, c in zip(face, character, strict=True)]),
