@@ -17,6 +17,7 @@ CSRC = ROOT / "csrc"
 LEVEL = {
     "__init__": 9,
     "__main__": 9,
+    "api": 8,
     "cli": 8,
     "serve": 7,
     "engine": 6,

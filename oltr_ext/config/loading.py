@@ -30,16 +30,29 @@ class ConfigError(ValueError):
 
 
 def make_config(
-    values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "config"
+    values: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    source: str = "config",
+    method: str | None = None,
 ) -> Config:
     """Check a mapping as YAML gives it, with some keys replaced.
 
     Args:
-        overrides: ``key.path=value`` strings; values are YAML.
+        overrides: ``key.path=value`` strings; values are YAML. The last word.
+        method: one of `METHODS`, to train by it in place of what `values` say of stages.
 
     Raises:
         ConfigError: one line with `source`, the key's path, what was expected and what came.
     """
+    if method is not None:
+        # what the method builds on must hold by itself; what comes back has numbers for what YAML
+        # leaves as text, such as 1e-1
+        held = make_config(values, source=source).model_dump(mode="json", exclude_unset=True)
+        try:
+            values = apply_method(held, method)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
     changed = copy.deepcopy(dict(values))
     for item in overrides:
         key, sign, raw = item.partition("=")
@@ -71,8 +84,7 @@ def load_config(
 
     Args:
         path: a file, or a packaged name such as ``icons``.
-        overrides: see `make_config`; the last word.
-        method: one of `METHODS`, to train by it in place of what the file says of stages.
+        overrides, method: see `make_config`.
 
     Raises:
         ConfigError: no such file, name or method, not YAML, or values that do not hold.
@@ -89,15 +101,7 @@ def load_config(
     values = _parse(text, name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
-    if method is not None:
-        # what the method builds on must hold by itself; what comes back has numbers for what YAML
-        # leaves as text, such as 1e-1
-        held = make_config(values, source=name).model_dump(mode="json", exclude_unset=True)
-        try:
-            values = apply_method(held, method)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
-    return make_config(values, overrides, source=name)
+    return make_config(values, overrides, source=name, method=method)
 
 
 def config_names() -> list[str]:

@@ -15,8 +15,9 @@ class ImageError(ValueError):
     line, and leaves it to the caller to name the file."""
 
 
-def read_image(path: Path) -> Image.Image:
-    """The whole image, upright, of any mode with at most eight bits a channel.
+def read_image(source: Path | Image.Image) -> Image.Image:
+    """The whole image of a file, or one that PIL holds, upright, of any mode with at most eight
+    bits a channel.
 
     Sixteen bits of grey keep their upper eight, where PIL's own conversion cuts off what is over
     255. It is turned as its EXIF orientation says; an orientation that cannot be read says nothing.
@@ -26,9 +27,13 @@ def read_image(path: Path) -> Image.Image:
             bits, whose range nobody knows.
     """
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = opened
+        if isinstance(source, Image.Image):
+            source.load()
+            image = source
+        else:
+            with Image.open(source) as opened:
+                opened.load()
+                image = opened
         if image.mode in ("I", "F"):
             raise ValueError(f"pixels of 32 bits (mode {image.mode}); expected 8 or 16")
         image = _upright(image)
@@ -36,7 +41,7 @@ def read_image(path: Path) -> Image.Image:
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image
     except Exception as error:
-        raise ImageError(_reason(error, path)) from None
+        raise ImageError(_reason(error, source)) from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -46,23 +51,23 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _reason(error: Exception, path: Path) -> str:
-    text = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
+def _reason(error: Exception, source: Path | Image.Image) -> str:
+    text = " ".join(str(error).split()).replace(f" {str(source)!r}", "")
     meant = isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError)
     return text if text and meant else f"{type(error).__name__} in its decoder: {text}".rstrip(": ")
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(source: Path | Image.Image) -> Image.Image:
     """`read_image` in RGB, transparency laid on white.
 
     Raises:
         ImageError: see `read_image`.
     """
-    image = read_image(path)
+    image = read_image(source)
     try:
         return on_white(image).convert("RGB")
     except Exception as error:  # some formats decode no sooner
-        raise ImageError(_reason(error, path)) from None
+        raise ImageError(_reason(error, source)) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from torch import Tensor
 
 from oltr_ext.config.loading import run_config
@@ -26,12 +28,16 @@ from oltr_ext.engine.build import own_defaults
 from oltr_ext.nn import OLTRHead
 from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
 
-__all__ = ["Prediction", "predict_embeddings", "predict_images"]
+__all__ = ["Picture", "Prediction", "predict_embeddings", "predict_features", "predict_images"]
+
+
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+"""An image: its file, as PIL holds it, or pixels (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA."""
 
 
 @dataclass
 class Prediction:
-    """The answer for one image; `label` is None for "unknown"."""
+    """The answer for one image or row; `label` is None for "unknown"."""
 
     path: str
     label: str | None
@@ -41,21 +47,26 @@ class Prediction:
     closed: str
     nearest: list[tuple[str, float]]  # known classes: distance to centroids, or probability
 
+    @property
+    def known(self) -> bool:
+        return self.label is not None
+
 
 @own_defaults()
 @torch.no_grad()
 def predict_images(
     trained: Trained,
-    paths: Sequence[str | Path],
+    images: Sequence[Picture],
     *,
     nearest: int = 3,
     batch_size: int = 64,
     on_error: Callable[[Exception], None] | None = None,
 ) -> list[Prediction]:
-    """Label or unknown for image files, in order; or for the rows of .npy files of embeddings.
+    """Label or unknown for images, in order; or for the rows of .npy files of embeddings.
 
-    Images are read as those of training. For icons and the package's own packs, that is as bright
-    ink on a dark ground, inverted where their border is light; for a pack of your own, as they are.
+    Each prediction's `path` is the image's file, or ``image[n]``. Images are read as those of
+    training. For icons and the package's own packs, that is as bright ink on a dark ground,
+    inverted where their border is light; for a pack of your own, as they are.
 
     Args:
         nearest: how many known classes to name, by distance to their centroids in the memory,
@@ -68,28 +79,34 @@ def predict_images(
             embeddings of which it is not known how to make them.
     """
     if isinstance(trained.config.data, EmbeddingsData) and all(
-        str(p).endswith(".npy") for p in paths
+        isinstance(p, str | Path) and str(p).endswith(".npy") for p in images
     ):
         return [
-            each for path in paths for each in _predict_rows(trained, Path(path), nearest, on_error)
+            each
+            for path in images
+            for each in _predict_rows(trained, Path(str(path)), nearest, on_error)
         ]
     embedder = _embedder_of(trained)
     seen_by = trained if embedder is None else embedder
     data, shape = seen_by.config.data, seen_by.image_shape
     found: list[Prediction] = []
-    for begin in range(0, len(paths), batch_size):
+    for begin in range(0, len(images), batch_size):
         read: list[tuple[str, Tensor]] = []
-        for path in paths[begin : begin + batch_size]:
+        for number, image in enumerate(images[begin : begin + batch_size], begin):
             try:
-                read.append((str(path), _pixels(data, shape, Path(path))))
+                if isinstance(image, str | Path):
+                    read.append((str(image), _pixels(data, shape, Path(image))))
+                else:
+                    name = f"image[{number}]"
+                    read.append((name, _pixels(data, shape, _pil(image, name), name)))
             except (FileNotFoundError, ValueError) as error:
                 if on_error is None:
                     raise
                 on_error(error)
         if not read:
             continue
-        names, images = zip(*read, strict=True)
-        pixels = network_input(torch.stack(images).to(trained.device))
+        names, stack = zip(*read, strict=True)
+        pixels = network_input(torch.stack(stack).to(trained.device))
         if embedder is not None:
             pixels = embedder.model.features(pixels).float()[:, :, None, None]
         features = trained.model.features(pixels).float()
@@ -119,7 +136,30 @@ def predict_embeddings(
     """
     if not isinstance(trained.config.data, EmbeddingsData):
         raise ValueError(f"{trained.path} was trained on images, not on embeddings")
-    rows, width = np.asarray(embeddings), trained.model.backbone.feature_dim
+    return predict_features(trained, embeddings, name=name, nearest=nearest, batch_size=batch_size)
+
+
+@own_defaults()
+@torch.no_grad()
+def predict_features(
+    trained: Trained,
+    features: ArrayLike,
+    *,
+    name: str = "row",
+    nearest: int = 3,
+    batch_size: int = 256,
+) -> list[Prediction]:
+    """Label or unknown for features, in order: of a model trained on embeddings such as it was
+    trained on, of one trained on images such as `embed` makes of them.
+
+    Args: as of `predict_embeddings`.
+
+    Raises:
+        ValueError: another shape, or NaN or infinity.
+    """
+    embedded = isinstance(trained.config.data, EmbeddingsData)
+    width = trained.model.backbone.feature_dim if embedded else trained.model.feature_dim
+    rows = np.asarray(features)
     if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind != "f":
         raise ValueError(
             f"{name}: expected embeddings of shape (N, {width}), floats, got {rows.shape} of "
@@ -130,9 +170,12 @@ def predict_embeddings(
         part = torch.from_numpy(rows[begin : begin + batch_size].astype(np.float32))
         if not torch.isfinite(part).all():
             raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity")
-        features = trained.model.features(part[:, :, None, None].to(trained.device)).float()
-        names = [f"{name}[{begin + n}]" for n in range(len(part))]
-        found += _answers(trained, features, names, nearest)
+        part = part.to(trained.device)
+        if embedded:
+            part = trained.model.features(part[:, :, None, None]).float()
+        found += _answers(
+            trained, part, [f"{name}[{begin + n}]" for n in range(len(part))], nearest
+        )
     return found
 
 
@@ -165,31 +208,48 @@ def _embedder_of(trained: Trained) -> Embedder | None:
         )
     config = run_config(trained.source["config"], source=str(trained.path))
     checkpoint, device = trained.source["checkpoint"], str(trained.device)
-    maker = None if checkpoint is None else load_trained(checkpoint, device=device)
-    c, h, w = trained.source.get("image_shape", (1, 32, 32))  # older ones: lists say, packs are so
-    shape = None if isinstance(config.data, ListData) else (c, h, w)
-    embedder = load_embedder(config, maker, device=device, image_shape=shape)
-    if embedder.source["weights_sha256"] != trained.source["weights_sha256"]:
+    if trained.maker is None:
+        maker = None if checkpoint is None else load_trained(checkpoint, device=device)
+        c, h, w = trained.source.get("image_shape", (1, 32, 32))  # older ones: lists say, packs so
+        shape = None if isinstance(config.data, ListData) else (c, h, w)
+        trained.maker = load_embedder(config, maker, device=device, image_shape=shape)
+    if trained.maker.source["weights_sha256"] != trained.source["weights_sha256"]:
         raise ValueError(
             f"{checkpoint or config.model.backbone} holds other weights than "
             f"those that made the embeddings of {trained.path}"
         )
-    return embedder
+    return trained.maker
 
 
-def _pixels(data: Data, shape: tuple[int, int, int], path: Path) -> Tensor:
-    """uint8 (C, H, W) of an image file, as those that the model was trained on."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no image {path}")
+def _pil(image: object, name: str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    pixels: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)
+    colour = pixels.ndim == 3 and pixels.shape[-1] in (3, 4)
+    if pixels.dtype != np.uint8 or not (colour or pixels.ndim == 2):
+        got = f"{pixels.shape} of {pixels.dtype}" if pixels.ndim > 1 else type(image).__name__
+        raise ValueError(
+            f"{name}: expected a file, an image of PIL, or uint8 pixels (H, W), (H, W, 3) or "
+            f"(H, W, 4), got {got}"
+        )
+    return Image.fromarray(pixels)
+
+
+def _pixels(
+    data: Data, shape: tuple[int, int, int], source: Path | Image.Image, name: str = ""
+) -> Tensor:
+    """uint8 (C, H, W) of an image, as those that the model was trained on."""
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"no image {source}")
     channels, size, _ = shape
     try:
         if isinstance(data, ListData):
-            return eval_transform(size, data.augment.fit or "crop")(read_rgb(path))
+            return eval_transform(size, data.augment.fit or "crop")(read_rgb(source))
         if channels == 3:
-            return eval_transform(size, "pad")(read_rgb(path))
-        return torch.from_numpy(icon_image(read_image(path), size, invert=is_made(data)))[None]
+            return eval_transform(size, "pad")(read_rgb(source))
+        return torch.from_numpy(icon_image(read_image(source), size, invert=is_made(data)))[None]
     except ImageError as error:
-        raise ValueError(f"cannot read image {path}: {error}") from None
+        raise ValueError(f"cannot read image {name or source}: {error}") from None
 
 
 def is_made(data: Data) -> bool:

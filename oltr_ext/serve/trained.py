@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Trained:
     device: torch.device
     path: Path
     source: dict[str, Any] | None = None  # of the embeddings it was trained on, where known
+    maker: Embedder | None = field(default=None, repr=False)  # of these, once it was needed
 
 
 @dataclass

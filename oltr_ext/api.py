@@ -1,0 +1,60 @@
+"""What most people need of training, in one function: `oltr_ext.train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oltr_ext.config.loading import ConfigError, load_config, make_config
+from oltr_ext.data.embeddings import MANIFEST
+from oltr_ext.engine.train import train as train_run
+
+__all__ = ["train"]
+
+
+def train(
+    data: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path,
+    method: str | None = "oltr-plus",
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train, or go on with an interrupted run; `oltr train` as a function.
+
+    Args:
+        data: a configuration, as a packaged name such as ``icons``, a file, or a mapping as YAML
+            gives it; or a folder of embeddings that `oltr embed` or `write_embeddings` wrote.
+        out: folder of the run.
+        method: see `oltr methods`; None: as the configuration says.
+        settings: keys of the configuration to set, such as ``{"stage1.epochs": 90}``.
+        resume: False starts afresh and removes what an earlier run left in `out`.
+        say: gets a line of text now and then.
+
+    Returns:
+        `out`, for `oltr_ext.load` and for the commands that take a run.
+
+    Raises:
+        ConfigError: no such configuration, key or method, or values that do not hold.
+        ValueError, BusyError, TrainingError: see `oltr_ext.engine.train.train`.
+    """
+    overrides = [
+        f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()
+    ]
+    if isinstance(data, Mapping):
+        config = make_config(data, overrides, method=method)
+    elif Path(data).is_dir():
+        if not (Path(data) / MANIFEST).is_file():
+            raise ConfigError(
+                f"train: expected a configuration or a folder of embeddings, and {data} has no "
+                f"{MANIFEST}"
+            )
+        root = f"data.root={json.dumps(str(data))}"
+        config = load_config("embeddings", [root, *overrides], method=method)
+    else:
+        config = load_config(data, overrides, method=method)
+    train_run(config, out, resume=resume, say=say)
+    return Path(out)

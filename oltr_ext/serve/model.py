@@ -1,0 +1,171 @@
+"""A trained model to ask, as `oltr_ext.load` gives it: one question, one kind of answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from oltr_ext.serve.predict import Picture, Prediction, predict_features, predict_images
+from oltr_ext.serve.trained import Trained, load_trained
+
+__all__ = ["Model", "Predictions", "load"]
+
+
+class Predictions(Sequence[Prediction]):
+    """Answers in the order of what was asked; a field of all of them is a column of that name.
+
+    ``answers[0].label`` is one label or None, ``answers.label`` all of them, and likewise for each
+    field of `Prediction`. A slice is `Predictions` again.
+    """
+
+    def __init__(self, answers: Iterable[Prediction]) -> None:
+        self._answers = list(answers)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Predictions: ...
+    def __getitem__(self, index: int | slice) -> Prediction | Predictions:
+        found = self._answers[index]
+        return found if isinstance(found, Prediction) else Predictions(found)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __repr__(self) -> str:
+        some = ", ".join(str(each.label or "unknown") for each in self[:5])
+        return f"Predictions({some}{', ...' if len(self) > 5 else ''})"
+
+    @property
+    def label(self) -> NDArray[np.object_]:
+        """(N,) names of classes, None for unknown."""
+        return _objects(each.label for each in self)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,), False for unknown."""
+        return np.array([each.known for each in self], np.bool_)
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """(N,) by the score that the model goes by; below `threshold` is unknown."""
+        return np.array([each.confidence for each in self], np.float64)
+
+    @property
+    def score(self) -> NDArray[np.object_]:
+        """(N,) name of the score."""
+        return _objects(each.score for each in self)
+
+    @property
+    def threshold(self) -> NDArray[np.float64]:
+        """(N,)"""
+        return np.array([each.threshold for each in self], np.float64)
+
+    @property
+    def closed(self) -> NDArray[np.object_]:
+        """(N,) the likeliest known class, whether or not it is the answer."""
+        return _objects(each.closed for each in self)
+
+    @property
+    def nearest(self) -> list[list[tuple[str, float]]]:
+        """The closest known classes of each, with distance or probability."""
+        return [each.nearest for each in self]
+
+    @property
+    def path(self) -> NDArray[np.object_]:
+        """(N,) the file, or ``image[n]`` or ``row[n]``."""
+        return _objects(each.path for each in self)
+
+
+class Model:
+    """What `load` returns.
+
+    Attributes:
+        trained: the network, its configuration, its threshold and all else of the run.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.trained.path)!r}, {len(self.class_names)} classes)"
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The classes it knows, in the order of their labels."""
+        return list(self.trained.class_names)
+
+    @overload
+    def predict(self, inputs: str | Path | Image.Image, *, nearest: int = 3) -> Prediction: ...
+    @overload
+    def predict(self, inputs: Any, *, nearest: int = 3) -> Any: ...
+    def predict(self, inputs: Any, *, nearest: int = 3) -> Prediction | Predictions:
+        """Label images or features, or say that they are unknown.
+
+        Args:
+            inputs: one image or a sequence of them: a file, an image of PIL, or uint8 pixels
+                (H, W), (H, W, 3) or (H, W, 4), as an array or tensor; (N, H, W, 3) are N of them.
+                Or features as floats, (D,) of one or (N, D): for a model trained on embeddings such
+                as those, for one trained on images what `oltr embed` makes with it.
+            nearest: how many of the closest known classes to name.
+
+        Returns:
+            `Prediction` for one, `Predictions` for a sequence, of any length, of the same fields.
+
+        Raises:
+            FileNotFoundError: no such image. ValueError: no image; features of another width, NaN
+                or infinity. TypeError: neither images nor features.
+        """
+        inputs = inputs.detach().cpu().numpy() if isinstance(inputs, torch.Tensor) else inputs
+        if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
+            rows = inputs[None] if inputs.ndim == 1 else inputs
+            found = predict_features(self.trained, rows, name="row", nearest=nearest)
+            return found[0] if inputs.ndim == 1 else Predictions(found)
+        one = isinstance(inputs, str | Path | Image.Image) or (
+            isinstance(inputs, np.ndarray)
+            and (inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[2] in (3, 4)))
+        )
+        if not one and not isinstance(inputs, Sequence | np.ndarray):
+            raise TypeError(
+                f"predict: expected an image or features, or a sequence of them, got "
+                f"{type(inputs).__name__}"
+            )
+        images: list[Picture] = [inputs] if one else [_plain(each) for each in inputs]
+        if images and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in images):
+            return self.predict(np.stack([np.asarray(x) for x in images]), nearest=nearest)
+        if one and isinstance(inputs, str | Path) and str(inputs).endswith(".npy"):
+            one = False  # rows of a file of features
+        found = predict_images(self.trained, images, nearest=nearest)
+        return found[0] if one else Predictions(found)
+
+
+def load(run: str | Path, *, device: str = "auto") -> Model:
+    """A trained model: the folder of a run, or a checkpoint in it.
+
+    Args:
+        device: ``auto`` takes CUDA where there is one.
+
+    Raises:
+        CheckpointError: no such file, damaged, or of a run that has not ended an epoch.
+        ValueError: no such device.
+    """
+    return Model(load_trained(run, device=device))
+
+
+def _plain(image: Any) -> Any:
+    return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+
+
+def _objects(values: Iterable[Any]) -> NDArray[np.object_]:
+    """(N,), whatever the values are."""
+    held = list(values)
+    column = np.empty(len(held), np.object_)
+    column[:] = held
+    return column
