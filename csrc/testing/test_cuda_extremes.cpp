@@ -15,12 +15,12 @@ class CudaExtremes : public ::testing::TestWithParam<cuda::Device> {
 INSTANTIATE_TEST_SUITE_P(Passes, CudaExtremes,
                          ::testing::Values(cuda::Device{1}, cuda::Device{1, 5, 227 << 10}));
 
-TEST_P(CudaExtremes, TheNearestClassScales) { expect_nearest_scales(cuda_kernels, {5, 140, 16}); }
+TEST_P(CudaExtremes, TheNearestClassScales) { expect_nearest_scales(cuda_kernels, {3, 130, 8}); }
 TEST_P(CudaExtremes, OneBankOfAllSizes) { expect_nearest_of_mixed_sizes(cuda_kernels); }
 TEST_P(CudaExtremes, NanAndInfinity) { expect_nearest_of_nan_and_infinity(cuda_kernels); }
 TEST_P(CudaExtremes, TheMetaEmbeddingScales) {
   expect_embedding_of_subnormal_numbers(cuda_kernels);
-  expect_embedding_scales(cuda_kernels, {5, 140, 16});
+  expect_embedding_scales(cuda_kernels, {3, 130, 8});
 }
 
 }  // namespace
