@@ -61,6 +61,7 @@ struct MetaEmbeddingForward {
   MutableMatrix distance, lse;                                       // (B) acc
   int64_t* nearest;                                                  // (B)
   Precision precision = Precision::kHighest;
+  bool nearest_given = false;  // distance and nearest hold what nearest_centroid says
 };
 struct MetaEmbeddingBackward {
   Sizes size;

@@ -45,6 +45,18 @@ static bool split(const Params& p, bool may) {
     else                                                               \
       OLTR_EXACT_TABLE.name(p, threads);                               \
   }
+// The exact embedding leaves the nearest class to tiles: however they round, candidates are measured.
+#define OLTR_EMBED_ENTRY(Params, name)                                                            \
+  static void name##_entry(const Params& p, const Parallel& threads) {                            \
+    if (rounded(p)) return name<Tiled<1>>(p, threads);                                            \
+    if (split(p, p.precision == Precision::kHigh)) return name<Tiled<2>>(p, threads);             \
+    Params rest = p;                                                                              \
+    rest.nearest_given = split(p, true);                                                          \
+    if (rest.nearest_given)                                                                       \
+      nearest_centroid_forward<Tiled<2>>({p.size, p.dtype, p.x, p.memory, p.distance, p.nearest}, \
+                                         threads);                                                \
+    OLTR_EXACT_TABLE.name(rest, threads);                                                         \
+  }
 #elif defined(OLTR_BF16_DOT)
 #define OLTR_PRODUCT_ENTRY(Params, name)                               \
   static void name##_entry(const Params& p, const Parallel& threads) { \
@@ -54,6 +66,7 @@ static bool split(const Params& p, bool may) {
       OLTR_EXACT_TABLE.name(p, threads);                               \
   }
 #define OLTR_SELECT_ENTRY OLTR_PRODUCT_ENTRY
+#define OLTR_EMBED_ENTRY OLTR_PRODUCT_ENTRY
 #endif
 
 #if defined(OLTR_EXACT_TABLE)
@@ -71,13 +84,14 @@ static bool split(const Params& p, bool may) {
   }
 #define OLTR_PRODUCT_ENTRY OLTR_ENTRY
 #define OLTR_SELECT_ENTRY OLTR_ENTRY
+#define OLTR_EMBED_ENTRY OLTR_ENTRY
 #endif
 
 OLTR_PRODUCT_ENTRY(MemoryAttentionForward, memory_attention_forward)
 OLTR_PRODUCT_ENTRY(MemoryAttentionBackward, memory_attention_backward)
 OLTR_SELECT_ENTRY(NearestCentroidForward, nearest_centroid_forward)
 OLTR_ENTRY(NearestCentroidBackward, nearest_centroid_backward)
-OLTR_PRODUCT_ENTRY(MetaEmbeddingForward, meta_embedding_forward)
+OLTR_EMBED_ENTRY(MetaEmbeddingForward, meta_embedding_forward)
 OLTR_PRODUCT_ENTRY(MetaEmbeddingBackward, meta_embedding_backward)
 OLTR_PRODUCT_ENTRY(CosineLogitsForward, cosine_logits_forward)
 OLTR_PRODUCT_ENTRY(CosineLogitsBackward, cosine_logits_backward)
@@ -90,6 +104,7 @@ OLTR_ENTRY(ClassMeansBackward, class_means_backward)
 #undef OLTR_ENTRY
 #undef OLTR_PRODUCT_ENTRY
 #undef OLTR_SELECT_ENTRY
+#undef OLTR_EMBED_ENTRY
 
 constexpr KernelTable make_table(const char* isa) {
   return {isa,

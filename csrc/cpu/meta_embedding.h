@@ -29,7 +29,7 @@ static void meta_embedding_forward(const MetaEmbeddingForward& p, const Parallel
   bank.keys = p.keys;
   bank.logits.bias = bias.data();
   bank.memory = p.memory;
-  bank.nearest = true;
+  bank.nearest = !p.nearest_given;
   bank.recalled = recalled.data();
   bank.lse = static_cast<T*>(p.lse.data);
   bank.distance = distance;

@@ -108,6 +108,23 @@ TYPED_TEST(Kernels, SameBitsAtAnyNumberOfThreads) {
   }
 }
 
+// At full precision tiles only select: the answers are those of exact products, bit by bit.
+TEST(Selection, ByTilesChangesNoBit) {
+  thread_count = 2;
+  for (const Sizes size : {Sizes{96, 70, 40}, Sizes{130, 150, 33}}) {
+    std::mt19937 random(13);
+    MetaEmbedding typed(size, random);
+    for (int64_t d = 0; d < size.width; ++d)  // a row on two classes at once
+      typed.inputs[0][d] = typed.inputs[1][9 * size.width + d] =
+          typed.inputs[1][5 * size.width + d];
+    const Op& op = typed;
+    if (slow(&kernels_tile_twin, size)) continue;
+    const Arrays got = op.forward(kernels_tile_twin, Dtype::kFloat32);
+    EXPECT_TRUE(got == op.forward(kernels_generic, Dtype::kFloat32));
+    EXPECT_EQ(got[5][0], 5);
+  }
+}
+
 TEST(Dispatch, ChoosesATableOfThisProcessor) {
   bool found = false;
   for (const KernelTable* table : tables()) found |= table == &kernels();
