@@ -14,7 +14,7 @@ from tiny import config, stop_after
 
 from oltr_ext.config.loading import make_config
 from oltr_ext.data import write_embeddings
-from oltr_ext.engine import checkpoint
+from oltr_ext.engine import checkpoint, preflight
 from oltr_ext.engine.lock import BusyError, locked
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, _Run, train
@@ -98,6 +98,25 @@ def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "memory.safetensors").read_text() == "mine"
     assert checkpoint.load(tmp_path / "last.safetensors")[1]["config"]["seed"] == 0
+
+
+def test_few_steps_are_told(data):
+    """30 images in batches of 8 are 3 steps an epoch."""
+
+    def line(epochs, **changes):
+        values = {**config(data), **changes}
+        values["stage1"] = {**values["stage1"], "epochs": epochs}
+        made = make_config({**values, "stage2": None})
+        splits = load_splits(made.data)
+        said = preflight.outline(made, splits, torch.device("cpu")).splitlines()
+        return [each for each in said if "steps" in each]
+
+    (few,) = line(10)
+    assert few.startswith("30 steps are few for a network that starts at random")
+    assert few.endswith("334 epochs in all instead of 10 would be 1,000")
+    assert line(134) == []  # 402 steps
+    weights = {"backbone": "torchvision:resnet18", "weights": "DEFAULT"}
+    assert line(10, model=weights) == []
 
 
 def test_errors_of_data_and_size(data, tmp_path):

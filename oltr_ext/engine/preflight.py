@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -78,7 +79,7 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
             f"\n{len(empty):,} of {len(counts):,} classes have no training image: {some} (labels "
             "count from 0)"
         )
-    said += _prior_line(config, splits)
+    said += _prior_line(config, splits) + _steps_line(config, splits)
     if _emulated(config.amp, device):
         said += f"\namp: {config.amp} is emulated on this processor; amp: off is many times faster"
     return said
@@ -121,6 +122,26 @@ def _prior_line(config: Config, splits: Splits) -> str:
     if asked == "balanced" and found >= 0.1:
         line += "; where test images have it too, test_prior: val expects it"
     return line
+
+
+FEW_STEPS = 400
+"""With 180, on 500 pictures, a second stage had nothing to build on, and fell behind."""
+
+
+def _steps_line(config: Config, splits: Splits) -> str:
+    """What a network that starts at random and takes few steps should be told."""
+    stages = [s for s in (config.stage1, config.stage2) if s is not None]
+    steps = sum(len(splits.train) // s.batch_size * s.epochs for s in stages)
+    if config.model.weights is not None or config.data.kind == "embeddings":
+        return ""
+    if not 0 < steps < FEW_STEPS:
+        return ""
+    epochs = sum(s.epochs for s in stages)
+    return (
+        f"\n{steps} steps are few for a network that starts at random, and methods of two stages "
+        f"lose most by it: {math.ceil(1000 / steps * epochs)} epochs in all instead of {epochs} "
+        "would be 1,000"
+    )
 
 
 def _emulated(amp: str, device: torch.device) -> bool:
