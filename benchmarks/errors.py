@@ -1,4 +1,4 @@
-"""How far a call is from float64, in units of the last place of the type that it answers in."""
+"""How far a call is from float64, in units of the last place of its inputs' type."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MOST = 3e9
 """The largest B C D whose distances are taken one by one in float64, which takes seconds."""
 
 
-def units(got: Tensor, exact: Tensor) -> float:
-    """The largest error in units of the last place of the largest entry: what any answer of
-    got's dtype may be wrong by is 0.5 there. NaN counts as infinite."""
+def units(got: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
+    """The largest error in units of the last place of the largest entry, as dtype has it: 0.5 is
+    what an answer of that dtype is rounded by. NaN counts as infinite."""
     largest = exact.abs().max().item()
     exponent = math.floor(math.log2(largest)) if 0 < largest < math.inf else 0
     wrong = (got.double() - exact).abs().max().item()
-    return math.inf if math.isnan(wrong) else wrong / (torch.finfo(got.dtype).eps * 2.0**exponent)
+    return math.inf if math.isnan(wrong) else wrong / (torch.finfo(dtype).eps * 2.0**exponent)
 
 
 def answers(
@@ -54,5 +54,5 @@ def errors(
     found = {}
     for name, function in functions.items():
         got = answers(function, workload, case, case.torch_dtype)
-        found[name] = max(units(g, e) for g, e in zip(got, exact, strict=True))
+        found[name] = max(units(g, e, case.torch_dtype) for g, e in zip(got, exact, strict=True))
     return found

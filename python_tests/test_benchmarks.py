@@ -129,10 +129,11 @@ def test_what_a_dtype_is_held_to():
 
 def test_errors_count_in_units_of_the_last_place():
     exact = torch.tensor([0.5, -3.0], dtype=torch.float64)
-    assert errors.units(exact.bfloat16(), exact) == 0
-    assert errors.units((exact + 2**-6).bfloat16(), exact) == 1
-    assert errors.units(torch.tensor([0.0, float("nan")]), exact) == float("inf")
-    assert errors.units(torch.zeros(2), torch.zeros(2, dtype=torch.float64)) == 0
+    assert errors.units(exact.bfloat16(), exact, torch.bfloat16) == 0
+    assert errors.units((exact + 2**-6).bfloat16(), exact, torch.bfloat16) == 1
+    assert errors.units(exact + 2**-6, exact, torch.bfloat16) == 1
+    assert errors.units(torch.tensor([0.0, float("nan")]), exact, torch.float32) == float("inf")
+    assert errors.units(torch.zeros(2), torch.zeros(2, dtype=torch.float64), torch.float32) == 0
 
 
 def test_errors_see_outputs_and_gradients():
