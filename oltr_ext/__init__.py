@@ -1,8 +1,8 @@
 """Open long-tailed recognition: fused ops over a bank of class centroids, layers, and training.
 
-`oltr_ext.train` and `oltr_ext.load` are what most people need. Beneath them `oltr_ext.ops` holds
-the ops, `oltr_ext.nn` the layers, `oltr_ext.config` what a run is told, `oltr_ext.engine` training,
-`oltr_ext.serve` what a trained model answers.
+`oltr_ext.train`, `oltr_ext.load` and `oltr_ext.OLTRClassifier` are what most people need. Beneath
+them `oltr_ext.ops` holds the ops, `oltr_ext.nn` the layers, `oltr_ext.config` what a run is told,
+`oltr_ext.engine` training, `oltr_ext.serve` what a trained model answers.
 
 Importing never raises: without a native library the ops run in pure PyTorch and say so once.
 """
@@ -16,12 +16,17 @@ from oltr_ext.ops import backend, use_backend
 
 if TYPE_CHECKING:
     from oltr_ext.api import train
+    from oltr_ext.estimator import OLTRClassifier
     from oltr_ext.serve.model import load
 
-__all__ = ["__version__", "backend", "load", "train", "use_backend"]
+__all__ = ["OLTRClassifier", "__version__", "backend", "load", "train", "use_backend"]
 
 PARTS = ("config", "data", "engine", "metrics", "nn", "report", "serve")
-NAMES = {"load": "oltr_ext.serve.model", "train": "oltr_ext.api"}
+NAMES = {
+    "OLTRClassifier": "oltr_ext.estimator",
+    "load": "oltr_ext.serve.model",
+    "train": "oltr_ext.api",
+}
 
 _moved.install()
 

@@ -23,6 +23,7 @@ LEVEL = {
     "engine": 6,
     "info": 5,
     "config": 5,
+    "estimator": 5,
     "data": 4,
     "models": 4,
     "metrics": 4,

@@ -26,7 +26,7 @@ def test_example(code, run_python, tmp_path):
 
 
 def test_examples_are_short():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for code in BLOCKS:
         assert len([line for line in code.splitlines() if line.strip()]) <= 12
 

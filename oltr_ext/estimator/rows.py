@@ -1,0 +1,61 @@
+"""Which rows are held out, and which are kept: chosen by their content, whatever their order."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["held_out", "kept", "shuffled_order"]
+
+Ints = NDArray[np.int64]
+SHARE = 0.1
+"""Of the distinct rows of a class that are held out, one at least."""
+MOST = 4096
+"""Rows held out in all, but for one a class."""
+
+
+def shuffled_order(rows: NDArray[Any], seed: int) -> NDArray[np.uint64]:
+    """(N,) a number for each row, the same for equal rows, that orders them at random."""
+    rows = np.ascontiguousarray(rows)
+    salt = seed.to_bytes(8, "little")
+    return np.array(
+        [zlib.crc32(row.data, zlib.crc32(salt)) << 32 | zlib.adler32(row.data) for row in rows],
+        np.uint64,
+    )
+
+
+def held_out(order: NDArray[np.uint64], target: Ints, classes: int) -> NDArray[np.bool_]:
+    """(N,) bool: rows to calibrate on, from each class that has another to be trained on.
+
+    Equal rows of a class go together, so that none is trained on in one copy and judged in another,
+    and a weight does what repetition does.
+    """
+    share = min(1.0, MOST / max(1.0, SHARE * len(target)))
+    chosen = np.zeros(len(target), np.bool_)
+    for members in _by_class(target, classes):
+        distinct = np.unique(order[members])
+        if len(distinct) > 1:
+            number = max(1, round(SHARE * share * len(distinct)))
+            chosen[members] = np.isin(order[members], distinct[:number])
+    return chosen
+
+
+def kept(order: NDArray[np.uint64], target: Ints, classes: int, most: int) -> Ints:
+    """Places of at most `most` distinct rows, the largest classes with as many each as fit, one at
+    least; in order of class."""
+    groups = []
+    for members in _by_class(target, classes):
+        _, first = np.unique(order[members], return_index=True)
+        groups.append(members[first])
+    sizes, limit = np.array([len(group) for group in groups]), max(map(len, groups))
+    while limit > 1 and np.minimum(sizes, limit).sum() > most:
+        limit = limit - 1 if limit < 64 else limit * 63 // 64
+    return np.concatenate([group[:limit] for group in groups])
+
+
+def _by_class(target: Ints, classes: int) -> list[Ints]:
+    order = np.argsort(target, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(target, minlength=classes))[:-1])
