@@ -19,11 +19,10 @@ MOST = 4096
 
 def shuffled_order(rows: NDArray[Any], seed: int) -> NDArray[np.uint64]:
     """(N,) a number for each row, the same for equal rows, that orders them at random."""
-    rows = np.ascontiguousarray(rows)
-    salt = seed.to_bytes(8, "little")
+    salt = zlib.crc32(seed.to_bytes(8, "little"))
+    alike = (row + 0.0 for row in rows)  # -0 is 0; contiguous
     return np.array(
-        [zlib.crc32(row.data, zlib.crc32(salt)) << 32 | zlib.adler32(row.data) for row in rows],
-        np.uint64,
+        [zlib.crc32(row.data, salt) << 32 | zlib.adler32(row.data) for row in alike], np.uint64
     )
 
 

@@ -15,6 +15,8 @@ from oltr_ext.nn import OLTRHead
 __all__ = ["Plan", "class_statistics", "extended", "started", "train"]
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.003, 0.9, 5e-4
+LEAST = 1e-30
+"""Share of a class, whose logarithm is a number in any dtype."""
 WORK = 150_000
 """Rows that `epochs="auto"` passes over."""
 
@@ -34,6 +36,13 @@ class Plan:
             epochs = 60 if rows <= batch_size else max(6, min(40, round(WORK / rows)))
         return Plan(epochs, min(batch_size, rows))
 
+    def steps(self, rows: int) -> int:
+        """Of whole batches."""
+        return self.epochs * self.batches(rows)
+
+    def batches(self, rows: int) -> int:
+        return max(1, rows // self.batch_size)
+
 
 def class_statistics(x: Tensor, y: Tensor, weight: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Weighted means (C, D) and sums of weights (C,) of rows (N, D); sums run in float64."""
@@ -44,11 +53,12 @@ def class_statistics(x: Tensor, y: Tensor, weight: Tensor, classes: int) -> tupl
     return sums / total[:, None], total
 
 
-def started(means: Tensor, total: Tensor, dtype: torch.dtype) -> OLTRHead:
+def started(means: Tensor, total: Tensor, dtype: torch.dtype, prior_share: float) -> OLTRHead:
     """A head that stands at class means (C, D): memory, keys and classifier; its gate is shut.
 
     Args:
         total: (C,) weight of each class, whose share is the prior it learns under.
+        prior_share: of that prior in what it answers; see `PriorHead`.
     """
     classes, width = means.shape
     with torch.random.fork_rng(devices=[]):  # what it draws is written over
@@ -58,9 +68,10 @@ def started(means: Tensor, total: Tensor, dtype: torch.dtype) -> OLTRHead:
             feature_loss_weight=0.0,  # features stand still, and so do their means
             # No label smoothing: it bounds what the largest class is ahead by, of which the prior
             # then takes its part, and on rows that are easy to part its rows go to the rarest.
-            class_prior=(total / total.sum()).float(),
+            class_prior=(total / total.sum()).float().clamp_min(LEAST),
         )
     head = head.to(dtype)
+    head.prior_share.fill_(prior_share)
     head.init_from(
         None, means.to(dtype), torch.arange(classes), classifier="means", selector="zero"
     )
@@ -69,7 +80,8 @@ def started(means: Tensor, total: Tensor, dtype: torch.dtype) -> OLTRHead:
 
 def extended(old: OLTRHead, means: Tensor, total: Tensor, dtype: torch.dtype) -> OLTRHead:
     """`started`, with what an older head of the first classes has learned."""
-    head, first = started(means, total, dtype), old.num_classes
+    first = old.num_classes
+    head = started(means, total, dtype, float(old.prior_share))
     with torch.no_grad():
         ours, theirs = head.classifier, old.classifier
         ours.fc_hallucinator.weight[:first] = theirs.fc_hallucinator.weight
@@ -101,21 +113,20 @@ def train(
     trained = [p for p in head.parameters() if p.requires_grad]
     sgd = torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     alike = bool((weight == weight[0]).all())
-    scale = weight.mean()
-    batches = max(1, len(x) // plan.batch_size)
-    steps, step = plan.epochs * batches, 0
+    worths = (weight / weight.mean()).to(x.dtype)
+    batches, steps, step = plan.batches(len(x)), plan.steps(len(x)), 0
     for _ in range(plan.epochs):
         order = torch.randperm(len(x), generator=generator) if batches > 1 else None
         for number in range(batches):
             at = slice(None)
-            rows, label, worth = x[at], y[at], weight[at]
+            rows, label, worth = x[at], y[at], worths[at]
             if order is not None:
                 of_batch = order[number * plan.batch_size : (number + 1) * plan.batch_size]
-                rows, label, worth = x[of_batch], y[of_batch], weight[of_batch]
+                rows, label, worth = x[of_batch], y[of_batch], worths[of_batch]
             for group in sgd.param_groups:
                 group["lr"] = rate * LR * 0.5 * (1 + math.cos(math.pi * step / steps))
             sgd.zero_grad()
-            loss = head.loss(rows, label) if alike else _weighted(head, rows, label, worth / scale)
+            loss = head.loss(rows, label) if alike else _weighted(head, rows, label, worth)
             loss.backward()
             sgd.step()
             step += 1
