@@ -13,6 +13,12 @@ extern const KernelTable kernels_generic;
 
 namespace oltr::testing {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;  // many times slower: fewer cases of a kind
+#else
+constexpr bool kSanitized = false;
+#endif
+
 struct Tolerance {
   Dtype dtype;
   double forward, backward;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <vector>
 
 #include "testing/checks.h"
 
@@ -29,6 +30,14 @@ inline const Scales kScales[] = {
     {Dtype::kFloat16, 1e-3, {-18, -10, 10}},
     {Dtype::kFloat64, 1e-15, {-1068, -700, -540, -520, -450, -448, 498, 512, 700, 1018}}};
 
+// Under sanitizers, which ask for paths and not for numbers, every fourth of them, and the last.
+inline std::vector<int> taken(std::initializer_list<int> exponents) {
+  std::vector<int> some;
+  for (auto k = exponents.begin(); k != exponents.end(); ++k)
+    if (!kSanitized || (exponents.end() - k) % 4 == 1) some.push_back(*k);
+  return some;
+}
+
 // The same class, the distance scaled, the gradient the same: to rounding, or half of the smallest
 // number where that is more.
 inline void expect_nearest_scales(const KernelTable& table, Sizes size) {
@@ -40,7 +49,7 @@ inline void expect_nearest_scales(const KernelTable& table, Sizes size) {
   const Arrays base = op.inputs, grads = gradients_of(op, random), want = op.naive(base);
   for (const Scales& s : kScales) {
     const Arrays gradient = op.backward(kernels_generic, Dtype::kFloat64, grads);
-    for (const int k : s.exponents) {
+    for (const int k : taken(s.exponents)) {
       SCOPED_TRACE(label(table, s.dtype, size) + ", scale 2^" + std::to_string(k));
       typed.inputs = {scaled(base[0], k), scaled(base[1], k)};
       const Arrays out = op.forward(table, s.dtype);
@@ -171,7 +180,7 @@ inline void expect_embedding_scales(const KernelTable& table, Sizes size) {
                {Dtype::kBFloat16, 8e-3, 6e-2, {-100, -66, 62, 100}},
                {Dtype::kFloat64, 1e-12, 1e-12, {-900, -520, 520, 900}}};
   for (const auto& t : cases)
-    for (const int k : t.exponents) {
+    for (const int k : taken(t.exponents)) {
       SCOPED_TRACE(label(table, t.dtype, size) + ", scale 2^" + std::to_string(k));
       const auto features = [&](Arrays a, int by, std::initializer_list<size_t> of) {
         for (const size_t i : of) a[i] = scaled(a[i], by);

@@ -42,11 +42,8 @@ inline std::vector<const KernelTable*> tables() {
 
 // The twin, whose tiles are always whole, would take sanitizers minutes at any but small sizes.
 inline bool slow(const KernelTable* table, Sizes size) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return table == &kernels_tile_twin && size.batch * size.classes * size.width > 20000;
-#else
-  return (void)table, (void)size, false;
-#endif
+  return kSanitized && table == &kernels_tile_twin &&
+         size.batch * size.classes * size.width > 20000;
 }
 
 }  // namespace oltr::testing
