@@ -303,14 +303,15 @@ def test_the_command_under_torchrun(data, broken, tmp_path):
     commands = [(store.port, words) for store, words in zip(stores, runs, strict=True)]
     (good, bad), (silent, bad_too) = in_pair(_command, commands)
     assert good[:2] == (0, f"model  {tmp_path}/good/model.safetensors\n") and silent == (0, "", "")
-    first, images, *epochs, floor = good[2].splitlines()
+    first, images, steps, *epochs, floor = good[2].splitlines()
     assert first.startswith("4 classes, 30 training images (14 to 3 a class); stage 1: 2 epochs")
     assert images.startswith("images: 16 x 16 (pad), augmented by `gentle`")
+    assert steps.startswith("6 steps are few")
     assert floor.startswith("warning: val ")  # after two epochs
     lines = [*(f"stage 1/1, epoch {n}/2" for n in (1, 2)), "unknown"]
     assert [line.split(":")[0] for line in epochs] == lines
     assert bad[0] == bad_too[0] == 1 and not bad[1] and not bad_too[1]
-    told = bad[2].removeprefix(f"{first}\n{images}\n") + bad_too[2]
+    told = bad[2].removeprefix(f"{first}\n{images}\n{steps}\n") + bad_too[2]
     assert told.count("\n") == 1 and told.startswith("oltr: "), told
     assert "cannot read image" in told
 
