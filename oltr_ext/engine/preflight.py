@@ -125,8 +125,8 @@ def _prior_line(config: Config, splits: Splits) -> str:
 
 
 FEW_STEPS = 400
-"""180 on 500 pictures left plain training at 46 % and a second stage nothing to build on; with
-1,000 it had 64 % (README)."""
+"""Thirty epochs of the icons have 480, and twice as many still gain one to two points
+(benchmarks/results/tables/icons_epochs.md)."""
 
 
 def _steps_line(config: Config, splits: Splits) -> str:
@@ -139,9 +139,8 @@ def _steps_line(config: Config, splits: Splits) -> str:
         return ""
     epochs = sum(s.epochs for s in stages)
     return (
-        f"\n{steps} steps are few for a network that starts at random, and methods of two stages "
-        f"lose most by it: {math.ceil(1000 / steps * epochs)} epochs in all instead of {epochs} "
-        "would be 1,000"
+        f"\n{steps} steps are few for a network that starts at random: "
+        f"{math.ceil(1000 / steps * epochs)} epochs in all instead of {epochs} would be 1,000"
     )
 
 
