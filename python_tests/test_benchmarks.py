@@ -307,8 +307,8 @@ def test_gpu_bench_other_parts(gpu_bench):
 
 
 def test_the_picture_of_the_presets(tmp_path):
-    """Its rows are the README's, each unlike the others, and the file is small."""
-    readme = (BENCHMARKS.parent / "README.md").read_text()
+    """Its rows are those of the data's page, each unlike the others; the file is small."""
+    readme = (BENCHMARKS.parent / "oltr_ext/data/README.md").read_text()
     assert all(f"`{name}`" in readme for name in augment_picture.PRESETS)
     assert len(augment_picture.PRESETS) == 6
     pixels = np.add.outer(np.arange(40), np.arange(30))[..., None] * [1, 2, 3]

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README, and of the pages it leads to, run as they stand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from PIL import Image
 from oltr_ext.config.loading import make_config
 from oltr_ext.config.methods import apply_method
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / p for p in ("README.md", "oltr_ext/data/README.md", "oltr_ext/serve/README.md")]
+BLOCKS = [
+    code
+    for page in PAGES
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -26,7 +32,7 @@ def test_example(code, run_python, tmp_path):
 
 
 def test_examples_are_short():
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) >= 6
     for code in BLOCKS:
         assert len([line for line in code.splitlines() if line.strip()]) <= 12
 
@@ -38,6 +44,7 @@ def test_the_configuration_of_your_own_holds():
         make_config(values if method is None else apply_method(values, method))
 
 
-def test_linked_files_exist():
-    for link in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (Path(__file__).parent.parent / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_exist(page):
+    for link in re.findall(r"\]\(([^)h][^)]*)\)", page.read_text()):
+        assert (page.parent / link.partition("#")[0]).exists(), link
