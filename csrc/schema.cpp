@@ -41,11 +41,12 @@ STABLE_TORCH_LIBRARY(oltr_ext, m) {
 
   m.def(
       "cosine_cross_entropy(Tensor v, Tensor weight, Tensor target, Tensor? log_prior, "
-      "float scale, float label_smoothing, int ignore_index, str precision) "
+      "float scale, float label_smoothing, int ignore_index, int others, str precision) "
       "-> (Tensor loss, Tensor lse, Tensor counted)");
   m.def(
       "cosine_cross_entropy_backward(Tensor grad_loss, Tensor v, Tensor weight, Tensor target, "
-      "Tensor? log_prior, Tensor lse, float scale, float label_smoothing, int ignore_index, str precision) "
+      "Tensor? log_prior, Tensor lse, float scale, float label_smoothing, int ignore_index, int others, "
+      "str precision) "
       "-> (Tensor grad_v, Tensor grad_weight)");
 
   m.def(

@@ -1,4 +1,4 @@
-"""Runs in one process or two, interrupted or whole, and how near their ends are."""
+"""Runs in one process or several, interrupted or whole, and how near their ends are."""
 
 from __future__ import annotations
 
@@ -41,26 +41,33 @@ def settings(folder, kind, **changes):
 
 
 def in_pair(job, *arguments):
-    """What `job(rank, *arguments)` returns in each of two processes; fails as they fail."""
+    """As `in_processes`, in two."""
+    first, second = in_processes(2, job, *arguments)
+    return first, second
+
+
+def in_processes(number, job, *arguments):
+    """What `job(rank, *arguments)` returns in each of several processes; fails as they fail."""
     context = multiprocessing.get_context("forkserver")  # one import of torch for all of them
     context.set_forkserver_preload(["oltr_ext.engine.train"])
     results = context.Queue()
-    pair = [
-        context.Process(target=_member, args=(results, job, rank, *arguments)) for rank in range(2)
+    members = [
+        context.Process(target=_member, args=(results, job, rank, *arguments))
+        for rank in range(number)
     ]
-    for process in pair:
+    for process in members:
         process.start()
     returned = {}
     try:
-        for _ in pair:
+        for _ in members:
             rank, error, value = results.get(timeout=PATIENCE)
             assert error is None, error
             returned[rank] = value
     finally:
-        for process in pair:
+        for process in members:
             process.join(1 if sys.exc_info()[0] else PATIENCE)
             process.kill()
-    return returned[0], returned[1]
+    return [returned[rank] for rank in range(number)]
 
 
 def _member(results, job, rank, *arguments):
@@ -72,8 +79,9 @@ def _member(results, job, rank, *arguments):
 
 
 @contextmanager
-def group(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def group(rank, folder, number=2):
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=number)
     yield
     dist.destroy_process_group()
 

@@ -109,7 +109,7 @@ def _raw_arguments(name: str, device: str) -> tuple:
         "nearest_centroid": ("highest",),
         "meta_embedding": (10.0, 1e-6, True, "highest"),
         "cosine_logits": (16.0, "highest"),
-        "cosine_cross_entropy": (16.0, 0.1, -100, "highest"),
+        "cosine_cross_entropy": (16.0, 0.1, -100, -1, "highest"),
         "disc_centroids_loss": (1e3, 0.5, False),
     }.get(name, ())
     order = {

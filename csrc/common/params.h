@@ -96,6 +96,10 @@ struct CosineLogitsBackward {
 };
 
 // Cross-entropy of the cosine logits plus log_prior, label-smoothed, one loss a row.
+// Of a shard of the bank the target C stands for a class of another shard, the loss lacks its lse,
+// and smoothing runs over the `others` too. Its sum over shards with the lse of all is the loss.
+constexpr int64_t kNoShard = -1;
+
 struct CosineCrossEntropyForward {
   Sizes size;
   Dtype dtype;
@@ -106,6 +110,7 @@ struct CosineCrossEntropyForward {
   MutableMatrix loss, lse;      // (B) acc; an ignored row has loss 0
   MutableMatrix counted;        // () acc, the number of rows not ignored
   Precision precision = Precision::kHighest;
+  int64_t others = kNoShard;  // possible classes of other shards
 };
 struct CosineCrossEntropyBackward {
   Sizes size;
@@ -116,6 +121,7 @@ struct CosineCrossEntropyBackward {
   const int64_t* target;
   MutableMatrix grad_v, grad_weight;
   Precision precision = Precision::kHighest;
+  int64_t others = kNoShard;
 };
 
 // attract + repel_weight * clamp(margin - R, 0, 1e6), see cpu/disc_centroids_loss.h.

@@ -1,7 +1,7 @@
 // cosine_cross_entropy: with logits z_rc = scale u_r . w_c / |w_c| + log_prior_c and smoothing a,
 //   loss_r = lse_r - (1 - a) z_r,target - a mean_c z_rc
 // where the mean runs over classes of finite log prior. It needs no B x C: it is one product of u_r
-// with the mean of the scaled weights.
+// with the mean of the scaled weights. Of a shard see common/params.h.
 #pragma once
 
 #include "cpu/cosine_logits.h"
@@ -9,14 +9,15 @@
 namespace oltr {
 namespace OLTR_ISA {
 
-// Mean over the possible classes of scale w_c / |w_c| (into `mean`, width D) and of log_prior.
+// Mean over the possible classes of scale w_c / |w_c| (into `mean`, width D) and of log_prior; what
+// `others` classes add to it is for their shards to say.
 template <class T>
-static T possible_mean(Matrix weight, T scale, const T* log_prior, int64_t C, int64_t D, T* mean,
-                       const Parallel& parallel) {
+static T possible_mean(Matrix weight, T scale, const T* log_prior, int64_t others, int64_t C,
+                       int64_t D, T* mean, const Parallel& parallel) {
   const auto possible = [&](int64_t c) {
     return log_prior == nullptr || std::isfinite(log_prior[c]);
   };
-  int64_t count = 0;
+  int64_t count = others;
   double prior = 0;
   for (int64_t c = 0; c < C; ++c) {
     if (!possible(c)) continue;
@@ -52,6 +53,8 @@ static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
   const Buffer<T> u(B * D), mean(D), picked(B);
   const T* prior = static_cast<const T*>(p.log_prior.data);
   const T scale = static_cast<T>(p.scale), a = static_cast<T>(p.label_smoothing);
+  const bool whole = p.others == kNoShard;
+  const int64_t others = whole ? 0 : p.others;
   T* loss = static_cast<T*>(p.loss.data);
   T* lse = static_cast<T*>(p.lse.data);
   squash(p.v, B, D, u.data(), parallel);
@@ -65,14 +68,16 @@ static void cosine_cross_entropy_forward(const CosineCrossEntropyForward& p,
   bank.lse = lse;
   bank_forward(bank, parallel);
   T mean_prior = 0;
-  if (a > 0) mean_prior = possible_mean(p.weight, scale, prior, C, D, mean.data(), parallel);
+  if (a > 0)
+    mean_prior = possible_mean(p.weight, scale, prior, others, C, D, mean.data(), parallel);
   int64_t counted = 0;
   for (int64_t r = 0; r < B; ++r) counted += p.target[r] != p.ignore_index;
   parallel_ranges(parallel, B, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       loss[r] = 0;
       if (p.target[r] == p.ignore_index) continue;
-      loss[r] = lse[r] - (1 - a) * picked[r];
+      const T own = p.target[r] < C ? picked[r] : T(0);
+      loss[r] = (whole ? lse[r] : T(0)) - (1 - a) * own;
       if (a > 0) loss[r] -= a * (dot(u.data() + r * D, mean.data(), D) + mean_prior);
     }
   });
@@ -87,7 +92,7 @@ static void cosine_cross_entropy_backward(const CosineCrossEntropyBackward& p,
   const Buffer<T> u(B * D), grad_u(B * D), grad_loss(B);
   const T* prior = static_cast<const T*>(p.log_prior.data);
   squash(p.v, B, D, u.data(), parallel);
-  int64_t possible = 0;
+  int64_t possible = p.others == kNoShard ? 0 : p.others;
   for (int64_t c = 0; c < C; ++c) possible += prior == nullptr || std::isfinite(prior[c]);
   for (int64_t r = 0; r < B; ++r) {
     const bool ignored = p.target[r] == p.ignore_index;

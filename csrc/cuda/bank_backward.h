@@ -34,14 +34,14 @@ struct AttentionGradient {
 template <class S>
 struct CrossEntropyGradient {
   using T = Acc<S>;
-  const T* products;         // (B, stride) v weight'
-  const T *row, *scale;      // (B) q, (count) s
-  const T* prior;            // (count) log prior; may be absent
-  const T *lse, *grad_loss;  // (B)
-  const int64_t* target;     // (B)
-  const T* uniform;          // () u, where there is smoothing
-  T smoothing;               // a
-  int64_t first, classes, ignore_index;
+  const T* products;                    // (B, stride) v weight'
+  const T *row, *scale;                 // (B) q, (count) s
+  const T* prior;                       // (count) log prior; may be absent
+  const T *lse, *grad_loss;             // (B)
+  const int64_t* target;                // (B)
+  const T* uniform;                     // () u, where there is smoothing
+  T smoothing;                          // a
+  int64_t first, labels, ignore_index;  // labels: those that there are
 
   struct Column {
     T scale, prior, share;
@@ -58,7 +58,7 @@ struct CrossEntropyGradient {
     T g = exp(read(products + at) * both + column.prior - read(lse + r)) - column.share;
     if (first + c == own) g -= 1 - smoothing;
     g = g * read(grad_loss + r) * both;
-    if (own < 0 || own >= classes) g = kNan;
+    if (own < 0 || own >= labels) g = kNan;
     return own == ignore_index ? T(0) : g;
   }
 };

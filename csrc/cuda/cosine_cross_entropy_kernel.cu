@@ -1,6 +1,6 @@
 // cosine_cross_entropy: with logits z_rc = scale u_r . w_c / |w_c| + log_prior_c and smoothing a,
 //   loss_r = lse_r - (1 - a) z_r,target - a mean_c z_rc
-// where the mean runs over classes of finite log prior.
+// where the mean runs over classes of finite log prior. Of a shard see common/params.h.
 #include "cuda/bank_backward.h"
 #include "cuda/bank_forward.h"
 #include "cuda/fused_entropy.h"
@@ -69,13 +69,14 @@ __global__ void possible_kernel(const T* prior, int64_t classes, int64_t* parts)
   count = block_reduce(count, Add(), shared);
   if (threadIdx.x == 0) parts[blockIdx.x] = count;
 }
-// u = 1 / the number of possible classes. One block.
+// u = 1 / the number of possible classes, those of other shards among them. One block.
 template <class T>
-__global__ void uniform_kernel(const int64_t* parts, int64_t n, T* uniform) {
+__global__ void uniform_kernel(const int64_t* parts, int64_t n, int64_t others, T* uniform) {
   OLTR_DYNAMIC_SHARED(shared);
   int64_t count = 0;
   for (int64_t i = threadIdx.x; i < n; i += kThreads) count += read(parts + i);
   count = block_reduce(count, Add(), shared);
+  count += others;
   if (threadIdx.x == 0) *uniform = count > 0 ? 1 / static_cast<T>(count) : T(0);
 }
 template <class T>
@@ -87,9 +88,10 @@ struct Uniform {
       : blocks(div_up(classes, kCounted)),
         parts(carve.array<int64_t>(blocks)),
         share(carve.array<T>(1)) {}
-  void run(Queue& queue, const T* prior, int64_t classes) const {
+  void run(Queue& queue, const T* prior, int64_t classes, int64_t others) const {
     launch(queue, possible_kernel<T>, blocks_of(blocks), prior, classes, parts);
-    launch(queue, uniform_kernel<T>, blocks_of(1), parts, blocks, share);
+    others = others == kNoShard ? 0 : others;
+    launch(queue, uniform_kernel<T>, blocks_of(1), parts, blocks, others, share);
   }
 };
 
@@ -99,6 +101,7 @@ struct Losses {
   const T *max, *sum, *picked, *total, *uniform;
   const int64_t* target;
   int64_t rows, classes, ignore_index;
+  bool whole;  // no shard
   T smoothing;
   T *loss, *lse, *counted;
 };
@@ -115,8 +118,9 @@ __global__ void finish_entropy_kernel(Losses<T> p) {
     if (own == p.ignore_index) continue;
     ++counted;
     p.loss[r] = kNan;
-    if (own < 0 || own >= p.classes) continue;
-    p.loss[r] = lse - (1 - p.smoothing) * p.picked[r];
+    if (own < 0 || own >= p.classes + !p.whole) continue;
+    const T picked = own < p.classes ? p.picked[r] : T(0);
+    p.loss[r] = (p.whole ? lse : T(0)) - (1 - p.smoothing) * picked;
     if (p.smoothing > 0) p.loss[r] -= p.smoothing * p.total[r] * *p.uniform;
   }
   counted = block_reduce(counted, Add(), shared);
@@ -202,7 +206,7 @@ void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
     const Forward<S> work(Carver(queue.workspace), p, queue.device);
     const T* prior = rows_of<T>(p.log_prior);
     if (B > 0) work.run(queue, p, prior);
-    if (p.label_smoothing > 0) work.uniform.run(queue, prior, C);
+    if (p.label_smoothing > 0) work.uniform.run(queue, prior, C, p.others);
     const Losses<T> losses{work.max,
                            work.sum,
                            work.picked,
@@ -212,6 +216,7 @@ void enqueue(const CosineCrossEntropyForward& p, Queue& queue) {
                            B,
                            C,
                            p.ignore_index,
+                           p.others == kNoShard,
                            static_cast<T>(p.label_smoothing),
                            rows_of<T>(p.loss),
                            rows_of<T>(p.lse),
@@ -235,7 +240,7 @@ void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
     const Backward<S> work(Carver(queue.workspace), p.size, queue.device);
     const CosineBackward<S>& bank = work.bank;
     const T* prior = rows_of<T>(p.log_prior);
-    if (p.label_smoothing > 0) work.uniform.run(queue, prior, p.size.classes);
+    if (p.label_smoothing > 0) work.uniform.run(queue, prior, p.size.classes, p.others);
     bank.run(queue, p, [&](int64_t first) {
       return CrossEntropyGradient<S>{bank.products,
                                      bank.row,
@@ -247,7 +252,7 @@ void enqueue(const CosineCrossEntropyBackward& p, Queue& queue) {
                                      work.uniform.share,
                                      static_cast<T>(p.label_smoothing),
                                      first,
-                                     p.size.classes,
+                                     p.size.classes + (p.others != kNoShard),
                                      p.ignore_index};
     });
   });

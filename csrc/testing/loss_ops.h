@@ -72,7 +72,7 @@ class CosineCrossEntropy : public Op {
     Array loss(B()), lse(B()), counted(1);
     for (int64_t b = 0; b < B(); ++b) {
       Array z = CosineLogits::logits(&in[0][b * D()], in[1], C(), D());
-      double sum = 0, possible = 0;
+      double sum = 0, possible = others == kNoShard ? 0 : static_cast<double>(others);
       for (int64_t c = 0; c < C(); ++c) {
         z[c] += log_prior[c];
         if (!std::isfinite(log_prior[c])) continue;
@@ -82,7 +82,8 @@ class CosineCrossEntropy : public Op {
       lse[b] = log_sum_exp(z);
       if (target[b] == kIgnore) continue;
       ++counted[0];
-      loss[b] = lse[b] - (1 - kSmoothing) * z[target[b]] - kSmoothing * sum / possible;
+      const double own = target[b] < C() ? z[target[b]] : 0;
+      loss[b] = lse[b] - (1 - kSmoothing) * own - kSmoothing * sum / possible;
     }
     return {loss, lse, counted};
   }
@@ -92,14 +93,21 @@ class CosineCrossEntropy : public Op {
   static constexpr int64_t kIgnore = -100;
   Array log_prior;
   Labels target;
+  int64_t others = kNoShard;
 
   Arrays forward(const KernelTable& table, Storage& s) const override {
     CosineCrossEntropyForward p{size,         s.dtype(),       kScale,          kSmoothing,
                                 kIgnore,      s.in(inputs[0]), s.in(inputs[1]), s.in_acc(log_prior),
                                 s.in(target), s.out_acc(B()),  s.out_acc(B()),  s.out_acc(1)};
     p.precision = precision;
+    p.others = others;
     table.cosine_cross_entropy_forward(p, parallel);
-    return {read(p.loss, B()), read(p.lse, B()), read(p.counted, 1)};
+    Array loss = read(p.loss, B());
+    const Array lse = read(p.lse, B());
+    // of a shard it lacks this, which is of all shards
+    for (int64_t b = 0; others != kNoShard && b < B(); ++b)
+      if (target[b] != kIgnore) loss[b] += lse[b];
+    return {loss, lse, read(p.counted, 1)};
   }
   Arrays backward(const KernelTable& table, Storage& s, const Arrays& out,
                   const Arrays& grads) const override {
@@ -117,8 +125,19 @@ class CosineCrossEntropy : public Op {
                                  s.out(B() * D()),
                                  s.out(C() * D())};
     p.precision = precision;
+    p.others = others;
     table.cosine_cross_entropy_backward(p, parallel);
     return {read(p.grad_v, B() * D()), read(p.grad_weight, C() * D())};
+  }
+};
+
+// A shard of a bank of three possible classes more, some of which are targets.
+class CosineCrossEntropyShard : public CosineCrossEntropy {
+ public:
+  CosineCrossEntropyShard(Sizes s, std::mt19937& r) : CosineCrossEntropy(s, r) {
+    others = 3;
+    for (int64_t b = 0; b < B(); b += 3)
+      if (target[b] != kIgnore) target[b] = C();
   }
 };
 

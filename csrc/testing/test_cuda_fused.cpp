@@ -39,6 +39,7 @@ TEST_F(CudaFused, MatchesNaiveLoops) {
     expect_fused(NearestCentroid(size, random));
     expect_fused(MetaEmbedding(size, random));
     expect_fused(CosineCrossEntropy(size, random));
+    expect_fused(CosineCrossEntropyShard(size, random));
     if (HasFatalFailure()) return;
   }
   EXPECT_EQ(host_cuda::bank_conflicts, 0);

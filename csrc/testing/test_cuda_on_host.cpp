@@ -7,8 +7,9 @@ namespace {
 
 template <class Op>
 class CudaOnHost : public ::testing::Test {};
-using Ops = ::testing::Types<MemoryAttention, NearestCentroid, MetaEmbedding, CosineLogits,
-                             CosineCrossEntropy, DiscCentroidsLoss, ClassMeans>;
+using Ops =
+    ::testing::Types<MemoryAttention, NearestCentroid, MetaEmbedding, CosineLogits,
+                     CosineCrossEntropy, CosineCrossEntropyShard, DiscCentroidsLoss, ClassMeans>;
 TYPED_TEST_SUITE(CudaOnHost, Ops);
 
 // Odd widths; one chunk and several; one part of the rows and two.
@@ -145,6 +146,9 @@ TEST(CudaOnHost, LabelsOutOfRangeMakeNan) {
     EXPECT_TRUE(std::isfinite(loss[0]));
     EXPECT_TRUE(std::isnan(loss[1]));
     EXPECT_EQ(loss[2], 0);
+    entropy.others = 0;  // of a shard, one past the last is a class of another
+    on_host(entropy, parallel);
+    EXPECT_EQ(std::isnan(read(entropy.loss, 3)[1]), bad != 4);
 
     Array sums(11);
     DiscCentroidsForward disc{size,       s.dtype(),    10,           1,          s.in(rows),

@@ -13,8 +13,9 @@ constexpr Sizes kSizes[] = {{4, 6, 150},   {0, 3, 5},     {1, 1, 1},    {1, 1, 1
 
 template <class Op>
 class Kernels : public ::testing::Test {};
-using Ops = ::testing::Types<MemoryAttention, NearestCentroid, MetaEmbedding, CosineLogits,
-                             CosineCrossEntropy, DiscCentroidsLoss, ClassMeans>;
+using Ops =
+    ::testing::Types<MemoryAttention, NearestCentroid, MetaEmbedding, CosineLogits,
+                     CosineCrossEntropy, CosineCrossEntropyShard, DiscCentroidsLoss, ClassMeans>;
 TYPED_TEST_SUITE(Kernels, Ops);
 
 TYPED_TEST(Kernels, MatchNaiveLoops) {

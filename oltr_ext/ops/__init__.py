@@ -13,9 +13,11 @@ from oltr_ext.ops.disc_centroids_loss import disc_centroids_loss
 from oltr_ext.ops.memory_attention import memory_attention
 from oltr_ext.ops.meta_embedding import MetaEmbeddingDetails, meta_embedding
 from oltr_ext.ops.nearest_centroid import nearest_centroid
+from oltr_ext.ops.shard import Shard
 
 __all__ = [
     "MetaEmbeddingDetails",
+    "Shard",
     "backend",
     "class_means",
     "cosine_cross_entropy",

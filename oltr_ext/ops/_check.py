@@ -8,6 +8,8 @@ import numbers
 import torch
 from torch import Tensor
 
+from oltr_ext.ops.shard import Shard
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -15,6 +17,11 @@ def matrix(op: str, name: str, t: Tensor) -> tuple[int, int]:
     """Checks a floating-point matrix and returns its (rows, columns)."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: expected {name} to be a Tensor, got {type(t).__name__}")
+    if type(t).__name__ == "DTensor":
+        raise TypeError(
+            f"{op}: expected {name} to be a plain tensor, got a DTensor: give its to_local(), and "
+            "shard=... where it is a shard of the classes"
+        )
     if t.dtype not in FLOATS:
         raise TypeError(
             f"{op}: expected {name} to be float32, float64, bfloat16 or float16, got {t.dtype}"
@@ -24,10 +31,16 @@ def matrix(op: str, name: str, t: Tensor) -> tuple[int, int]:
     return t.shape[0], t.shape[1]
 
 
-def bank(op: str, name: str, t: Tensor, width: int, like: Tensor) -> int:
+def bank(
+    op: str, name: str, t: Tensor, width: int, like: Tensor, shard: Shard | None = None
+) -> int:
     """Checks a bank of class vectors against the features; returns the number of classes."""
     classes, columns = matrix(op, name, t)
-    if classes < 1:
+    if shard is not None and classes != shard.size:
+        raise ValueError(
+            f"{op}: expected {name} to hold the {shard.size} classes of its shard, got {classes}"
+        )
+    if shard is None and classes < 1:
         raise ValueError(f"{op}: expected {name} to hold at least one class, got 0")
     if columns < 1:
         raise ValueError(f"{op}: expected a feature width of at least 1, got 0")

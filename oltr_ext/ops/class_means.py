@@ -11,6 +11,8 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import call_reference, register
+from oltr_ext.ops.shard import Shard, enter
+from oltr_ext.reference._common import check_labels
 
 _OP = "class_means"
 
@@ -54,7 +56,9 @@ def _fake_backward(grad_means: Tensor, target: Tensor, counts: Tensor) -> Tensor
 register(_OP, ClassMeans, _fake, _fake_backward)
 
 
-def class_means(x: Tensor, target: Tensor, num_classes: int) -> Means:
+def class_means(
+    x: Tensor, target: Tensor, num_classes: int, *, shard: Shard | None = None
+) -> Means:
     r"""Averages the features of each class.
 
     .. math:: M_c = \frac{1}{n_c} \sum_{i: y_i = c} x_i
@@ -65,6 +69,7 @@ def class_means(x: Tensor, target: Tensor, num_classes: int) -> Means:
         x: features (B, D); float32, float64, bfloat16 or float16. B may be 0.
         target: class of each row, (B,) int64 in [0, num_classes).
         num_classes: C, at least 1.
+        shard: of the ``num_classes``; the means are then those of its classes alone.
 
     Returns:
         ``(means (C, D), counts (C,) int64)``; a class without rows has mean 0 and count 0. The
@@ -82,6 +87,16 @@ def class_means(x: Tensor, target: Tensor, num_classes: int) -> Means:
         raise ValueError(f"{_OP}: expected a feature width of at least 1, got 0")
     if num_classes < 1:
         raise ValueError(f"{_OP}: expected num_classes of at least 1, got {num_classes}")
+    if shard is not None:
+        if shard.total != num_classes:
+            raise ValueError(
+                f"{_OP}: expected a shard of {num_classes} classes, got one of {shard.total}"
+            )
+        if x.device.type == "cpu":
+            check_labels(_OP, target, num_classes)
+        # what other processes have goes to one class more
+        means, counts = class_means(enter(shard, x), shard.local(target), shard.size + 1)
+        return Means(means[:-1], counts[:-1])
     if not use_native(_OP, x):
         return Means(*call_reference(_OP, reference.class_means, x, target, num_classes))
     return Means(*torch.ops.oltr_ext.class_means(x, target, num_classes))

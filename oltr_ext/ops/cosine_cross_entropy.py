@@ -11,13 +11,17 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops.shard import Shard
+from oltr_ext.ops.sharded import both, formulas
+from oltr_ext.ops.sharded import native as kernels
 
 _OP = "cosine_cross_entropy"
 _REDUCTIONS = ("mean", "sum", "none")
+_WHOLE = -1  # others: the bank is no shard
 
 
 class CosineCrossEntropy(torch.autograd.Function):
-    """(v, weight, target, log_prior, scale, label_smoothing, ignore_index, precision)
+    """(v, weight, target, log_prior, scale, label_smoothing, ignore_index, others, precision)
     -> (loss, lse, counted)."""
 
     @staticmethod
@@ -35,7 +39,7 @@ class CosineCrossEntropy(torch.autograd.Function):
         g = torch.ops.oltr_ext.cosine_cross_entropy_backward(
             grads[0].contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        return *g, None, None, None, None, None, None
+        return *g, None, None, None, None, None, None, None
 
 
 def _fake(v: Tensor, *rest: Any) -> Any:
@@ -62,6 +66,7 @@ def cosine_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    shard: Shard | None = None,
 ) -> Tensor:
     r"""Cross-entropy of :func:`cosine_logits`, fused: no B x C is ever allocated.
 
@@ -81,6 +86,8 @@ def cosine_cross_entropy(
         ignore_index: target value of rows that count for nothing.
         reduction: ``"mean"`` over the rows that count (NaN if there are none, as in
             :func:`torch.nn.functional.cross_entropy`), ``"sum"`` or ``"none"``.
+        shard: which classes ``weight`` and ``class_prior`` are of, where other processes hold the
+            others. Targets count over all. With both a prior and smoothing it waits for the device.
 
     Returns:
         The loss, a scalar, or (B,) for ``"none"``; float64 for float64 inputs, else float32.
@@ -93,7 +100,7 @@ def cosine_cross_entropy(
             prior all losses.
     """
     rows, width = _check.matrix(_OP, "v", v)
-    classes = _check.bank(_OP, "weight", weight, width, v)
+    classes = _check.bank(_OP, "weight", weight, width, v, shard)
     _check.labels(_OP, target, rows, v)
     scale = _check.number(_OP, "scale", scale, 0)
     label_smoothing = _check.number(_OP, "label_smoothing", label_smoothing, 0, 1)
@@ -114,9 +121,20 @@ def cosine_cross_entropy(
         _check.on_device(_OP, "class_prior", class_prior, v)
         log_prior = class_prior.detach().to(accumulator(v.dtype)).log()
     arguments = (v, weight, target, log_prior, scale, label_smoothing, ignore_index)
-    if use_native(_OP, v, weight):
+    native = use_native(_OP, v, weight)
+    if shard is not None:
+        both.checked_labels(_OP, target, shard, ignore_index)
+        others = both.possible_elsewhere(log_prior, label_smoothing, shard)
+        local = shard.local(target, ignore_index)
+        loss = call_reference(
+            _OP,
+            kernels.CrossEntropy.apply if native else formulas.cross_entropy,
+            *(v, weight, local, log_prior, scale, label_smoothing, others, shard),
+        )
+        counted = (target != ignore_index).sum()
+    elif native:
         loss, _, counted = torch.ops.oltr_ext.cosine_cross_entropy(
-            *arguments, precision(v.device.type)
+            *arguments, _WHOLE, precision(v.device.type)
         )
     else:
         loss, counted = call_reference(_OP, reference.cosine_cross_entropy, *arguments)

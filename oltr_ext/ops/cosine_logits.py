@@ -11,6 +11,7 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import call_reference, precision, register
+from oltr_ext.ops.shard import Shard, enter
 
 _OP = "cosine_logits"
 
@@ -46,7 +47,9 @@ def _fake_backward(grad_logits: Tensor, v: Tensor, weight: Tensor, *rest: Any) -
 register(_OP, CosineLogits, _fake, _fake_backward)
 
 
-def cosine_logits(v: Tensor, weight: Tensor, *, scale: float = 16.0) -> Tensor:
+def cosine_logits(
+    v: Tensor, weight: Tensor, *, scale: float = 16.0, shard: Shard | None = None
+) -> Tensor:
     r"""Scores an embedding against every class by direction.
 
     .. math::
@@ -60,6 +63,9 @@ def cosine_logits(v: Tensor, weight: Tensor, *, scale: float = 16.0) -> Tensor:
         v: embeddings (B, D); float32, float64, bfloat16 or float16. B may be 0.
         weight: class directions (C, D), same dtype and device.
         scale: s.
+        shard: which classes ``weight`` is of, where other processes hold the others. The logits
+            are of these alone, and so must be what is made of them: ``v`` gets the sum of what each
+            process asks of it.
 
     Returns:
         Logits (B, C) in the dtype of ``v``. To train, prefer :func:`cosine_cross_entropy`, which
@@ -70,8 +76,12 @@ def cosine_logits(v: Tensor, weight: Tensor, *, scale: float = 16.0) -> Tensor:
         ValueError: a shape, device or scale that does not fit.
     """
     _, width = _check.matrix(_OP, "v", v)
-    _check.bank(_OP, "weight", weight, width, v)
+    _check.bank(_OP, "weight", weight, width, v, shard)
     scale = _check.number(_OP, "scale", scale, 0)
+    if shard is not None:
+        v = enter(shard, v)
+        if shard.size == 0:  # a sum over no class keeps v and weight in the graph
+            return (v[:, :1] + weight.sum())[:, :0]
     if not use_native(_OP, v, weight):
         return call_reference(_OP, reference.cosine_logits, v, weight, scale=scale)
     return torch.ops.oltr_ext.cosine_logits(v, weight, scale, precision(v.device.type))

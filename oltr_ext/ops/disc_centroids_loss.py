@@ -11,6 +11,9 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, register
+from oltr_ext.ops.shard import Shard
+from oltr_ext.ops.sharded import disc_centroids_loss as of_shards
+from oltr_ext.ops.sharded.both import checked_labels
 
 _OP = "disc_centroids_loss"
 _COMPAT = ("fixed", "official")
@@ -66,6 +69,7 @@ def disc_centroids_loss(
     margin: float = 10.0,
     repel_weight: float = 0.01,
     compat: str = "fixed",
+    shard: Shard | None = None,
 ) -> Tensor:
     r"""Discriminative centroids loss on direct features.
 
@@ -85,6 +89,8 @@ def disc_centroids_loss(
         compat: ``"fixed"`` has the true gradient. ``"official"`` has the released code's gradient
             of the first term to the centroids: it ignores the incoming gradient and divides by
             (rows of the class + 1).
+        shard: which classes ``centroids`` is of, where other processes hold the others. Targets
+            count over all.
 
     Returns:
         The loss, a scalar; float64 for float64 inputs, else float32.
@@ -96,7 +102,7 @@ def disc_centroids_loss(
             the loss NaN.
     """
     rows, width = _check.matrix(_OP, "x", x)
-    _check.bank(_OP, "centroids", centroids, width, x)
+    _check.bank(_OP, "centroids", centroids, width, x, shard)
     _check.labels(_OP, target, rows, x)
     margin = _check.number(_OP, "margin", margin, 0)
     repel_weight = _check.number(_OP, "repel_weight", repel_weight, 0)
@@ -105,6 +111,12 @@ def disc_centroids_loss(
             f"{_OP}: expected compat to be one of {', '.join(_COMPAT)}, got {compat!r}"
         )
     arguments = (x, target, centroids, margin, repel_weight, compat == "official")
+    if shard is not None:
+        checked_labels(_OP, target, shard, None)
+        if rows == 0:
+            return (x.sum() + centroids.sum()).to(accumulator(x.dtype)) * 0
+        local = (x, shard.local(target), *arguments[2:])
+        return call_reference(_OP, of_shards.Disc.apply, *local, shard)
     if not use_native(_OP, x, centroids):
         return call_reference(_OP, reference.disc_centroids_loss, *arguments)
     return torch.ops.oltr_ext.disc_centroids_loss(*arguments)[0]

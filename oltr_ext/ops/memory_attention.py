@@ -11,6 +11,9 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops.shard import Shard
+from oltr_ext.ops.sharded import formulas
+from oltr_ext.ops.sharded import native as kernels
 
 _OP = "memory_attention"
 
@@ -66,7 +69,13 @@ register(_OP, MemoryAttention, _fake, _fake_backward)
 
 
 def memory_attention(
-    x: Tensor, keys: Tensor, key_bias: Tensor, memory: Tensor, *, memory_grad: bool = True
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    memory: Tensor,
+    *,
+    memory_grad: bool = True,
+    shard: Shard | None = None,
 ) -> Tensor:
     r"""Recalls a memory feature by attention over the class bank.
 
@@ -81,6 +90,7 @@ def memory_attention(
         key_bias: hallucinator bias b_h (C,).
         memory: class centroids M (C, D).
         memory_grad: whether ``memory`` gets a gradient (the released code detaches it here).
+        shard: which classes keys, bias and memory are of, where other processes hold the others.
 
     Returns:
         The memory feature (B, D) in the dtype of ``x``. A row of ``x`` holding NaN gives NaN in
@@ -91,10 +101,17 @@ def memory_attention(
         ValueError: a shape or device that does not fit.
     """
     _, width = _check.matrix(_OP, "x", x)
-    classes = _check.bank(_OP, "keys", keys, width, x)
+    classes = _check.bank(_OP, "keys", keys, width, x, shard)
     _check.same(_OP, "key_bias", key_bias, (classes,), x)
     _check.same(_OP, "memory", memory, (classes, width), x)
-    if not use_native(_OP, x, keys, key_bias, memory):
+    native = use_native(_OP, x, keys, key_bias, memory)
+    if shard is not None:
+        banks = (x, keys, key_bias, memory)
+        if native:
+            return call_reference(_OP, kernels.Recall.apply, *banks, memory_grad, shard)[0]
+        how = {"memory_grad": memory_grad, "shard": shard}
+        return call_reference(_OP, formulas.attention, *banks, **how)
+    if not native:
         return call_reference(
             _OP, reference.memory_attention, x, keys, key_bias, memory, memory_grad=memory_grad
         )

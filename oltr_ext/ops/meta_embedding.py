@@ -11,6 +11,8 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops.shard import Shard
+from oltr_ext.ops.sharded import both
 
 _OP = "meta_embedding"
 
@@ -106,6 +108,7 @@ def meta_embedding(
     eps: float = ...,
     memory_grad: bool = ...,
     return_details: Literal[False] = ...,
+    shard: Shard | None = ...,
 ) -> Tensor: ...
 
 
@@ -122,6 +125,7 @@ def meta_embedding(
     eps: float = ...,
     memory_grad: bool = ...,
     return_details: Literal[True],
+    shard: Shard | None = ...,
 ) -> MetaEmbeddingDetails: ...
 
 
@@ -137,6 +141,7 @@ def meta_embedding(
     eps: float = 1e-6,
     memory_grad: bool = False,
     return_details: bool = False,
+    shard: Shard | None = None,
 ) -> Tensor | MetaEmbeddingDetails:
     r"""Joins a feature with what the memory recalls of its likely classes.
 
@@ -160,6 +165,8 @@ def meta_embedding(
         eps: floor of the distance, in its units; the gradient through a floored distance is zero.
         memory_grad: whether ``memory`` gets a gradient, through attention and distance both.
         return_details: also return m, e, d and the nearest class.
+        shard: which classes memory, keys and bias are of, where other processes hold the others;
+            the gate is the same in all.
 
     Returns:
         The embedding (B, D) in the dtype of ``x``, or :class:`MetaEmbeddingDetails`.
@@ -169,7 +176,7 @@ def meta_embedding(
         ValueError: a shape, device, scale or eps that does not fit.
     """
     _, width = _check.matrix(_OP, "x", x)
-    classes = _check.bank(_OP, "memory", memory, width, x)
+    classes = _check.bank(_OP, "memory", memory, width, x, shard)
     _check.same(_OP, "keys", keys, (classes, width), x)
     _check.same(_OP, "key_bias", key_bias, (classes,), x)
     _check.same(_OP, "selector_weight", selector_weight, (width, width), x)
@@ -177,7 +184,12 @@ def meta_embedding(
     scale = _check.number(_OP, "scale", scale, 0)
     eps = _check.number(_OP, "eps", eps, 0)
     banks = (x, memory, keys, key_bias, selector_weight, selector_bias)
-    if use_native(_OP, *banks):
+    native = use_native(_OP, *banks)
+    if shard is not None:
+        outputs = call_reference(
+            _OP, both.meta_embedding, *banks, scale, eps, memory_grad, shard, native
+        )
+    elif native:
         how = precision(x.device.type)
         outputs = torch.ops.oltr_ext.meta_embedding(*banks, scale, eps, memory_grad, how)[:5]
     else:

@@ -11,6 +11,9 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import call_reference, precision, register
+from oltr_ext.ops.shard import Shard
+from oltr_ext.ops.sharded import formulas
+from oltr_ext.ops.sharded import native as kernels
 
 _OP = "nearest_centroid"
 
@@ -57,7 +60,7 @@ def _fake_backward(
 register(_OP, NearestCentroid, _fake, _fake_backward)
 
 
-def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
+def nearest_centroid(x: Tensor, memory: Tensor, *, shard: Shard | None = None) -> Nearest:
     r"""Finds for each feature the nearest class centroid.
 
     .. math:: d_i = \min_c \lVert x_i - M_c \rVert_2
@@ -70,6 +73,8 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
     Args:
         x: features (B, D); float32, float64, bfloat16 or float16. B may be 0.
         memory: class centroids (C, D), same dtype and device.
+        shard: which classes ``memory`` is of, where other processes hold the others. The index
+            counts over all.
 
     Returns:
         ``(distance (B,), index (B,) int64)``, the distance in the dtype of ``x``, infinite where
@@ -84,7 +89,12 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> Nearest:
         ValueError: a shape or device that does not fit.
     """
     _, width = _check.matrix(_OP, "x", x)
-    _check.bank(_OP, "memory", memory, width, x)
-    if not use_native(_OP, x, memory):
+    _check.bank(_OP, "memory", memory, width, x, shard)
+    native = use_native(_OP, x, memory)
+    if shard is not None:
+        if native:
+            return Nearest(*call_reference(_OP, kernels.Nearest.apply, x, memory, shard))
+        return Nearest(*call_reference(_OP, formulas.nearest, x, memory, shard=shard))
+    if not native:
         return Nearest(*call_reference(_OP, reference.nearest_centroid, x, memory))
     return Nearest(*torch.ops.oltr_ext.nearest_centroid(x, memory, precision(x.device.type)))

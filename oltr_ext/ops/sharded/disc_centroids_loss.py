@@ -1,0 +1,81 @@
+"""The centroid loss over a bank that several processes hold, on both backends: it is two sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oltr_ext.ops._register import accumulator
+from oltr_ext.ops.shard import Shard, summed
+
+
+class Disc(torch.autograd.Function):
+    """(x, target, centroids, margin, repel_weight, official, shard) -> loss. Targets are those of
+    `Shard.local`. In closed form, sums in float64, as csrc/cpu/disc_centroids_loss.h has it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        target: Tensor,
+        centroids: Tensor,
+        margin: float,
+        repel_weight: float,
+        official: bool,
+        shard: Shard,
+    ) -> Tensor:
+        rows, wide = len(x), torch.float64
+        here = target < shard.size
+        centre = _centre(x)  # R does not change by a shift, its rounding error does
+        a, own = x.to(wide) - centre, target[here]
+        gap = a[here] - (centroids[own].to(wide) - centre)
+        sum_a, sum_c, squares = a.sum(0), a.new_zeros(a.shape[1]), a.new_zeros(())
+        for piece in centroids.split(8192):
+            c = piece.to(wide) - centre
+            sum_c, squares = sum_c + c.sum(0), squares + c.square().sum()
+        attract = gap.square().sum()
+        both = summed(shard, torch.cat([attract[None], squares[None], sum_c]))
+        attract, squares, sum_c = both[0], both[1], both[2:]
+        pairs = shard.total * a.square().sum() + rows * squares - 2 * sum_a @ sum_c - attract
+        room = margin - pairs / (rows * shard.total)
+        ctx.save_for_backward(x, target, centroids, sum_a, sum_c, (room > 0) & (room < 1e6))
+        ctx.settings = repel_weight, official, shard
+        # labels that are no class (a GPU's are not looked at)
+        bad = (target < 0).any()
+        loss = attract / (2 * rows) + repel_weight * room.clamp(0, 1e6)
+        return torch.where(bad, torch.nan, loss).to(accumulator(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, target, centroids, sum_a, sum_c, is_open = ctx.saved_tensors
+        repel_weight, official, shard = ctx.settings
+        rows, g = len(x), grads[0].double()
+        here = target < shard.size
+        own, centre = target[here], _centre(x)
+        # R's pairs are all but a row's own class
+        repel = -2 * repel_weight * is_open * g / (rows * shard.total)
+        gap = x[here].double() - centroids[own].double()
+        grad_x = torch.zeros_like(x, dtype=torch.float64)
+        grad_x[here] = gap * (g / rows - repel)
+        grad_x = summed(shard, grad_x)
+        grad_x += repel * (shard.total * (x.double() - centre) - sum_c)
+        grad_c = torch.empty_like(centroids)
+        for first, piece in enumerate(centroids.split(8192)):
+            shifted = piece.double() - centre
+            grad_c[first * 8192 :][: len(piece)] = repel * (rows * shifted - sum_a)
+        pull = gap * repel  # takes a row's own class out of R
+        if official:
+            counts = torch.bincount(own, minlength=shard.size)
+            pull = pull - gap / (rows * (counts[own, None] + 1))
+        else:
+            pull = pull - gap * g / rows
+        classes, at = own.unique(return_inverse=True)
+        sums = pull.new_zeros(len(classes), x.shape[1]).index_add_(0, at, pull)
+        grad_c[classes] = (grad_c[classes].double() + sums).to(grad_c.dtype)
+        return grad_x.to(x.dtype), None, grad_c, None, None, None, None
+
+
+def _centre(x: Tensor) -> Tensor:
+    return x.double().mean(0)
