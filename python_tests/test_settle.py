@@ -140,8 +140,9 @@ def test_lines_say_both_consequences_on_these_images(data, runs, tmp_path):
     assert f"of the training's tail: {want[1]}" in there
     assert there.endswith("oltr eval RUN --test-prior val judges so") and want[0] != want[1]
     assert said[-1].startswith(f"unknown: told by {trained.threshold['score']}, AUROC ")
-    # whitening, means and rows of 6 numbers, and what the sums shift and scale by
-    size = 4 * 6 * (6 + 4 + sum(TRAIN)) + 4 * 6
+    # whitenings, means, rows and null space of 6 numbers, two vectors of 6, alpha, k of 2, and what
+    # the sums shift and scale by
+    size = 4 * (6 * (2 * 6 + 4 + sum(TRAIN) + 3) + 2 * 6 + 1 + 2 + 2 * 4)
     assert said[-1].endswith(f"; 68 training features kept, the bank is {size / 1e6:.1f} MB")
     assert head.bank.size == size
 
@@ -195,6 +196,28 @@ def test_a_finished_run_is_settled_anew_without_training(data, runs, tmp_path, m
         train(settings(data, "memory", seed=1), tmp_path / "run")
 
 
+def test_a_run_of_before_gets_today_s_scores_by_the_same_command(data, runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "memory", tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    tensors, header = checkpoint.load(path)
+    whole = set(tensors)
+    for name in ("background", "middle", "neighbours", "residual", "origin", "alpha"):
+        del tensors[f"model.head.bank.{name}"]
+    del header["settled"]
+    header["threshold"] = {**header["threshold"], "score": "nearest_feature", "value": -0.1}
+    tensors["model.head.score_index"].fill_(7)
+    checkpoint.save(path, tensors, header)
+    old = load_trained(path, device="cpu")  # it answers as it did
+    assert old.model.head.score == "nearest_feature" and "vim" not in old.model.head.bank.names
+    monkeypatch.setattr(_Run, "step", None)
+    train(settings(data, "memory"), tmp_path / "run")
+    assert path.read_bytes() == (runs / "memory" / "model.safetensors").read_bytes()
+    assert set(checkpoint.load(path)[0]) == whole
+    written = path.stat().st_mtime_ns
+    train(settings(data, "memory"), tmp_path / "run")
+    assert path.stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize("score", BANK_SCORES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_answers_by_what_it_keeps_of_the_training(data, runs, tmp_path, method, score):
@@ -210,13 +233,19 @@ def test_every_method_answers_by_what_it_keeps_of_the_training(data, runs, tmp_p
     x, y = features(splits.train)
     assert torch.equal(head.bank.rows, F.normalize(x.double(), dim=1).float())
     bank = FeatureBank()
-    bank.fit([(x, y)], TRAIN)
     with torch.no_grad():
+        bank.fit(
+            [(x, y)],
+            TRAIN,
+            max_logit=lambda x: head.outputs(x).logits.amax(1),
+            origin=head.origin,
+        )
         held, _ = features(splits.val)
         bank.standardise(head.scores(head.outputs(held)))
         rows = np.concatenate([splits.test.features, splits.open_test.features])
-        logit = head.outputs(torch.from_numpy(rows)).logits.double().amax(1)
-    want = bank.scores(torch.from_numpy(rows), logit)[score]
+        logits = head.outputs(torch.from_numpy(rows)).logits.double()
+    largest, energy = logits.amax(1), logits.logsumexp(1)
+    want = bank.scores(torch.from_numpy(rows), largest, energy=energy)[score]
     found = predict_embeddings(trained, rows)
     np.testing.assert_allclose([f.confidence for f in found], want, rtol=1e-5, atol=1e-6)
     result = assess(trained, name="it")
@@ -225,15 +254,16 @@ def test_every_method_answers_by_what_it_keeps_of_the_training(data, runs, tmp_p
     if method == "plain":
         path = export(trained, tmp_path / "it.pt2")
         program = torch.export.load(path)
-        assert any("rows" in key for key in program.state_dict) == ("nearest" in score)
+        kept = any("rows" in key for key in program.state_dict)
+        assert kept == ("nearest" in score or score == "knn")
         confidence = program.module()(torch.from_numpy(rows))[1]
         np.testing.assert_allclose(confidence, want, rtol=1e-4, atol=1e-5)
-    # a sum changes with what is expected, a distance does not
+    # what holds a logit changes with what is expected, a distance does not
     head.set_threshold(0.0, score)
     before = head.predict(x)[1]
     if method != "plain":
         assess(trained, name="it", test_prior="val")
-        assert torch.equal(head.predict(x)[1], before) == ("+" not in score)
+        assert torch.equal(head.predict(x)[1], before) == ("+" not in score and score != "vim")
 
 
 def test_how_many_features_are_kept_is_said_and_bounded(data, runs, tmp_path):
@@ -250,7 +280,13 @@ def test_how_many_features_are_kept_is_said_and_bounded(data, runs, tmp_path):
     assert "nearest_feature" in bank.names
     bank, line = kept(0)
     assert bank.rows is None and "; 0 of 68 training" in line
-    assert bank.names == ("mahalanobis", "max_logit+mahalanobis")
+    assert bank.names == (
+        "mahalanobis",
+        "relative_mahalanobis",
+        "vim",
+        "max_logit+mahalanobis",
+        "max_logit+relative_mahalanobis",
+    )
     assert kept(0, "mahalanobis")[0].rows is None
     with pytest.raises(
         ValueError, match=r"open_set\.score: nearest_feature needs some, and open_s"

@@ -23,6 +23,8 @@ from oltr_ext.nn import Head
 __all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
 
 BATCH = 256
+AUTO = "highest AUROC"
+"""How `auto` chooses a score; models settled by another rule are settled anew."""
 
 
 @dataclass

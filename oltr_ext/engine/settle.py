@@ -13,12 +13,13 @@ from torch import Tensor
 
 from oltr_ext.config.schema import Config, OpenSet, TestPrior
 from oltr_ext.engine.build import class_frequencies
-from oltr_ext.engine.evaluate import Outputs, calibrate, collect, stream
+from oltr_ext.engine.evaluate import AUTO, Outputs, calibrate, collect, stream
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import FeatureBank, Head, PriorHead, prior_share
-from oltr_ext.nn.scores import BANK_SCORES
+from oltr_ext.nn.feature_bank import NEEDS
+from oltr_ext.nn.scores import BANK_SCORES, SCORES, SUM_SCORES
 
 __all__ = [
     "check_score",
@@ -30,6 +31,7 @@ __all__ = [
     "found_share",
     "has_prior",
     "settle",
+    "settled_by",
     "share_of",
 ]
 
@@ -98,15 +100,20 @@ def expectation(share: float) -> str:
     return f"{share:.2f} of the training's tail"
 
 
+def settled_by() -> list[str]:
+    """What a model is settled by today: how a score is chosen, and among which. A finished run that
+    was settled by others is settled anew, without training."""
+    return [AUTO, *SCORES]
+
+
 def check_score(settings: OpenSet, model: OLTRModel) -> None:
     """Raises ValueError where a model's head will not have the score that `open_set` names."""
     if settings.score == "auto":
         return
     if settings.score in BANK_SCORES:
-        if settings.features == 0 and "nearest_feature" in settings.score:
-            raise ValueError(
-                "open_set.score: nearest_feature needs some, and open_set.features = 0"
-            )
+        needs = SUM_SCORES.get(settings.score, ("", settings.score))[1]
+        if settings.features == 0 and "rows" in NEEDS[needs]:
+            raise ValueError(f"open_set.score: {needs} needs some, and open_set.features = 0")
         return
     device = model.head.threshold.device
     with torch.no_grad():
@@ -149,10 +156,12 @@ def settle(
     check_score(config.open_set, model)
     if fit:
         most = config.open_set.features
-        head.bank.fit(
+        expect(head, 0.0)  # vim matches its logits, and stays where another tail is expected
+        head.fit_bank(
             stream(model, splits.plain, device, workers=splits.workers),
             splits.train_counts.tolist(),
             most=BANK // model.feature_dim if most is None else most,
+            neighbours=config.open_set.neighbours,
         )
 
     def seen_under(share: float) -> Outputs:

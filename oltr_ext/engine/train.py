@@ -44,7 +44,7 @@ from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.preflight import OtherRunError
-from oltr_ext.engine.settle import expect, expected_accuracy, settle, share_of
+from oltr_ext.engine.settle import expect, expected_accuracy, settle, settled_by, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
 
@@ -389,6 +389,7 @@ class _Run:
         threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
         header["threshold"] = threshold
         header["config"] = self.config.model_dump(mode="json")
+        header["settled"] = settled_by()
         if distributed.lead():
             checkpoint.save(path, self.weights(), header)
             for line in below_floor(self.splits, seen):

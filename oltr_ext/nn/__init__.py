@@ -17,7 +17,7 @@ from oltr_ext.nn.rebalance import (
     prior_share,
     tau_normalise,
 )
-from oltr_ext.nn.scores import all_scores, logit_scores, open_score
+from oltr_ext.nn.scores import all_scores, entropy_score, logit_scores, open_score
 
 __all__ = [
     "CentroidMemory",
@@ -41,6 +41,7 @@ __all__ = [
     "all_scores",
     "best_tau",
     "class_directions",
+    "entropy_score",
     "fit_weibull",
     "logit_adjusted_bias",
     "logit_scores",

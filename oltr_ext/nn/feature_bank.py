@@ -10,46 +10,99 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.bank_fits import (
+    Evenly,
+    default_neighbours,
+    kth_distance,
+    null_space,
+    whitening,
+)
 from oltr_ext.nn.memory import means_over
-from oltr_ext.nn.scores import BANK_SCORES, FEATURE_SCORES, SUM_SCORES
+from oltr_ext.nn.scores import BANK_SCORES, SUM_SCORES, SUMMED
+
+SAMPLE = 1 << 14
+"""Training features that ``vim`` is fitted on: all, or as many, evenly spaced in each class."""
+
+NEEDS = {  # tensors of each score
+    "mahalanobis": ("whitening", "means"),
+    "nearest_feature": ("rows",),
+    "relative_mahalanobis": ("whitening", "means", "background", "middle"),
+    "knn": ("rows", "neighbours"),
+    "vim": ("residual", "origin", "alpha"),
+}
 
 
 class FeatureBank(nn.Module):
-    """Two distances of features of unit length to the training's, and their sums with a logit.
+    """Scores of features by the training's; as all scores, higher means known.
 
-    ``mahalanobis``: the smallest ``sqrt((z - m_c)' S^-1 (z - m_c))`` over class means m_c, with one
-    covariance S pooled over classes (Lee et al., NeurIPS 2018; of unit length: Mueller & Hein, ICML
-    2025). S is shrunk towards a multiple of the identity by as much as its size and the number of
-    features ask (Chen et al. 2010, OAS). It whitens once; then it is `ops.nearest_centroid`.
+    Of features z of unit length (Mueller & Hein, ICML 2025):
 
-    ``nearest_feature``: the distance to the nearest training feature (Sun et al., ICML 2022, with
-    k = 1), by `ops.nearest_centroid` over all that are kept.
+    ``mahalanobis``: minus the smallest ``sqrt((z - m_c)' S^-1 (z - m_c))`` over class means m_c,
+    with one covariance S pooled over classes (Lee et al., NeurIPS 2018), so that a class of one
+    image needs none of its own. S is shrunk towards a multiple of the identity by as much as its
+    size and the number of features ask (Chen et al. 2010, OAS). It whitens once; then it is
+    `ops.nearest_centroid`.
 
-    As scores both have their sign turned: higher means known. ``max_logit+mahalanobis`` and
-    ``max_logit+nearest_feature`` add the largest logit to them, each first shifted and scaled to
+    ``relative_mahalanobis``: minus the smallest ``(z - m_c)' S^-1 (z - m_c) - (z - m)' T^-1 (z -
+    m)``, with mean m and covariance T, shrunk likewise, of all features (Ren et al. 2021).
+
+    ``nearest_feature``: minus the distance to the nearest training feature, by
+    `ops.nearest_centroid` over all that are kept; ``knn``: to the k-th nearest (Sun et al., ICML
+    2022), exact over them, whatever class they are of.
+
+    Of features x as they are:
+
+    ``vim``: ``logsumexp(logits) - alpha |R'(x - o)|`` (Wang et al., CVPR 2022), R spanning what is
+    left beside the principal directions of the training's x - o, see `null_space`, and alpha the
+    sum of the largest logits of training (their sizes, for heads whose logits may be negative) over
+    that of these norms. o is the head's `origin`.
+
+    ``max_logit+NAME``, for three of them, adds the largest logit, each first shifted and scaled to
     mean 0 and deviation 1 over features of known classes that were not trained on.
 
     Empty, and without an entry in a state dict, until `fit`; one that holds a bank can be loaded
-    into an empty one. Keeps float32 however the module is cast. A head has one, empty at first::
+    into an empty one, also with fewer scores, of an earlier version. Keeps float32 however the
+    module is cast. A head has one, empty at first::
 
-        head.bank.fit([(features, target)], target.bincount(minlength=head.num_classes))
+        head.fit_bank([(features, target)], target.bincount(minlength=head.num_classes))
         head.bank.standardise(head.scores(head.outputs(held_out)))  # for the sums alone
         head.set_threshold(value, "max_logit+nearest_feature")
 
     Attributes:
-        whitening: (D, D), lower triangular, the inverse of a root of S.
+        whitening, background: (D, D), lower triangular, the inverses of a root of S and of T.
         means: (K, D), whitened, of the K classes that have features.
+        middle: (D,), m whitened by ``background``.
         rows: (N, D), unit length.
-        location, scale: (3,), of the largest logit and the two distance scores.
+        neighbours: (k,), 1 to k: a graph knows shapes, and no values.
+        residual, origin, alpha: R (D, D - P), o (D,) and a number.
+        location, scale: (4,), of `SUMMED`.
     """
 
-    TENSORS = ("whitening", "means", "rows", "location", "scale")
+    TENSORS = (
+        "whitening",
+        "means",
+        "rows",
+        "location",
+        "scale",
+        "background",
+        "middle",
+        "neighbours",
+        "residual",
+        "origin",
+        "alpha",
+    )
 
     whitening: Tensor | None
     means: Tensor | None
     rows: Tensor | None
     location: Tensor | None
     scale: Tensor | None
+    background: Tensor | None
+    middle: Tensor | None
+    neighbours: Tensor | None
+    residual: Tensor | None
+    origin: Tensor | None
+    alpha: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,37 +116,53 @@ class FeatureBank(nn.Module):
         counts: Tensor | Sequence[int],
         *,
         most: int | None = None,
+        neighbours: int | None = None,
+        max_logit: Callable[[Tensor], Tensor] | None = None,
+        origin: Tensor | None = None,
     ) -> None:
         """Take the training's features, in one pass; sums run in float64 on the CPU.
 
         Args:
             batches: features (B, D) and labels (B,), together the training set, in order.
             counts: (C,) training images of each class.
-            most: keep no more rows than that for ``nearest_feature``; 0: none, and not that score.
-                Where there are more, the largest classes keep as many each as fit, evenly spaced;
-                means and covariance are of all.
+            most: keep no more rows than that for ``nearest_feature`` and ``knn``; 0: none, and
+                neither score. Where there are more, the largest classes keep as many each as fit,
+                evenly spaced; means and covariances are of all.
+            neighbours: k of ``knn``, all rows where there are fewer; None: see
+                `default_neighbours`.
+            max_logit: features (N, D) to their largest logits (N,), for ``vim``; None: without it.
+            origin: (D,) o of ``vim``; None: 0.
 
         Raises:
-            ValueError: features that are not finite, or none; more of a class than ``counts`` says.
+            ValueError: features that are not finite, or none; more of a class than ``counts`` says;
+                a k below 1.
             RuntimeError: a label out of range.
         """
+        if neighbours is not None and neighbours < 1:
+            raise ValueError(
+                f"FeatureBank.fit: expected neighbours of at least 1, got {neighbours}"
+            )
         device = None if self.whitening is None else self.whitening.device
         counts = torch.as_tensor(counts).cpu()
-        limit, seen = _largest_share(counts, most), torch.zeros_like(counts)
+        keep, take = Evenly(counts, most), Evenly(counts, SAMPLE)
         kept: list[Tensor] = []
+        sample: list[Tensor] = []
         moment: Tensor | None = None
 
         def unit() -> Iterator[tuple[Tensor, Tensor]]:
             nonlocal moment, device
             for features, target in batches:
                 device = device or features.device
-                z, y = F.normalize(features.cpu().double(), dim=1), target.cpu()
+                x, y = features.cpu().float(), target.cpu()
+                z = F.normalize(x.double(), dim=1)
                 if not torch.isfinite(z).all():
                     raise ValueError("FeatureBank.fit: expected finite features, got NaN or others")
                 moment = z.t() @ z if moment is None else moment.addmm_(z.t(), z)
                 yield z, y  # which also checks the labels
-                if limit != 0:
-                    kept.append(z[_evenly(y, seen, counts, limit)].float())
+                if keep.limit != 0:
+                    kept.append(z[keep(y)].float())
+                if max_logit is not None:
+                    sample.append(x[take(y)])
 
         means, number = means_over(unit(), len(counts))
         assert moment is not None
@@ -102,21 +171,42 @@ class FeatureBank(nn.Module):
             raise ValueError(
                 f"FeatureBank.fit: class {c} has {number[c]} features, and counts say {counts[c]}"
             )
-        pooled = moment - (means.t() * number) @ means  # within classes
-        self.whitening = _whitening(pooled, int(number.sum()), int((number > 0).sum()))
-        self.means = (means[number > 0] @ self.whitening.t()).float()
-        self.whitening = self.whitening.float()
-        self.rows = torch.cat(kept) if kept else None
-        self.location = self.scale = None
+        for name in self.TENSORS:
+            setattr(self, name, None)
+        total, weighted = int(number.sum()), means.t() * number
+        root = whitening(moment - weighted @ means, total - int((number > 0).sum()))
+        self.whitening, self.means = root.float(), (means[number > 0] @ root.t()).float()
+        middle = weighted.sum(dim=1) / total
+        root = whitening(moment - total * torch.outer(middle, middle), total - 1)
+        self.background, self.middle = root.float(), (root @ middle).float()
+        if kept and len(rows := torch.cat(kept)):
+            k = default_neighbours(number) if neighbours is None else neighbours
+            self.rows, self.neighbours = rows, torch.arange(1.0, min(k, len(rows)) + 1)
+        if max_logit is not None:
+            self._fit_vim(torch.cat(sample), max_logit, origin)
         self.to(device)
+
+    def _fit_vim(
+        self, x: Tensor, max_logit: Callable[[Tensor], Tensor], origin: Tensor | None
+    ) -> None:
+        start = x.new_zeros(x.shape[1]) if origin is None else origin.cpu()
+        gap = x.double() - start.double()
+        space = null_space(gap)
+        length, logit = (gap @ space).norm(dim=1).sum(), max_logit(x).cpu().double().abs().sum()
+        # features that never leave the principal space have no residual to match
+        alpha = logit / length if length > 1e-6 * gap.norm(dim=1).sum() else 0 * length
+        self.residual, self.origin, self.alpha = space.float(), start.float(), alpha.float()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The scores that it has by now."""
-        held = {"mahalanobis": self.whitening, "nearest_feature": self.rows}
-        own = [name for name, tensor in held.items() if tensor is not None]
-        sums = SUM_SCORES if self.location is not None else {}
-        return (*own, *(name for name, (_, other) in sums.items() if other in own))
+        own = [
+            name
+            for name, needs in NEEDS.items()
+            if all(getattr(self, tensor) is not None for tensor in needs)
+        ]
+        summed = SUMMED[: 0 if self.location is None else len(self.location)]
+        return (*own, *(s for s, (_, part) in SUM_SCORES.items() if part in own and part in summed))
 
     @property
     def size(self) -> int:
@@ -135,17 +225,18 @@ class FeatureBank(nn.Module):
             ValueError: the bank is empty, a score of it or ``max_logit`` is missing, there is no
                 feature, or a score that is not finite.
         """
-        held = [name for name in self.names if name in FEATURE_SCORES]
         if self.whitening is None:
             raise ValueError("FeatureBank.standardise: expected a bank that was fitted")
-        for name in ("max_logit", *held):
+        for name in SUMMED:
             given = scores.get(name)
+            if name != "max_logit" and name not in self.names:
+                continue
             if given is None or len(given) == 0 or not torch.isfinite(given).all():
                 got = "none" if given is None or len(given) == 0 else "others"
                 raise ValueError(
                     f"FeatureBank.standardise: expected finite scores {name}, got {got}"
                 )
-        rows = [scores.get(name, torch.zeros(1)) for name in ("max_logit", *FEATURE_SCORES)]
+        rows = [scores.get(name, torch.zeros(1)) for name in SUMMED]
         location = [float(row.double().mean()) for row in rows]
         scale = [float(row.double().std(correction=0)) or 1.0 for row in rows]
         device = self.whitening.device
@@ -154,17 +245,26 @@ class FeatureBank(nn.Module):
         )
 
     def scores(
-        self, features: Tensor, max_logit: Tensor, names: Iterable[str] = BANK_SCORES
+        self,
+        features: Tensor,
+        max_logit: Tensor,
+        names: Iterable[str] = BANK_SCORES,
+        *,
+        energy: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The named scores, as far as it has them.
 
         Args:
             features: (B, D).
             max_logit: (B,) in the dtype of the result.
+            energy: (B,) logsumexp of the logits, without which there is no ``vim``.
         """
-        wanted = [name for name in self.names if name in set(names)]
+        asked = set(names) - ({"vim"} if energy is None else set())
+        wanted = [name for name in self.names if name in asked]
         needed = {SUM_SCORES[name][1] if name in SUM_SCORES else name for name in wanted}
-        found = {name: self._score(name, features).to(max_logit.dtype) for name in needed}
+        if not needed:
+            return {}
+        found = {k: v.to(max_logit.dtype) for k, v in self._own(needed, features, energy).items()}
         return {
             name: self._sum(name, max_logit, found) if name in SUM_SCORES else found[name]
             for name in wanted
@@ -178,29 +278,45 @@ class FeatureBank(nn.Module):
     def keep_for(self, name: str) -> None:
         """Drop what the named score does not need."""
         other = SUM_SCORES[name][1] if name in SUM_SCORES else name
-        if other != "nearest_feature":
-            self.rows = None
-        if other != "mahalanobis":
-            self.whitening = self.means = None
-        if name not in SUM_SCORES:
-            self.location = self.scale = None
+        kept = {*NEEDS.get(other, ()), *(("location", "scale") if name in SUM_SCORES else ())}
+        for tensor in {*self.TENSORS} - kept:
+            setattr(self, tensor, None)
 
-    def _score(self, name: str, features: Tensor) -> Tensor:
+    def _own(self, names: set[str], features: Tensor, energy: Tensor | None) -> dict[str, Tensor]:
+        """Each of `FEATURE_SCORES` that is named, and that there are tensors for."""
         # where there is float64, whitening in it costs D x D a row and its rounding never shows
-        z = F.normalize(features.float() if features.device.type == "mps" else features.double())
-        if name == "nearest_feature":
+        x = features.float() if features.device.type == "mps" else features.double()
+        z, found = F.normalize(x), {}
+        if "nearest_feature" in names:
             assert self.rows is not None
-            return -ops.nearest_centroid(z.float(), self.rows).distance
+            found["nearest_feature"] = -ops.nearest_centroid(z.float(), self.rows).distance
+        if "knn" in names:
+            assert self.rows is not None and self.neighbours is not None
+            found["knn"] = -kth_distance(z, self.rows, len(self.neighbours))
+        if "vim" in names:
+            assert energy is not None and self.residual is not None
+            assert self.origin is not None and self.alpha is not None
+            left = ((x - self.origin.to(x.dtype)) @ self.residual.to(x.dtype)).norm(dim=1)
+            found["vim"] = energy - self.alpha.to(x.dtype) * left
+        if not {"mahalanobis", "relative_mahalanobis"} & names:
+            return found
         assert self.whitening is not None and self.means is not None
         white = z @ self.whitening.t().to(z.dtype)
-        return -ops.nearest_centroid(white.float(), self.means).distance
+        distance = ops.nearest_centroid(white.float(), self.means).distance
+        if "mahalanobis" in names:
+            found["mahalanobis"] = -distance
+        if "relative_mahalanobis" in names:
+            assert self.background is not None and self.middle is not None
+            gap = z @ self.background.t().to(z.dtype) - self.middle.to(z.dtype)
+            found["relative_mahalanobis"] = gap.square().sum(dim=1) - distance.to(z.dtype).square()
+        return found
 
     def _sum(self, name: str, max_logit: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         assert self.location is not None and self.scale is not None
         location, scale = self.location.to(max_logit), self.scale.to(max_logit)
         total = torch.zeros_like(max_logit)
         for part in SUM_SCORES[name]:
-            at = ("max_logit", *FEATURE_SCORES).index(part)
+            at = SUMMED.index(part)
             value = max_logit if part == "max_logit" else scores[part]
             total = total + (value - location[at]) / scale[at]
         return total
@@ -224,51 +340,3 @@ class FeatureBank(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scores={', '.join(self.names) or 'none'}"
-
-
-def _whitening(pooled: Tensor, rows: int, classes: int) -> Tensor:
-    """W (D, D) float64 such that W W' is the inverse of the shrunk covariance.
-
-    Args:
-        pooled: (D, D) float64, sum over rows of products of deviations from the class's mean.
-    """
-    width = len(pooled)
-    free = max(rows - classes, 1)
-    covariance = (pooled + pooled.t()) / (2 * free)
-    mean = covariance.trace() / width
-    eye = torch.eye(width, dtype=pooled.dtype)
-    if mean <= 1e-12:  # a feature a class: nothing is known of deviations
-        return eye
-    square = covariance.square().mean()
-    below = (free + 1) * (square - mean**2 / width)
-    shrink = float((square + mean**2) / below) if below > 0 else 1.0
-    shrink = min(shrink, 1.0)
-    root = torch.linalg.cholesky((1 - shrink) * covariance + shrink * mean * eye)
-    return torch.linalg.solve_triangular(root, eye, upper=False)
-
-
-def _largest_share(counts: Tensor, most: int | None) -> int | None:
-    """How many rows a class may keep so that all keep `most` at most; None: no limit."""
-    if most is None or int(counts.sum()) <= most:
-        return None
-    low, high = 0, int(counts.max())
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high) if int(counts.clamp_max(middle).sum()) <= most else (low, middle - 1)
-        )
-    return low
-
-
-def _evenly(target: Tensor, seen: Tensor, counts: Tensor, limit: int | None) -> Tensor:
-    """(B,) bool, which rows are kept so that of n of a class `limit` are, evenly spaced. `seen`
-    (C,) counts the rows of earlier batches, and is counted on."""
-    if limit is None:
-        return torch.ones(len(target), dtype=torch.bool)
-    order = target.argsort(stable=True)
-    first = torch.searchsorted(target[order], target)
-    place = torch.empty_like(target)
-    place[order] = torch.arange(len(target))
-    place = place - first + seen[target]  # among the rows of its class
-    seen += target.bincount(minlength=len(seen))
-    return place * limit % counts[target].clamp_min(1) < limit

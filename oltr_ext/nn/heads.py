@@ -4,7 +4,7 @@ linear one."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from oltr_ext.nn.checks import check_sizes, checked_prior
 from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
-from oltr_ext.nn.scores import BANK_SCORES, SCORES, all_scores
+from oltr_ext.nn.scores import ENTROPY_SCORES, SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Features and labels of this process to those of the whole batch, with gradients."""
@@ -144,19 +144,50 @@ class Head(nn.Module, ABC):
         """Features (B, D) to logits (B, C)."""
         return self.outputs(features).logits
 
-    def own_scores(self, out: HeadOutput) -> dict[str, Tensor]:
-        """As `scores`, those that need no training features."""
-        return all_scores(out.logits, out.distance, out.unknown)
+    @property
+    def origin(self) -> Tensor | None:
+        """(D,) float64, the feature at which the logits are zero; None for no other than 0."""
+        return None
 
-    def scores(self, out: HeadOutput, names: Iterable[str] = BANK_SCORES) -> dict[str, Tensor]:
+    def fit_bank(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        counts: Tensor | Sequence[int],
+        *,
+        most: int | None = None,
+        neighbours: int | None = None,
+    ) -> None:
+        """`FeatureBank.fit` with all scores, those that need the head's logits among them."""
+
+        def largest(features: Tensor) -> Tensor:
+            parts = self.pieces(features.to(self.threshold.device))
+            return torch.cat([self.outputs(part).logits.amax(dim=1) for part in parts])
+
+        self.bank.fit(
+            batches,
+            counts,
+            most=most,
+            neighbours=neighbours,
+            max_logit=largest,
+            origin=self.origin,
+        )
+
+    def own_scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
+        """As `scores`, those that need no training features."""
+        return all_scores(out.logits, out.distance, out.unknown, names=names)
+
+    def scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
         """(B,) float64 under the name of each score that an output has; higher means known.
 
         Args:
-            names: which of the bank's to compute; each is a pass over what it holds.
+            names: which to compute of those that cost something: ``gen``, and the bank's, each a
+                pass over what it holds.
         """
-        scores = self.own_scores(out)
+        scores = self.own_scores(out, names)
         if out.features is not None:
-            scores.update(self.bank.scores(out.features, scores["max_logit"], names))
+            scores.update(
+                self.bank.scores(out.features, scores["max_logit"], names, energy=scores["energy"])
+            )
         return scores
 
     def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
@@ -168,7 +199,7 @@ class Head(nn.Module, ABC):
         name = name or self.score
         scores = self.scores(out, (name,))
         if name not in scores:
-            there = ", ".join(dict.fromkeys((*scores, *self.bank.names)))
+            there = ", ".join(dict.fromkeys((*scores, *ENTROPY_SCORES, *self.bank.names)))
             raise ValueError(f"{type(self).__name__} has no score {name}; it has {there}")
         return scores[name]
 
@@ -284,6 +315,11 @@ class LinearHead(PriorHead):
     @property
     def num_classes(self) -> int:
         return self.linear.out_features
+
+    @property
+    def origin(self) -> Tensor:
+        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
+        return -(torch.linalg.pinv(weight.cpu().double()) @ bias.cpu().double())
 
     def learned(self, features: Tensor) -> Tensor:
         """Features (B, D) to logits (B, C) as they are trained, before any prior."""

@@ -11,7 +11,7 @@ from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
 from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
 from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
-from oltr_ext.nn.scores import all_scores
+from oltr_ext.nn.scores import SCORES, all_scores
 
 
 class OLTRHead(PriorHead):
@@ -91,9 +91,9 @@ class OLTRHead(PriorHead):
         share = torch.softmax(match[:, present], dim=1)
         return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
 
-    def own_scores(self, out: HeadOutput) -> dict[str, Tensor]:
+    def own_scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
         scale = self.classifier.scale
-        return all_scores(out.logits, out.distance, out.unknown, scale=scale)
+        return all_scores(out.logits, out.distance, out.unknown, names=names, scale=scale)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy + feature_loss_weight * centroid loss; neither holds B x C.

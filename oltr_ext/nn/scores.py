@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 LOGIT_SCORES = ("max_softmax", "max_logit", "energy")
+ENTROPY_SCORES = ("gen",)
 DISTANCE_SCORES = ("nearest_distance", "reachability")
 UNKNOWN_SCORES = ("openmax",)
-FEATURE_SCORES = ("mahalanobis", "nearest_feature")  # see `FeatureBank`
-SUM_SCORES = {f"max_logit+{name}": ("max_logit", name) for name in FEATURE_SCORES}
-BANK_SCORES = (*FEATURE_SCORES, *SUM_SCORES)
-HEAD_SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES
-SCORES = HEAD_SCORES + BANK_SCORES  # heads store an index: only append
+FEATURE_SCORES = ("mahalanobis", "nearest_feature", "relative_mahalanobis", "knn", "vim")
+SUMMED = ("max_logit", "mahalanobis", "nearest_feature", "relative_mahalanobis")
+"""What sums are made of; `FeatureBank` keeps a mean and a deviation of each: only append."""
+SUM_SCORES = {f"max_logit+{name}": ("max_logit", name) for name in SUMMED[1:]}
+BANK_SCORES = (*FEATURE_SCORES, *SUM_SCORES)  # see `FeatureBank`
+HEAD_SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES + ENTROPY_SCORES
+SCORES = (  # heads store an index: only append
+    *LOGIT_SCORES,
+    *DISTANCE_SCORES,
+    *UNKNOWN_SCORES,
+    "mahalanobis",
+    "nearest_feature",
+    "max_logit+mahalanobis",
+    "max_logit+nearest_feature",
+    *ENTROPY_SCORES,
+    "relative_mahalanobis",
+    "knn",
+    "vim",
+    "max_logit+relative_mahalanobis",
+)
+
+GAMMA, TOP = 0.1, 100
+"""Of `gen`, as its paper has them."""
 
 CHUNK = 1 << 19
 """Logits that `logit_scores` works on at a time: near a processor's cache, and below the size at
@@ -48,6 +69,36 @@ def logit_scores(
     return dict(zip(LOGIT_SCORES, torch.cat(parts, dim=1), strict=True))
 
 
+def entropy_score(logits: Tensor, *, gamma: float = GAMMA, top: int = TOP) -> Tensor:
+    """``gen``: generalised entropy with its sign turned (Liu et al., CVPR 2023, Eq. 2 and 4).
+
+    ``-sum p^gamma (1 - p)^gamma`` over the ``top`` largest probabilities p. Near p = 1 the power
+    magnifies what is left to the others, so that is summed, never subtracted from 1.
+
+    Args:
+        logits: (B, C >= 1).
+        top: M of the paper; all where there are fewer.
+
+    Returns:
+        (B,) in the dtype of the logits.
+
+    Raises:
+        ValueError: logits of another shape, or a ``top`` below 1.
+    """
+    _check_logits("entropy_score", logits)
+    if top < 1:
+        raise ValueError(f"entropy_score: expected top of at least 1, got {top}")
+    rows, parts = max(1, CHUNK // logits.shape[1]), []
+    for part in (logits,) if torch.compiler.is_compiling() else logits.split(rows):
+        total = part.logsumexp(dim=1, keepdim=True)
+        largest, at = part.topk(min(top, part.shape[1]), dim=1)
+        rest = part.scatter(1, at[:, :1], -torch.inf).logsumexp(dim=1, keepdim=True)
+        log_p = largest - total
+        log_q = torch.cat([rest - total, torch.log1p(-log_p[:, 1:].exp())], dim=1)
+        parts.append(-(gamma * (log_p + log_q)).exp().sum(dim=1))
+    return torch.cat(parts)
+
+
 def open_score(
     name: str,
     logits: Tensor,
@@ -64,7 +115,7 @@ def open_score(
         name: ``max_softmax`` in (0, 1]; ``max_logit``; ``energy`` = T logsumexp(logits / T) (Liu et
             al. 2020, Eq. 4, with its sign turned); ``nearest_distance`` = -distance;
             ``reachability`` = scale / max(distance, eps); ``openmax`` = 1 - unknown (Bendale &
-            Boult 2016).
+            Boult 2016); ``gen``, see `entropy_score`.
         logits: (B, C >= 1) over the known classes.
         distance: (B,) to the nearest centroid, for the two scores of distance.
         unknown: (B,) probability of "unknown" that the head itself gives, for ``openmax``.
@@ -90,6 +141,8 @@ def open_score(
         return logits.amax(dim=1)
     if name == "energy":
         return temperature * (logits / temperature).logsumexp(dim=1)
+    if name == "gen":
+        return entropy_score(logits)
     if name == "nearest_distance" and distance is not None:
         return -distance
     if name == "reachability" and distance is not None:
@@ -104,13 +157,15 @@ def all_scores(
     distance: Tensor | None = None,
     unknown: Tensor | None = None,
     *,
+    names: Iterable[str] = HEAD_SCORES,
     scale: float = 10.0,
     temperature: float = 1.0,
     eps: float = 1e-6,
 ) -> dict[str, Tensor]:
     """Every score that there is an input for: calibrated, compared with thresholds and judged.
 
-    Args: as of `open_score`.
+    Args: as of `open_score`, and
+        names: scores that cost something, ``gen``, are left out unless named.
 
     Returns:
         (B,) float64 under each name; float32 on MPS, which has no other. In float32, max softmax is
@@ -128,6 +183,8 @@ def all_scores(
     if unknown is not None:
         for name in UNKNOWN_SCORES:
             scores[name] = open_score(name, logits, unknown=unknown.to(dtype))
+    for name in set(ENTROPY_SCORES) & set(names):
+        scores[name] = entropy_score(logits.to(dtype))
     return scores
 
 

@@ -1,0 +1,105 @@
+"""What `FeatureBank` works out of features: whitenings, a null space, which rows to keep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLUMNS = 1 << 13
+"""Rows of a bank that `kth_distance` holds distances to at a time."""
+
+
+def whitening(scatter: Tensor, free: int) -> Tensor:
+    """W (D, D) float64, lower triangular, such that W'W is the inverse of a covariance that is
+    shrunk towards a multiple of the identity (Chen et al. 2010, OAS).
+
+    Args:
+        scatter: (D, D) float64, sum over rows of products of deviations from the mean.
+        free: degrees of freedom of that sum.
+    """
+    width, free = len(scatter), max(free, 1)
+    covariance = (scatter + scatter.t()) / (2 * free)
+    mean = covariance.trace() / width
+    eye = torch.eye(width, dtype=scatter.dtype)
+    if mean <= 1e-12:  # a feature a class: nothing is known of deviations
+        return eye
+    square = covariance.square().mean()
+    below = (free + 1) * (square - mean**2 / width)
+    shrink = float((square + mean**2) / below) if below > 0 else 1.0
+    shrink = min(shrink, 1.0)
+    root = torch.linalg.cholesky((1 - shrink) * covariance + shrink * mean * eye)
+    return torch.linalg.solve_triangular(root, eye, upper=False)
+
+
+def null_space(rows: Tensor) -> Tensor:
+    """(D, D - P) float64, an orthonormal basis of what is left of (N, D) rows beside the P
+    directions in which they are longest: 1,000 of more than 1,500, 512 of 768 or more (Wang et al.,
+    Sec. 4), half of fewer."""
+    width = rows.shape[1]
+    principal = 1000 if width > 1500 else 512 if width >= 768 else width // 2
+    basis: Tensor = torch.linalg.eigh(rows.t() @ rows).eigenvectors
+    return basis[:, : width - principal]
+
+
+def default_neighbours(counts: Tensor) -> int:
+    """k of ``knn``: half the images of the rarest class, so that what resembles it has as many of
+    its own around it; 2 at least, and 50 at most (that of Sun et al. for CIFAR-10).
+
+    Args:
+        counts: (C,) training images of each class; those without any do not count.
+    """
+    rarest = int(counts[counts > 0].min()) if (counts > 0).any() else 0
+    return min(max(rarest // 2, 2), 50)
+
+
+def kth_distance(x: Tensor, rows: Tensor, k: int) -> Tensor:
+    """(B,) distance of each of x (B, D) to the k-th nearest of rows (N >= k, D).
+
+    Holds B x `COLUMNS` distances, whatever N. In float64 the product form cancels to 1e-8 of the
+    length of a row; x gives the dtype.
+    """
+    own, parts = x.square().sum(dim=1, keepdim=True), []
+    for part in rows.split(COLUMNS):
+        near = part.to(x.dtype)
+        square = own + near.square().sum(dim=1) - 2 * (x @ near.t())
+        parts.append(square.topk(min(k, len(near)), dim=1, largest=False).values)
+    best = torch.cat(parts, dim=1).topk(k, dim=1, largest=False).values
+    return best.amax(dim=1).clamp_min(0).sqrt()
+
+
+def largest_share(counts: Tensor, most: int | None) -> int | None:
+    """How many rows a class may keep so that all keep `most` at most; None: no limit."""
+    if most is None or int(counts.sum()) <= most:
+        return None
+    low, high = 0, int(counts.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (
+            (middle, high) if int(counts.clamp_max(middle).sum()) <= most else (low, middle - 1)
+        )
+    return low
+
+
+class Evenly:
+    """Which rows of a stream are kept so that all keep `most` at most: of n of a class as many as
+    fit, evenly spaced.
+
+    Args:
+        counts: (C,) rows of each class in the whole stream.
+    """
+
+    def __init__(self, counts: Tensor, most: int | None) -> None:
+        self.counts, self.limit = counts, largest_share(counts, most)
+        self.seen = torch.zeros_like(counts)
+
+    def __call__(self, target: Tensor) -> Tensor:
+        """(B,) bool of the next rows, from their labels (B,)."""
+        if self.limit is None:
+            return torch.ones(len(target), dtype=torch.bool)
+        order = target.argsort(stable=True)
+        first = torch.searchsorted(target[order], target)
+        place = torch.empty_like(target)
+        place[order] = torch.arange(len(target))
+        place = place - first + self.seen[target]  # among the rows of its class
+        self.seen += target.bincount(minlength=len(self.seen))
+        return place * self.limit % self.counts[target].clamp_min(1) < self.limit
