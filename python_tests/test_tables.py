@@ -12,6 +12,7 @@ from tiny import config, write_data
 
 from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.config.methods import METHODS
+from oltr_ext.config.schema import OpenSet
 
 TABLES = Path(__file__).resolve().parent.parent / "benchmarks" / "tables"
 sys.path.insert(0, str(TABLES))
@@ -68,6 +69,16 @@ def test_stage_1_is_trained_once_and_rows_are_kept(settings, tmp_path, monkeypat
     runs.judged(refit.model_copy(update={"test_prior": "val"}), tmp_path)
     assert len(calls) == 4  # and whatever is expected of test images
     assert runs.judged(settings, tmp_path) == row and len(calls) == 4
+    asked = settings.model_copy(update={"open_set": OpenSet(score="knn", neighbours=3)})
+    other = runs.judged(asked, tmp_path)
+    assert (
+        len(calls) == 4
+        and other["score"] == "knn"
+        and other["test"]["overall"] == row["test"]["overall"]
+    )
+    monkeypatch.setattr(runs, "settled_by", lambda: ["another rule"])  # as after a change of ours
+    monkeypatch.setattr(runs, "numbers", lambda *_: {})
+    assert runs.judged(settings, tmp_path)["val"] == {} and len(calls) == 4
     assert 0 <= row["test"]["overall"] <= 100 and row["score"] in row["test"]["auroc of"]
     assert row["val"] != row["test"]
     assert {p.name for p in tmp_path.glob("*/*.safetensors")} == {"model.safetensors"}

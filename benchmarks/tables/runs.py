@@ -2,6 +2,7 @@
 
 Methods that start from the same stage 1 share it; the result has the same bits as if each trained
 its own (see `oltr_ext.engine.train.train`). A process may work on some seeds and another on others.
+Scores and their choice are settled whenever a row is made, so that a run serves those of today.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from oltr_ext.config.schema import Config, Data, OpenSet
+from oltr_ext.config.schema import Config, Data
 from oltr_ext.engine import checkpoint
+from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import MODEL
+from oltr_ext.engine.settle import settle, settled_by
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.serve.assess import assess
@@ -28,8 +31,9 @@ OPEN = ("auroc", "fpr95", "oscr")
 F_RULES = ("oltr2019", "oltr2020")
 
 
-def digest(config: Config) -> str:
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+def digest(config: Config, *more: str, without: str = "") -> str:
+    held = config.model_dump(mode="json", exclude={without})
+    text = json.dumps([held, *more] if more else held, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -41,9 +45,7 @@ def splits_of(data: Data) -> Splits:
 
 def trained(config: Config, folder: Path) -> tuple[Path, float]:
     """Folder of the finished run, and the seconds that its training took (stage 1 included)."""
-    if config.stage2 is None:
-        config = config.model_copy(update={"open_set": OpenSet()})
-    run = folder / digest(config)
+    run = folder / digest(config, without="open_set")  # which acts once it is trained
     took = run / "seconds.json"
     if not took.exists():
         first, before = None, 0.0
@@ -61,10 +63,12 @@ def trained(config: Config, folder: Path) -> tuple[Path, float]:
 def judged(config: Config, folder: Path) -> dict[str, Any]:
     """Validation and test numbers of a run, in percent; trains it where it is not yet there."""
     run, seconds = trained(config, folder)
-    row = run / f"row_{digest(config)}.json"  # stage 1 alone may stand for several open-set rules
+    row = run / f"row_{digest(config, *settled_by())}.json"
     if not row.exists():
         splits = splits_of(config.data)
         model = load_trained(run / MODEL)
+        with own_defaults():
+            model.threshold, _ = settle(model.model, config, splits, model.device)
         seen = dataclasses.replace(splits, test=splits.val, open_test=splits.open_val)
         test = assess(model, name="test", splits=splits).summary
         row.write_text(
