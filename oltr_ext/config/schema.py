@@ -277,7 +277,10 @@ class OpenSet(Strict):
         "knn",
         "vim",
         "max_logit+relative_mahalanobis",
-    ] = "auto"  # auto: the best AUROC on open_val; max_softmax where there is no open_val
+        "max_logit+relative_mahalanobis+nearest_feature",
+    ] = "auto"
+    # auto: the last, unless another's AUROC on open_val is higher by more than one standard error;
+    # max_softmax where there is no open_val
     rule: Literal["known_recall", "f_measure", "balanced"] = "known_recall"
     value: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of known_recall
     # Training features that a model keeps for nearest_feature and knn, 4 bytes a number; of more,

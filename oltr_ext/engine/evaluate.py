@@ -16,14 +16,15 @@ from oltr_ext.data import ImageList
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.engine import distributed
 from oltr_ext.engine.splits import Images, make_loader
-from oltr_ext.metrics import calibrate_threshold, open_set_metrics, shot_accuracy
+from oltr_ext.metrics import auroc_gain, calibrate_threshold, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import Head
 
 __all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
 
 BATCH = 256
-AUTO = "highest AUROC"
+AUTO_SCORE = "max_logit+relative_mahalanobis+nearest_feature"
+AUTO = f"AUROC one standard error above {AUTO_SCORE}"
 """How `auto` chooses a score; models settled by another rule are settled anew."""
 
 
@@ -179,7 +180,9 @@ def calibrate(
 
 
 def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
-    """The configured score; `auto` takes the one that best tells strangers on validation data."""
+    """The configured score; `auto` takes `AUTO_SCORE`, unless another tells validation strangers
+    better by more than one standard error of the difference: of many scores that do about as well,
+    the highest on a few strangers is more often luck than better."""
     if name != "auto":
         # in stage 1 there is no memory yet to measure a distance to, in training no bank
         return name if name in seen.scores else "max_softmax"
@@ -187,4 +190,8 @@ def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
         return "max_softmax"
     both = Outputs.join([seen, opened])
     auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in both.scores.items()}
-    return max(auroc, key=lambda k: auroc[k])
+    best = max(auroc, key=lambda k: auroc[k])
+    if AUTO_SCORE not in auroc:
+        return best
+    gain, error = auroc_gain(both.scores[best], both.scores[AUTO_SCORE], both.target)
+    return best if gain > error else AUTO_SCORE

@@ -111,9 +111,10 @@ def check_score(settings: OpenSet, model: OLTRModel) -> None:
     if settings.score == "auto":
         return
     if settings.score in BANK_SCORES:
-        needs = SUM_SCORES.get(settings.score, ("", settings.score))[1]
-        if settings.features == 0 and "rows" in NEEDS[needs]:
-            raise ValueError(f"open_set.score: {needs} needs some, and open_set.features = 0")
+        parts = SUM_SCORES.get(settings.score, (settings.score,))
+        near = [part for part in parts if "rows" in NEEDS.get(part, ())]
+        if settings.features == 0 and near:
+            raise ValueError(f"open_set.score: {near[0]} needs some, and open_set.features = 0")
         return
     device = model.head.threshold.device
     with torch.no_grad():

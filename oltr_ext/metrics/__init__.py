@@ -6,7 +6,7 @@ Open images carry label -1, rejected images prediction -1; scores are higher for
 from __future__ import annotations
 
 from .fmeasure import F_RULES, f_curve, f_measure
-from .openset import Oscr, open_set_metrics, oscr, roc_points
+from .openset import Oscr, auroc_gain, open_set_metrics, oscr, roc_points
 from .scores import SCORE_NAMES, open_scores
 from .shots import SHOT_NAMES, class_accuracy, fitting_bounds, shot_accuracy, shot_groups
 from .summary import RELEASED_THRESHOLD, evaluate, evaluate_answers
@@ -19,6 +19,7 @@ __all__ = [
     "SCORE_NAMES",
     "SHOT_NAMES",
     "Oscr",
+    "auroc_gain",
     "calibrate_threshold",
     "class_accuracy",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,6 +69,42 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
         "aupr_in": float(average_precision_score(known, ranks)),
         "aupr_out": float(average_precision_score(~known, -ranks)),
     }
+
+
+def auroc_gain(score: Any, other: Any, target: Any) -> tuple[float, float]:
+    """By how much the AUROC of one score is above that of another on the same images, and the
+    standard error of that difference (DeLong et al. 1988).
+
+    Each image's placement is the share of the other kind that it lies on the right side of, ties by
+    half. The AUROC is the mean placement of either kind, and its variance the sum of both variances
+    of the mean: of the differences of placements, where two scores are compared.
+
+    Args:
+        score, other: (N,) higher means known. target: (N,) class, -1 = open.
+
+    Returns:
+        (gain, standard error); both nan when either known or open images are missing, the error
+        where there is only one of a kind.
+
+    Raises:
+        ValueError: NaN scores or lengths that differ.
+    """
+    parts = []
+    for each in (score, other):
+        s, known = _split(each, target, "auroc_gain")
+        if known.all() or not known.any():
+            return NAN, NAN
+        parts.append((_placements(s[known], s[~known]), 1 - _placements(s[~known], s[known])))
+    gaps = [a - b for a, b in zip(*parts, strict=True)]
+    variance = sum(gap.var(ddof=1) / len(gap) if len(gap) > 1 else NAN for gap in gaps)
+    return float(gaps[0].mean()), math.sqrt(variance)
+
+
+def _placements(score: FloatArray, others: FloatArray) -> FloatArray:
+    """Of each score, how many of the others lie below, those level with it by half; as a share."""
+    ordered = np.sort(others)
+    below, to = (np.searchsorted(ordered, score, side) for side in ("left", "right"))
+    return np.asarray((below + to) / 2 / len(ordered))
 
 
 def roc_points(score: Any, target: Any) -> tuple[FloatArray, FloatArray]:

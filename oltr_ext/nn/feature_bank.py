@@ -57,8 +57,9 @@ class FeatureBank(nn.Module):
     sum of the largest logits of training (their sizes, for heads whose logits may be negative) over
     that of these norms. o is the head's `origin`.
 
-    ``max_logit+NAME``, for three of them, adds the largest logit, each first shifted and scaled to
-    mean 0 and deviation 1 over features of known classes that were not trained on.
+    Sums, named by their parts with a ``+`` between (`SUM_SCORES`), add the largest logit and one or
+    two of them, each first shifted and scaled to mean 0 and deviation 1 over features of known
+    classes that were not trained on.
 
     Empty, and without an entry in a state dict, until `fit`; one that holds a bank can be loaded
     into an empty one, also with fewer scores, of an earlier version. Keeps float32 however the
@@ -206,7 +207,8 @@ class FeatureBank(nn.Module):
             if all(getattr(self, tensor) is not None for tensor in needs)
         ]
         summed = SUMMED[: 0 if self.location is None else len(self.location)]
-        return (*own, *(s for s, (_, part) in SUM_SCORES.items() if part in own and part in summed))
+        ready = {"max_logit", *own} & {*summed}
+        return (*own, *(name for name, parts in SUM_SCORES.items() if ready.issuperset(parts)))
 
     @property
     def size(self) -> int:
@@ -261,7 +263,7 @@ class FeatureBank(nn.Module):
         """
         asked = set(names) - ({"vim"} if energy is None else set())
         wanted = [name for name in self.names if name in asked]
-        needed = {SUM_SCORES[name][1] if name in SUM_SCORES else name for name in wanted}
+        needed = {part for name in wanted for part in SUM_SCORES.get(name, (name,))} - {"max_logit"}
         if not needed:
             return {}
         found = {k: v.to(max_logit.dtype) for k, v in self._own(needed, features, energy).items()}
@@ -277,8 +279,8 @@ class FeatureBank(nn.Module):
 
     def keep_for(self, name: str) -> None:
         """Drop what the named score does not need."""
-        other = SUM_SCORES[name][1] if name in SUM_SCORES else name
-        kept = {*NEEDS.get(other, ()), *(("location", "scale") if name in SUM_SCORES else ())}
+        kept = {tensor for part in SUM_SCORES.get(name, (name,)) for tensor in NEEDS.get(part, ())}
+        kept |= {"location", "scale"} if name in SUM_SCORES else set()
         for tensor in {*self.TENSORS} - kept:
             setattr(self, tensor, None)
 

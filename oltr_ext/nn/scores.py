@@ -14,7 +14,13 @@ UNKNOWN_SCORES = ("openmax",)
 FEATURE_SCORES = ("mahalanobis", "nearest_feature", "relative_mahalanobis", "knn", "vim")
 SUMMED = ("max_logit", "mahalanobis", "nearest_feature", "relative_mahalanobis")
 """What sums are made of; `FeatureBank` keeps a mean and a deviation of each: only append."""
-SUM_SCORES = {f"max_logit+{name}": ("max_logit", name) for name in SUMMED[1:]}
+SUM_SCORES = {
+    "+".join(parts): parts
+    for parts in (
+        *(("max_logit", name) for name in SUMMED[1:]),
+        ("max_logit", "relative_mahalanobis", "nearest_feature"),
+    )
+}
 BANK_SCORES = (*FEATURE_SCORES, *SUM_SCORES)  # see `FeatureBank`
 HEAD_SCORES = LOGIT_SCORES + DISTANCE_SCORES + UNKNOWN_SCORES + ENTROPY_SCORES
 SCORES = (  # heads store an index: only append
@@ -30,6 +36,7 @@ SCORES = (  # heads store an index: only append
     "knn",
     "vim",
     "max_logit+relative_mahalanobis",
+    "max_logit+relative_mahalanobis+nearest_feature",
 )
 
 GAMMA, TOP = 0.1, 100
