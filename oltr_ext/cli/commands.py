@@ -57,7 +57,7 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from oltr_ext.serve.assess import REPORT, compare, report, table
+    from oltr_ext.serve.assess import REPORT, compare, open_set_table, report, table
     from oltr_ext.serve.trained import load_trained
 
     trained = [
@@ -81,6 +81,8 @@ def run_eval(args: argparse.Namespace) -> int:
             print(json.dumps({"name": each.name, **each.summary}))
         return 0
     print(table(results))
+    if sets := open_set_table(results):
+        print(f"\n{sets}")
     out = args.out or folders[0]
     if len(folders) > 1 and args.out is None:
         out = Path(os.path.commonpath([folder.resolve() for folder in folders]))

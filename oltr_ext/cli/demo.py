@@ -65,7 +65,7 @@ def demo(
         details={
             "data": f"embedded icons: {len(data.train)} training images of {data.num_classes} "
             f"known classes, {len(data.test)} known and "
-            f"{0 if data.open_test is None else len(data.open_test)} open test images",
+            f"{sum(map(len, data.opened))} open test images",
             "seed": str(seed),
             "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
             f"Python {platform.python_version()}",

@@ -40,6 +40,10 @@ Shots = Annotated[tuple[Count, Count], AfterValidator(_in_order)] | Literal["olt
 """See `oltr_ext.metrics.shot_groups`."""
 TestPrior = Literal["balanced", "val"] | Annotated[float, Field(ge=0, le=2)]
 PARTS = ("train", "val", "test", "open_val", "open_test")  # of a data set
+SetName = Annotated[str, Field(pattern=r"^[^/]*[^/\s][^/]*$")]
+Named = Annotated[dict[SetName, AnyPath], Field(min_length=1)]
+OpenSets = Annotated[dict[SetName, AnyPath | Named], Field(min_length=1)]
+"""Lists by the names of their sets, or by group and name: ``{near: {letters: near.txt}}``."""
 
 
 class IconsData(Strict):
@@ -74,7 +78,9 @@ class ListData(Strict):
     val_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # which images are held out
     test: AnyPath
     open_val: AnyPath | None = None
-    open_test: AnyPath | None = None
+    # A list; or several by name, perhaps in groups such as near and far, each judged by itself and
+    # each group averaged: {letters: a.txt, near: {digits: b.txt}}
+    open_test: AnyPath | OpenSets | None = None
     open_root: AnyPath | None = None  # what the open lists' paths are relative to; default: root
     class_names: AnyPath | None = None  # one name a line, in order of the labels
     # auto: the size of the training images where they are small and the backbone has no published
@@ -92,8 +98,11 @@ class ListData(Strict):
         return (self.lists or Path()) / path
 
     def parts(self) -> dict[str, tuple[Path, Path]]:
-        """List file and root of its images, for each part that has a list."""
+        """List file and root of its images, for each part that has a list; the parts of several
+        open test lists are named ``open_test/letters`` and ``open_test/near/digits``."""
         files = {part: getattr(self, part) for part in PARTS}
+        if isinstance(self.open_test, dict):
+            files |= {f"open_test/{name}": path for name, path in _flat(self.open_test).items()}
         strangers = self.root if self.open_root is None else self.file(self.open_root)
         found = {}
         for part, path in files.items():
@@ -101,6 +110,14 @@ class ListData(Strict):
                 file, root = self.file(path), strangers if "open" in part else self.root
                 found[part] = (file, file.parent if root is None else root)
         return found
+
+
+def _flat(sets: dict[str, Path | dict[str, Path]]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, value in sets.items():
+        inner = {"": value} if isinstance(value, Path) else value
+        found |= {f"{name}/{part}".rstrip("/"): path for part, path in inner.items()}
+    return found
 
 
 class EmbeddingsData(Strict):

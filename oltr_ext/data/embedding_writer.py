@@ -59,6 +59,7 @@ def write_embeddings(
     dtype: str = "float32",
     test_ids: Sequence[str] | None = None,
     open_names: Sequence[str] | None = None,
+    open_sets: Sequence[str] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write features as a folder that `data: {kind: embeddings, root: FOLDER}` trains on.
@@ -73,6 +74,8 @@ def write_embeddings(
         dtype: of the files, "float32" or "float16".
         test_ids: what to call each image of "test", then of "open_test".
         open_names: true name of each image of "open_test".
+        open_sets: of which set each image of "open_test" is, where it is several that are judged
+            one by one: "letters", or "near/letters" in a group "near", which is averaged.
         source: JSON-able, how the features were made. With one, a writing that was interrupted
             goes on where it stopped, and one that is done already is left as it is.
 
@@ -111,6 +114,7 @@ def write_embeddings(
     for what, names, count in (
         ("test_ids", test_ids, len(labels["test"]) + strangers),
         ("open_names", open_names, strangers),
+        ("open_sets", open_sets, strangers),
     ):
         if names is not None and len(names) != count:
             raise ValueError(f"write_embeddings: expected {count} {what}, got {len(names)}")
@@ -124,6 +128,7 @@ def write_embeddings(
         },
         test_ids=None if test_ids is None else list(test_ids),
         open_names=None if open_names is None else list(open_names),
+        open_sets=None if open_sets is None else list(open_sets),
         source=None if source is None else json.loads(json.dumps(source)),
     )
     folder = Path(folder)
@@ -133,13 +138,13 @@ def write_embeddings(
             folder.mkdir(parents=True, exist_ok=True)
             for name in SPLITS:  # whosever: a file's length alone says how far a writing came
                 (folder / f"{name}_features.npy").unlink(missing_ok=True)
-            _replace(folder / PARTIAL, manifest.model_dump_json(indent=1).encode())
+            _replace(folder / PARTIAL, manifest.text())
         for name, part in manifest.splits.items():
             header = _header(np.dtype(np.int64), labels[name].shape)
             _replace(folder / f"{name}_labels.npy", header + labels[name].tobytes())
             file = folder / f"{name}_features.npy"
             part.features_crc32 = _write(file, streams[name], np.dtype(dtype), begun)
-        _replace(folder / PARTIAL, manifest.model_dump_json(indent=1).encode())
+        _replace(folder / PARTIAL, manifest.text())
         os.replace(folder / PARTIAL, folder / MANIFEST)
     return folder / MANIFEST
 

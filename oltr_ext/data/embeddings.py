@@ -54,7 +54,13 @@ class Manifest(BaseModel):
     splits: dict[Literal["train", "val", "test", "open_val", "open_test"], Part]
     test_ids: list[str] | None
     open_names: list[str] | None
+    open_sets: list[str] | None = None
     source: dict[str, Any] | None
+
+    def text(self) -> bytes:
+        """As the file holds it; what only some have is left out, for earlier versions."""
+        without = {"open_sets"} if self.open_sets is None else set()
+        return self.model_dump_json(indent=1, exclude=without).encode()
 
 
 def labels_crc(labels: Ints) -> str:
@@ -70,6 +76,7 @@ class EmbeddingFolder:
     width: int
     test_ids: list[str] | None
     open_names: list[str] | None
+    open_sets: list[str] | None
     source: dict[str, Any] | None
 
 
@@ -111,6 +118,7 @@ def read_embeddings(folder: str | Path) -> EmbeddingFolder:
         manifest.width,
         manifest.test_ids,
         manifest.open_names,
+        manifest.open_sets,
         manifest.source,
     )
 

@@ -37,6 +37,8 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
     data, out = config.data, Path(out)
     if not isinstance(data, ListData):
         raise ValueError(f"data.kind is {data.kind}; only lists are packed")
+    if isinstance(data.open_test, dict):
+        raise ValueError("data.open_test: a pack has one open test set, expected one list")
     if out.suffix != ".npz":
         raise ValueError(f"expected a file named .npz, got {out}")
     splits = load_splits(data, pretrained=config.model.weights is not None)

@@ -60,6 +60,8 @@ class Splits:
     channels: int
     size: int
     workers: int = 0
+    open_tests: dict[str, Images] = field(default_factory=dict)  # in place of one, by name
+    open_sets: list[str] | None = None  # which set each image of open_test is of, if of several
     open_names: list[str] | None = None  # true name of each image of open_test, where known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
     source: dict[str, Any] | None = None  # what made embeddings, where known
@@ -77,8 +79,20 @@ class Splits:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def opened(self) -> list[Images]:
+        """Open test images: those of one set, or of each."""
+        one = [] if self.open_test is None else [self.open_test]
+        return [*one, *self.open_tests.values()]
+
+    def sets_of_open(self) -> list[str] | None:
+        """The set's name of each image of `opened`; None where there is one."""
+        if not self.open_tests:
+            return self.open_sets
+        return [name for name, images in self.open_tests.items() for _ in range(len(images))]
+
     def image_id(self, index: int) -> str:
-        """Name or path of a test image, counting on from `test` into `open_test`."""
+        """Name or path of a test image, counting on from `test` into those that are open."""
         if self.test_ids is not None:
             return self.test_ids[index]
         images, row = self.locate(index)
@@ -87,17 +101,17 @@ class Splits:
         return f"{'test' if images is self.test else 'open_test'} row {row}"
 
     def locate(self, index: int) -> tuple[Images, int]:
-        """Where the same count leads: `test` or `open_test`, and the row in it."""
-        known = len(self.test)
-        if index < known:
-            return self.test, index
-        assert self.open_test is not None
-        return self.open_test, index - known
+        """Where the same count leads: `test` or one of `opened`, and the row in it."""
+        for images in (self.test, *self.opened):
+            if index < len(images):
+                return images, index
+            index -= len(images)
+        raise IndexError(f"locate: no test image {index} beyond the last")
 
     def problems(self) -> list[str]:
         """A line for each part of which images could not be read so far, and one for batches that
         did not fit where loader processes hand them over."""
-        parts = [self.train, self.plain, self.val, self.open_val, self.test, self.open_test]
+        parts = [self.train, self.plain, self.val, self.open_val, self.test, *self.opened]
         images = [part for part in parts if isinstance(part, ImageList)]
         found = [part.problem() for part in images if part is not self.plain]
         found += [*dict.fromkeys(part.crowded for part in images)][:1]
@@ -139,6 +153,7 @@ def _embedding_splits(data: EmbeddingsData) -> Splits:
         size=1,
         workers=data.workers,
         open_names=found.open_names,
+        open_sets=found.open_sets,
         test_ids=found.test_ids,
         source=found.source,
     )
@@ -222,6 +237,11 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
         test=test,
         open_val=strangers("open_val"),
         open_test=strangers("open_test"),
+        open_tests={
+            part.removeprefix("open_test/"): found
+            for part in parts
+            if part.startswith("open_test/") and (found := strangers(part)) is not None
+        },
         class_names=names,
         train_counts=np.bincount(train.labels, minlength=len(names)).astype(np.int64),
         channels=3,

@@ -6,10 +6,11 @@ Open images carry label -1, rejected images prediction -1; scores are higher for
 from __future__ import annotations
 
 from .fmeasure import F_RULES, f_curve, f_measure
+from .open_sets import judge_open_sets
 from .openset import Oscr, auroc_gain, open_set_metrics, oscr, roc_points
 from .scores import SCORE_NAMES, open_scores
 from .shots import SHOT_NAMES, class_accuracy, fitting_bounds, shot_accuracy, shot_groups
-from .summary import RELEASED_THRESHOLD, evaluate, evaluate_answers
+from .summary import RELEASED_THRESHOLD, evaluate, evaluate_answers, json_ready
 from .threshold import CALIBRATION_RULES, calibrate_threshold
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "f_curve",
     "f_measure",
     "fitting_bounds",
+    "json_ready",
+    "judge_open_sets",
     "open_scores",
     "open_set_metrics",
     "oscr",

@@ -18,7 +18,7 @@ from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.settle import expects, has_prior, settle
 from oltr_ext.engine.splits import Splits, load_splits
-from oltr_ext.metrics import evaluate_answers
+from oltr_ext.metrics import evaluate_answers, json_ready, judge_open_sets
 from oltr_ext.nn import OLTRHead
 from oltr_ext.report import (
     MethodResult,
@@ -31,7 +31,7 @@ from oltr_ext.report import (
 from oltr_ext.serve.predict import nearest_classes
 from oltr_ext.serve.trained import Trained
 
-__all__ = ["Assessment", "assess", "compare", "report", "table"]
+__all__ = ["Assessment", "assess", "compare", "open_set_table", "report", "table"]
 
 REPORT = "report.html"
 
@@ -96,20 +96,29 @@ def assess(
         )
     elif test_prior is not None:
         notes = ["it learned under no class prior, and stays as it is"]
-    parts = [splits.test] if splits.open_test is None else [splits.test, splits.open_test]
     seen = Outputs.join(
-        [collect(trained.model, p, trained.device, workers=splits.workers) for p in parts]
+        [
+            collect(trained.model, part, trained.device, workers=splits.workers)
+            for part in (splits.test, *splits.opened)
+        ]
     )
     threshold = trained.threshold
+    limits = {threshold["score"]: threshold["value"]}
     summary = evaluate_answers(
         seen.pred,
         seen.scores,
         seen.target,
         trained.train_counts,  # whatever the training list holds today
         convention=trained.config.data.shots,
-        thresholds={threshold["score"]: threshold["value"]},
+        thresholds=limits,
     )
     summary["expects"] = expects(trained.model.head)
+    names = splits.sets_of_open()
+    if names is not None:
+        sets = [""] * (len(seen.target) - len(names)) + names
+        summary["open_sets"] = json_ready(
+            judge_open_sets(seen.pred, seen.scores, seen.target, sets, thresholds=limits)
+        )
     return Assessment(name, trained, splits, seen, summary, notes)
 
 
@@ -278,8 +287,11 @@ def table(results: Sequence[Assessment]) -> str:
                 result.summary["expects"],
             )
         )
-    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-    left = {0, 6, 9}
+    return _aligned(rows, left={0, 6, 9})
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> str:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
             c.ljust(w) if n in left else c.rjust(w)
@@ -287,6 +299,23 @@ def table(results: Sequence[Assessment]) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def open_set_table(results: Sequence[Assessment]) -> str:
+    """Each open set and the average of each group, by the score that a model answers by, in
+    percent; empty where no model has several."""
+    rows = []
+    for result in results:
+        chosen = result.trained.threshold["score"]
+        for each in result.summary.get("open_sets", []):
+            found = each["scores"][chosen]
+            numbers = (found[k] for k in ("auroc", "fpr95", "fpr95_open", "oscr", "open_rejected"))
+            name = f"mean of {each['name']}" if each["sets"] else each["name"]
+            rows.append((result.name, name, f"{each['images']:,}", *map(percent, numbers)))
+    if not rows:
+        return ""
+    head = ("method", "open set", "images", "AUROC", "FPR95", "FPR95 open", "OSCR", "open out")
+    return _aligned([head, *rows], left={0, 1})
 
 
 def percent(value: float | None) -> str:

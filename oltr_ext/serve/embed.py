@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -61,37 +62,51 @@ def embed(
     if isinstance(data, ListData):  # a row is made for each image, or none
         data = data.model_copy(update={"max_bad_images": 0})
     splits = load_splits(data)
-    parts = {
-        "train": splits.plain,
-        "val": splits.val,
-        "test": splits.test,
-        "open_val": splits.open_val,
-        "open_test": splits.open_test,
+    parts: dict[str, list[Images]] = {
+        "train": [splits.plain],
+        "val": [splits.val],
+        "test": [splits.test],
+        "open_val": [] if splits.open_val is None else [splits.open_val],
+        "open_test": splits.opened,
     }
-    shown = len(splits.test) + (0 if splits.open_test is None else len(splits.open_test))
+    shown = sum(map(len, [splits.test, *splits.opened]))
     with locked(Path(out), say):
         return write_embeddings(
             out,
             {
-                name: (_features(embedder, name, images, splits), images.labels)
+                name: (
+                    _features(embedder, name, images, splits),
+                    np.concatenate([each.labels for each in images]),
+                )
                 for name, images in parts.items()
-                if images is not None
+                if images
             },
             splits.class_names,
             dtype=dtype,
             test_ids=[splits.image_id(i) for i in range(shown)],
             open_names=splits.open_names,
+            open_sets=splits.sets_of_open(),
             source={**embedder.source, "data": splits.fingerprint},
         )
 
 
-def _features(embedder: Embedder, name: str, images: Images, splits: Splits) -> FeatureStream:
-    def start(row: int) -> Iterator[Tensor]:
-        with tqdm(total=len(images), initial=row, desc=name, unit="row", disable=None) as bar:
-            for features, _ in stream(
-                embedder.model, images, embedder.device, workers=splits.workers, start=row
-            ):
-                yield features
-                bar.update(len(features))
+def _features(
+    embedder: Embedder, name: str, parts: Sequence[Images], splits: Splits
+) -> FeatureStream:
+    total = sum(map(len, parts))
 
-    return FeatureStream((len(images), embedder.model.feature_dim), start, batch=BATCH)
+    def start(row: int) -> Iterator[Tensor]:
+        with tqdm(total=total, initial=row, desc=name, unit="row", disable=None) as bar:
+            for images in parts:
+                first, row = row, max(row - len(images), 0)
+                if first >= len(images):
+                    continue
+                begin = first // BATCH * BATCH  # the batches of a writing without interruption
+                for features, _ in stream(
+                    embedder.model, images, embedder.device, workers=splits.workers, start=begin
+                ):
+                    kept, begin = features[max(first - begin, 0) :], begin + len(features)
+                    yield kept
+                    bar.update(len(kept))
+
+    return FeatureStream((total, embedder.model.feature_dim), start, batch=BATCH)
