@@ -58,6 +58,7 @@ def run_config(args: argparse.Namespace) -> int:
 
 def run_eval(args: argparse.Namespace) -> int:
     from oltr_ext.serve.assess import REPORT, compare, open_set_table, report, table
+    from oltr_ext.serve.costs import price
     from oltr_ext.serve.trained import load_trained
 
     trained = [
@@ -72,6 +73,8 @@ def run_eval(args: argparse.Namespace) -> int:
         names = [str(path) for path in args.checkpoints]
     results = compare(trained, args.name or names, test_prior=args.test_prior)
     for each in results:
+        if args.costs is not None:
+            each.notes.append(price(each, args.costs))
         for line in each.notes:
             print(f"{each.name}: {line}", file=sys.stderr)
     for line in dict.fromkeys(line for each in results for line in each.splits.problems()):

@@ -98,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr eval runs/demo/oltr\n"
         "  oltr eval runs/icons_plain runs/icons_crt runs/icons_oltr\n"
         "  oltr eval runs/icons_oltr-plus --test-prior val\n"
+        "  oltr eval runs/mine --costs costs.csv\n"
         "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
     )
     sub.add_argument(
@@ -123,6 +124,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         help="judge as if trained with this test_prior, threshold included: balanced, val, or a "
         "share of the training's tail; the run stays as it is",
+    )
+    sub.add_argument(
+        "--costs",
+        type=path_of,
+        metavar="CSV",
+        help="what each answer (column) to each true class (row) costs, unknown among both: say "
+        "the expected cost, and the threshold that makes it least on validation images",
     )
     sub.add_argument(
         "--json", action="store_true", help="print all numbers, a line a model; write no report"

@@ -5,6 +5,7 @@ Open images carry label -1, rejected images prediction -1; scores are higher for
 
 from __future__ import annotations
 
+from .costs import cheapest_threshold, expected_cost, read_costs
 from .fmeasure import F_RULES, f_curve, f_measure
 from .open_sets import judge_open_sets
 from .openset import Oscr, auroc_gain, open_set_metrics, oscr, roc_points
@@ -22,9 +23,11 @@ __all__ = [
     "Oscr",
     "auroc_gain",
     "calibrate_threshold",
+    "cheapest_threshold",
     "class_accuracy",
     "evaluate",
     "evaluate_answers",
+    "expected_cost",
     "f_curve",
     "f_measure",
     "fitting_bounds",
@@ -33,6 +36,7 @@ __all__ = [
     "open_scores",
     "open_set_metrics",
     "oscr",
+    "read_costs",
     "roc_points",
     "shot_accuracy",
     "shot_groups",
