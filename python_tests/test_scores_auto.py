@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -78,3 +80,8 @@ def test_auto_leaves_the_sum_for_what_is_better_beyond_one_standard_error():
 
 def test_another_rule_or_score_settles_anew():
     assert settled_by() == [AUTO, *SCORES] and AUTO_SCORE in AUTO and AUTO_SCORE in SCORES
+
+
+def test_a_configuration_may_name_every_score():
+    asked = get_args(OpenSet.model_fields["score"].annotation)
+    assert set(asked) == {"auto", *SCORES} and len(asked) == len(SCORES) + 1
