@@ -161,7 +161,7 @@ def markdown(table: Table, about: dict[str, Any], runs: Runs) -> str:
         f"Percent{', mean ± standard deviation' if several else ''} over seed"
         f"{'s' if several else ''} {seeds}; bold: the best"
         f"{' and what lies within its standard deviation' if several else ''}. AUROC, FPR95 and "
-        "OSCR by the score that tells strangers best on validation data; both F "
+        "OSCR by the score that validation data choose; both F "
         "rules at the threshold calibrated there, which keeps 95 % of the known. Every method "
         f"trains for the same epochs, {SETTINGS[table.tuned]}. The last column is what a row "
         "expects of the test images, where that can be set: classes all alike, as frequent as in "

@@ -5,9 +5,9 @@ from compare import Row, Table, make
 
 METHODS = ("plain", "logit-adjustment", "range", "oltr", "oltr-plus")
 NOTES = (
-    "Beside icons.md every method has four more scores to choose from: distances of its features "
-    "to those of training (`mahalanobis`, `nearest_feature`), and their sums with the largest "
-    "logit. The settings are those of icons.md. Some runs were interrupted and went on, and others "
+    "Beside icons.md every method has more scores to choose from: `gen`, and by its features and "
+    "those of training distances, `vim`, and sums with the largest logit. Which one is the rule "
+    "of `open_set.score: auto`. The settings are those of icons.md. Some runs were interrupted and went on, and others "
     "waited for the machine: their seconds say little."
 )
 

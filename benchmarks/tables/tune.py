@@ -118,7 +118,7 @@ def main() -> None:
     found[args.config] = {
         "data": "validation images of known and open classes",
         "seeds": SEEDS,
-        "criterion": f"highest {CRITERION}, by the score that tells strangers best",
+        "criterion": f"highest {CRITERION}, by the score that auto chooses",
         "methods": {m: made.get(m) or before[m] for m in METHODS if m in made or m in before},
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
