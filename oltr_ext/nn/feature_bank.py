@@ -182,7 +182,10 @@ class FeatureBank(nn.Module):
         self.background, self.middle = root.float(), (root @ middle).float()
         if kept and len(rows := torch.cat(kept)):
             k = default_neighbours(number) if neighbours is None else neighbours
-            self.rows, self.neighbours = rows, torch.arange(1.0, min(k, len(rows)) + 1)
+            self.rows, self.neighbours = (
+                rows,
+                torch.arange(1, min(k, len(rows)) + 1, dtype=torch.float32),
+            )
         if max_logit is not None:
             self._fit_vim(torch.cat(sample), max_logit, origin)
         self.to(device)
