@@ -10,6 +10,7 @@ from .fmeasure import F_RULES, f_curve, f_measure
 from .open_sets import judge_open_sets
 from .openset import Oscr, auroc_gain, open_set_metrics, oscr, roc_points
 from .scores import SCORE_NAMES, open_scores
+from .sets import PredictionSet, PredictionSets, set_coverage
 from .shots import SHOT_NAMES, class_accuracy, fitting_bounds, shot_accuracy, shot_groups
 from .summary import RELEASED_THRESHOLD, evaluate, evaluate_answers, json_ready
 from .threshold import CALIBRATION_RULES, calibrate_threshold
@@ -21,6 +22,8 @@ __all__ = [
     "SCORE_NAMES",
     "SHOT_NAMES",
     "Oscr",
+    "PredictionSet",
+    "PredictionSets",
     "auroc_gain",
     "calibrate_threshold",
     "cheapest_threshold",
@@ -38,6 +41,7 @@ __all__ = [
     "oscr",
     "read_costs",
     "roc_points",
+    "set_coverage",
     "shot_accuracy",
     "shot_groups",
 ]
