@@ -11,8 +11,12 @@ import re
 import sys
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from oltr_ext.config.methods import METHODS
+
+if TYPE_CHECKING:
+    from oltr_ext.serve.trained import Trained
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -57,7 +61,15 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from oltr_ext.serve.assess import REPORT, compare, open_set_table, report, table
+    from oltr_ext.serve.assess import (
+        ALPHA,
+        REPORT,
+        compare,
+        open_set_table,
+        report,
+        set_table,
+        table,
+    )
     from oltr_ext.serve.costs import price
     from oltr_ext.serve.trained import load_trained
 
@@ -86,6 +98,8 @@ def run_eval(args: argparse.Namespace) -> int:
     print(table(results))
     if sets := open_set_table(results):
         print(f"\n{sets}")
+    print(f"\nprediction sets that miss at most {100 * ALPHA:g} %, on the known test images")
+    print(set_table(results))
     out = args.out or folders[0]
     if len(folders) > 1 and args.out is None:
         out = Path(os.path.commonpath([folder.resolve() for folder in folders]))
@@ -102,6 +116,8 @@ def run_predict(args: argparse.Namespace) -> int:
     from oltr_ext.serve.trained import load_trained
 
     trained = load_trained(args.checkpoint, device=args.device)
+    if args.set is not None:
+        return _predict_sets(args, trained)
     by = "distance" if isinstance(trained.model.head, OLTRHead) else "probability"
     bad: list[Exception] = []
     on_error = None if args.debug else bad.append
@@ -112,6 +128,27 @@ def run_predict(args: argparse.Namespace) -> int:
         near = ", ".join(f"{name} {value:.3g}" for name, value in found.nearest)
         label = found.label or "unknown"
         print(f"{found.path}: {label}  {found.score} {found.confidence:.3g}  by {by}: {near}")
+    for error in bad:
+        print(f"oltr: {one_line(error)}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:
+    from oltr_ext.serve.predict import predict_images
+    from oltr_ext.serve.sets import SetAnswer
+
+    asked = SetAnswer(trained, args.set, args.set_method)
+    bad: list[Exception] = []
+    on_error = None if args.debug else bad.append
+    rows = predict_images(trained, args.images, answer=asked, on_error=on_error)
+    for row, found in zip(rows, asked.gathered(rows), strict=True):
+        pairs = [*zip(found.labels.tolist(), found.probability.tolist(), strict=True)]
+        if args.json:
+            says = {"path": row.path, "set": pairs, "unknown": found.unknown}
+            print(json.dumps({**says, "alpha": args.set, "method": args.set_method}))
+            continue
+        text = ", ".join(f"{name} {p:.3g}" for name, p in pairs) or "no class"
+        print(f"{row.path}: {text}{'  (unknown)' if found.unknown else ''}")
     for error in bad:
         print(f"oltr: {one_line(error)}", file=sys.stderr)
     return 1 if bad else 0

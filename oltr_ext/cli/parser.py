@@ -144,6 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
         "label images or embeddings, or say that they are unknown",
         "  oltr predict runs/demo/oltr house.png cat.png\n"
         "  oltr predict runs/demo/oltr *.png --json\n"
+        "  oltr predict runs/demo/oltr house.png --set 0.1\n"
         "  oltr predict runs/on_embeddings features.npy",
     )
     sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
@@ -153,6 +154,19 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
     sub.add_argument(
         "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
+    )
+    sub.add_argument(
+        "--set",
+        type=_share,
+        metavar="ALPHA",
+        help="name all classes that each may be of, so that at most this share of images of known "
+        "classes lacks its own: 0.1",
+    )
+    sub.add_argument(
+        "--set-method",
+        choices=("marginal", "pas", "shots", "class", "interp"),
+        default="shots",
+        help="over what to miss that share: see oltr_ext/serve/README.md; default: %(default)s",
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
@@ -280,6 +294,13 @@ def _expectation(text: str) -> str | float:
     value = float(text)
     if not 0 <= value <= 2:
         raise argparse.ArgumentTypeError(f"must be balanced, val or in [0, 2], got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1), got {text}")
     return value
 
 

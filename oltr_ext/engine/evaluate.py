@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from oltr_ext.engine.splits import Images, make_loader
 from oltr_ext.metrics import auroc_gain, calibrate_threshold, open_set_metrics, shot_accuracy
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import Head
+from oltr_ext.nn.sets import set_sizes, true_log_probability
 
 __all__ = ["Outputs", "calibrate", "collect", "stream", "validate"]
 
@@ -35,6 +36,10 @@ class Outputs:
     pred: NDArray[np.int64]  # (N,) class of the largest logit
     target: NDArray[np.int64]  # (N,) class, -1 = open
     scores: dict[str, NDArray[np.float64]]  # (N,) under each name that the head has
+    true: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    """(N,) log-probability of the true class, -inf for an open image."""
+    sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """(N, M) classes in the prediction set under each of M thresholds asked for."""
 
     @staticmethod
     def join(parts: list[Outputs]) -> Outputs:
@@ -43,17 +48,23 @@ class Outputs:
             np.concatenate([p.pred for p in parts]),
             np.concatenate([p.target for p in parts]),
             {name: np.concatenate([p.scores[name] for p in parts]) for name in names},
+            np.concatenate([p.true for p in parts]),
+            np.concatenate([p.sizes for p in parts]),
         )
 
 
 @torch.no_grad()
-def answers(head: Head, features: Tensor, target: Tensor) -> Outputs:
-    """Outputs for features (B, D) and labels (B,); the logits (B, C) end here."""
+def answers(head: Head, features: Tensor, target: Tensor, sets: Tensor | None = None) -> Outputs:
+    """Outputs for features (B, D) and labels (B,), and thresholds of sets (M, C); the logits (B, C)
+    end here."""
     out = head.outputs(features)
+    sets = out.logits.new_empty(0, out.logits.shape[1]) if sets is None else sets
     return Outputs(
         out.logits.argmax(dim=1).cpu().numpy(),
         target.cpu().numpy(),
         {name: score.cpu().numpy() for name, score in head.scores(out).items()},
+        true_log_probability(out.logits, target).cpu().numpy(),
+        set_sizes(out.logits, sets).cpu().numpy(),
     )
 
 
@@ -111,12 +122,23 @@ def _padded(values: Tensor, rows: int) -> Tensor:
     return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
 
 
-def collect(model: OLTRModel, images: Images, device: torch.device, *, workers: int = 0) -> Outputs:
-    """Outputs for every image in order, in eval mode and without augmentation; see `stream`."""
+def collect(
+    model: OLTRModel,
+    images: Images,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    sets: Tensor | None = None,
+) -> Outputs:
+    """Outputs for every image in order, in eval mode and without augmentation; see `stream`.
+
+    Args:
+        sets: (M, C) on `device`, thresholds under which to count the classes of a prediction set.
+    """
     head = model.head
     return Outputs.join(
         [
-            answers(head, rows, labels)
+            answers(head, rows, labels, sets)
             for features, target in stream(model, images, device, workers=workers)
             for rows, labels in zip(head.pieces(features), head.pieces(target), strict=True)
         ]

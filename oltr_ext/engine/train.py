@@ -44,6 +44,7 @@ from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.preflight import OtherRunError
+from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, settled_by, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.models import OLTRModel
@@ -391,7 +392,7 @@ class _Run:
         header["config"] = self.config.model_dump(mode="json")
         header["settled"] = settled_by()
         if distributed.lead():
-            checkpoint.save(path, self.weights(), header)
+            checkpoint.save(path, {**self.weights(), **Calibration.of(seen).tensors()}, header)
             for line in below_floor(self.splits, seen):
                 self.say(line)
         distributed.barrier()

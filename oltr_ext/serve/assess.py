@@ -16,10 +16,12 @@ from oltr_ext.config.schema import TestPrior
 from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
+from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import expects, has_prior, settle
 from oltr_ext.engine.splits import Splits, load_splits
-from oltr_ext.metrics import evaluate_answers, json_ready, judge_open_sets
+from oltr_ext.metrics import evaluate_answers, json_ready, judge_open_sets, set_coverage
 from oltr_ext.nn import OLTRHead
+from oltr_ext.nn.sets import SET_METHODS
 from oltr_ext.report import (
     MethodResult,
     ReportFiles,
@@ -29,11 +31,14 @@ from oltr_ext.report import (
     write_report,
 )
 from oltr_ext.serve.predict import nearest_classes
+from oltr_ext.serve.sets import SetAnswer, calibration_of
 from oltr_ext.serve.trained import Trained
 
-__all__ = ["Assessment", "assess", "compare", "open_set_table", "report", "table"]
+__all__ = ["Assessment", "assess", "compare", "open_set_table", "report", "set_table", "table"]
 
 REPORT = "report.html"
+ALPHA = 0.1
+"""Of the prediction sets that are judged."""
 
 
 @dataclass
@@ -91,14 +96,18 @@ def assess(
     notes: list[str] = []
     if test_prior is not None and has_prior(trained.model.head):
         config = trained.config.model_copy(update={"test_prior": test_prior})
-        trained.threshold, _ = settle(
+        trained.threshold, validation = settle(
             trained.model, config, splits, trained.device, notes.append, fit=False
         )
+        trained.calibration = Calibration.of(validation)
     elif test_prior is not None:
         notes = ["it learned under no class prior, and stays as it is"]
+    held = calibration_of(trained, splits)
+    sets = {method: SetAnswer(trained, ALPHA, method).thresholds for method in SET_METHODS}
+    asked = torch.stack([*sets.values()]).to(trained.device)
     seen = Outputs.join(
         [
-            collect(trained.model, part, trained.device, workers=splits.workers)
+            collect(trained.model, part, trained.device, workers=splits.workers, sets=asked)
             for part in (splits.test, *splits.opened)
         ]
     )
@@ -115,10 +124,28 @@ def assess(
     summary["expects"] = expects(trained.model.head)
     names = splits.sets_of_open()
     if names is not None:
-        sets = [""] * (len(seen.target) - len(names)) + names
+        of_set = [""] * (len(seen.target) - len(names)) + names
         summary["open_sets"] = json_ready(
-            judge_open_sets(seen.pred, seen.scores, seen.target, sets, thresholds=limits)
+            judge_open_sets(seen.pred, seen.scores, seen.target, of_set, thresholds=limits)
         )
+    summary["sets"] = {
+        "alpha": ALPHA,
+        "calibration": len(held.target),
+        "methods": {
+            method: {
+                **set_coverage(
+                    seen.true >= lowest.cpu().numpy()[seen.target],
+                    seen.sizes[:, n],
+                    seen.target,
+                    trained.train_counts,
+                    trained.config.data.shots,
+                ),
+                "always": int((lowest == -math.inf).sum()),
+            }
+            for n, (method, lowest) in enumerate(sets.items())
+        },
+    }
+    summary["sets"] = json_ready(summary["sets"])
     return Assessment(name, trained, splits, seen, summary, notes)
 
 
@@ -288,6 +315,27 @@ def table(results: Sequence[Assessment]) -> str:
             )
         )
     return _aligned(rows, left={0, 6, 9})
+
+
+def set_table(results: Sequence[Assessment]) -> str:
+    """How often the prediction sets hold the true class of known test images, in percent, and how
+    many classes they hold, as aligned text."""
+    head = ("method", "sets", "covered", "by class", "many", "medium", "few", "classes", "always")
+    rows = [head]
+    for result in results:
+        for name, found in result.summary["sets"]["methods"].items():
+            keys = ("coverage", "macro", "many", "medium", "few")
+            size = found["size"]
+            rows.append(
+                (
+                    result.name,
+                    name,
+                    *(percent(found[key]) for key in keys),
+                    "-" if size is None else f"{size:.2f}",
+                    str(found["always"]),
+                )
+            )
+    return _aligned(rows, left={0, 1})
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> str:

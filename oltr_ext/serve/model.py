@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from oltr_ext.serve.predict import Picture, Prediction, predict_features, predict_images
+from oltr_ext.serve.predict import (
+    Answer,
+    Picture,
+    Prediction,
+    predict_features,
+    predict_images,
+)
+from oltr_ext.serve.sets import DEFAULT, SetAnswer
 from oltr_ext.serve.trained import Trained, load_trained
 
 __all__ = ["Model", "Predictions", "load"]
@@ -123,11 +130,42 @@ class Model:
             FileNotFoundError: no such image. ValueError: no image; features of another width, NaN
                 or infinity. TypeError: neither images nor features.
         """
+        found, one = self._ask(inputs, nearest)
+        return found[0] if one else Predictions(found)
+
+    def predict_set(self, inputs: Any, alpha: float = 0.1, *, method: str = DEFAULT) -> Any:
+        """The classes that images or features may be of: of those of known classes, a share of at
+        least 1 - alpha has its own class in its set.
+
+        That is split conformal prediction on the validation images, and holds on average for what
+        is as they are: of classes as frequent, and met in the same way. A stranger has a set too,
+        and `unknown` says what `predict` does.
+
+        Args:
+            inputs: as of `predict`.
+            alpha: share of sets that may lack the true class, in (0, 1).
+            method: ``shots`` holds 1 - alpha in each group of many-, medium- and few-shot classes,
+                ``marginal`` over all with the smallest sets, ``pas``, ``class`` and ``interp``
+                between: see `oltr_ext.nn.sets.set_thresholds`.
+
+        Returns:
+            `PredictionSet` for one, `PredictionSets` for a sequence.
+
+        Raises:
+            ValueError: no such method or alpha; a run without calibration scores, whose data are
+                not there to make them of. Else as `predict`.
+        """
+        asked = SetAnswer(self.trained, alpha, method)
+        found, one = self._ask(inputs, 0, asked)
+        return asked.gathered(found)[0] if one else asked.gathered(found)
+
+    def _ask(self, inputs: Any, nearest: int, answer: Answer | None = None) -> tuple[Any, bool]:
+        """An answer for each input, and whether it was one."""
         inputs = inputs.detach().cpu().numpy() if isinstance(inputs, torch.Tensor) else inputs
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
             rows = inputs[None] if inputs.ndim == 1 else inputs
-            found = predict_features(self.trained, rows, name="row", nearest=nearest)
-            return found[0] if inputs.ndim == 1 else Predictions(found)
+            found = predict_features(self.trained, rows, name="row", nearest=nearest, answer=answer)
+            return found, inputs.ndim == 1
         one = isinstance(inputs, str | Path | Image.Image) or (
             isinstance(inputs, np.ndarray)
             and (inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[2] in (3, 4)))
@@ -139,11 +177,10 @@ class Model:
             )
         images: list[Picture] = [inputs] if one else [_plain(each) for each in inputs]
         if images and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in images):
-            return self.predict(np.stack([np.asarray(x) for x in images]), nearest=nearest)
+            return self._ask(np.stack([np.asarray(x) for x in images]), nearest, answer)
         if one and isinstance(inputs, str | Path) and str(inputs).endswith(".npy"):
             one = False  # rows of a file of features
-        found = predict_images(self.trained, images, nearest=nearest)
-        return found[0] if one else Predictions(found)
+        return predict_images(self.trained, images, nearest=nearest, answer=answer), one
 
 
 def load(run: str | Path, *, device: str = "auto") -> Model:

@@ -28,8 +28,18 @@ from oltr_ext.engine.build import own_defaults
 from oltr_ext.nn import OLTRHead
 from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
 
-__all__ = ["Picture", "Prediction", "predict_embeddings", "predict_features", "predict_images"]
+__all__ = [
+    "Answer",
+    "Picture",
+    "Prediction",
+    "predict_embeddings",
+    "predict_features",
+    "predict_images",
+]
 
+
+Answer = Callable[[Trained, Tensor, Sequence[str], int], list[Any]]
+"""Features (B, D), what to call their rows, and how many classes to name, to an answer a row."""
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """An image: its file, as PIL holds it, or pixels (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA."""
@@ -61,7 +71,8 @@ def predict_images(
     nearest: int = 3,
     batch_size: int = 64,
     on_error: Callable[[Exception], None] | None = None,
-) -> list[Prediction]:
+    answer: Answer | None = None,
+) -> list[Any]:
     """Label or unknown for images, in order; or for the rows of .npy files of embeddings.
 
     Each prediction's `path` is the image's file, or ``image[n]``. Images are read as those of
@@ -73,6 +84,7 @@ def predict_images(
             or by probability for a model without memory.
         on_error: gets the error of an image that cannot be read, which is then left out; by
             default it is raised.
+        answer: what to say in place of a `Prediction`.
 
     Raises:
         FileNotFoundError: no such image. ValueError: a file that is no image; a model trained on
@@ -84,12 +96,12 @@ def predict_images(
         return [
             each
             for path in images
-            for each in _predict_rows(trained, Path(str(path)), nearest, on_error)
+            for each in _predict_rows(trained, Path(str(path)), nearest, on_error, answer)
         ]
     embedder = _embedder_of(trained)
     seen_by = trained if embedder is None else embedder
     data, shape = seen_by.config.data, seen_by.image_shape
-    found: list[Prediction] = []
+    found: list[Any] = []
     for begin in range(0, len(images), batch_size):
         read: list[tuple[str, Tensor]] = []
         for number, image in enumerate(images[begin : begin + batch_size], begin):
@@ -110,7 +122,7 @@ def predict_images(
         if embedder is not None:
             pixels = embedder.model.features(pixels).float()[:, :, None, None]
         features = trained.model.features(pixels).float()
-        found += _answers(trained, features, names, nearest)
+        found += (answer or _answers)(trained, features, names, nearest)
     return found
 
 
@@ -123,20 +135,23 @@ def predict_embeddings(
     name: str = "row",
     nearest: int = 3,
     batch_size: int = 256,
-) -> list[Prediction]:
+    answer: Answer | None = None,
+) -> list[Any]:
     """Label or unknown for embeddings like those that the model was trained on, in order.
 
     Args:
         embeddings: (N, D) floats.
         name: what to call them: each prediction's `path` is ``name[n]``.
-        nearest: see `predict_images`.
+        nearest, answer: see `predict_images`.
 
     Raises:
         ValueError: a model that was not trained on embeddings, another shape, or NaN or infinity.
     """
     if not isinstance(trained.config.data, EmbeddingsData):
         raise ValueError(f"{trained.path} was trained on images, not on embeddings")
-    return predict_features(trained, embeddings, name=name, nearest=nearest, batch_size=batch_size)
+    return predict_features(
+        trained, embeddings, name=name, nearest=nearest, batch_size=batch_size, answer=answer
+    )
 
 
 @own_defaults()
@@ -148,7 +163,8 @@ def predict_features(
     name: str = "row",
     nearest: int = 3,
     batch_size: int = 256,
-) -> list[Prediction]:
+    answer: Answer | None = None,
+) -> list[Any]:
     """Label or unknown for features, in order: of a model trained on embeddings such as it was
     trained on, of one trained on images such as `embed` makes of them.
 
@@ -165,7 +181,7 @@ def predict_features(
             f"{name}: expected embeddings of shape (N, {width}), floats, got {rows.shape} of "
             f"{rows.dtype}"
         )
-    found: list[Prediction] = []
+    found: list[Any] = []
     for begin in range(0, len(rows), batch_size):
         part = torch.from_numpy(rows[begin : begin + batch_size].astype(np.float32))
         if not torch.isfinite(part).all():
@@ -173,15 +189,18 @@ def predict_features(
         part = part.to(trained.device)
         if embedded:
             part = trained.model.features(part[:, :, None, None]).float()
-        found += _answers(
-            trained, part, [f"{name}[{begin + n}]" for n in range(len(part))], nearest
-        )
+        names = [f"{name}[{begin + n}]" for n in range(len(part))]
+        found += (answer or _answers)(trained, part, names, nearest)
     return found
 
 
 def _predict_rows(
-    trained: Trained, path: Path, nearest: int, on_error: Callable[[Exception], None] | None
-) -> list[Prediction]:
+    trained: Trained,
+    path: Path,
+    nearest: int,
+    on_error: Callable[[Exception], None] | None,
+    answer: Answer | None,
+) -> list[Any]:
     try:
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}")
@@ -189,7 +208,7 @@ def _predict_rows(
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"cannot read {path}: {error}") from None
-        return predict_embeddings(trained, rows, name=str(path), nearest=nearest)
+        return predict_embeddings(trained, rows, name=str(path), nearest=nearest, answer=answer)
     except (FileNotFoundError, ValueError) as error:
         if on_error is None:
             raise

@@ -18,6 +18,7 @@ from oltr_ext.data.pack import load_pack
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, own_defaults, pick_device
 from oltr_ext.engine.preflight import FREE
+from oltr_ext.engine.sets import Calibration
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import LinearHead
 
@@ -38,6 +39,7 @@ class Trained:
     path: Path
     source: dict[str, Any] | None = None  # of the embeddings it was trained on, where known
     maker: Embedder | None = field(default=None, repr=False)  # of these, once it was needed
+    calibration: Calibration | None = field(default=None, repr=False)  # of prediction sets
 
 
 @dataclass
@@ -89,6 +91,7 @@ def load_trained(
         where,
         path,
         shape.get("source"),
+        calibration=Calibration.read(tensors),
     )
 
 

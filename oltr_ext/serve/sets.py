@@ -1,0 +1,109 @@
+"""The classes that an image may be of, by a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oltr_ext.engine.build import own_defaults
+from oltr_ext.engine.evaluate import collect
+from oltr_ext.engine.sets import Calibration, thresholds_of
+from oltr_ext.engine.splits import Splits, load_splits
+from oltr_ext.metrics import PredictionSets
+from oltr_ext.nn.sets import set_members
+from oltr_ext.serve.trained import Trained
+
+__all__ = ["DEFAULT", "SetAnswer", "calibration_of"]
+
+DEFAULT = "shots"
+
+
+@dataclass
+class SetRow:
+    """The set of one image, before it is put with others."""
+
+    path: str
+    indices: NDArray[np.int64]
+    log_prob: NDArray[np.float32]
+    unknown: bool
+
+
+class SetAnswer:
+    """Answers `predict_images` and `predict_features` by sets.
+
+    Raises:
+        ValueError: see `set_thresholds` and `calibration_of`.
+    """
+
+    @own_defaults()
+    def __init__(self, trained: Trained, alpha: float, method: str = DEFAULT) -> None:
+        head, config, counts = trained.model.head, trained.config, trained.train_counts
+        held = calibration_of(trained)
+        self.names = np.array(trained.class_names, np.object_)
+        self.alpha, self.method = alpha, method
+        self.thresholds = thresholds_of(method, alpha, held, head, config, counts)
+
+    def __call__(
+        self, trained: Trained, features: Tensor, paths: Sequence[str], nearest: int
+    ) -> list[SetRow]:
+        head, found = trained.model.head, list[SetRow]()
+        for piece in head.pieces(features):
+            out = head.outputs(piece)
+            label, _ = head.answer(out)
+            sizes, indices, values = set_members(out.logits, self.thresholds.to(out.logits.device))
+            ends = sizes.cumsum(0)[:-1].tolist()
+            parts = zip(
+                paths[len(found) : len(found) + len(piece)],
+                np.split(indices.cpu().numpy(), ends),
+                np.split(values.cpu().numpy(), ends),
+                (label < 0).tolist(),
+                strict=True,
+            )
+            found += [SetRow(*part) for part in parts]
+        return found
+
+    def gathered(self, rows: Sequence[SetRow]) -> PredictionSets:
+        """Rows in order, as one."""
+        none = np.empty(0)
+        log_prob = np.concatenate([none, *(row.log_prob for row in rows)])
+        return PredictionSets(
+            indptr=np.cumsum([0, *(len(row.indices) for row in rows)]),
+            indices=np.concatenate([none.astype(np.int64), *(row.indices for row in rows)]),
+            probability=np.exp(log_prob),
+            unknown=np.array([row.unknown for row in rows], np.bool_),
+            classes=self.names,
+            always=(self.thresholds == -np.inf).cpu().numpy(),
+            alpha=self.alpha,
+            method=self.method,
+        )
+
+
+@own_defaults()
+def calibration_of(trained: Trained, splits: Splits | None = None) -> Calibration:
+    """What a run's sets go by; of a run from before they were kept, made of its validation images.
+
+    Args:
+        splits: its data, where they have been read.
+
+    Raises:
+        ValueError: those images are not there, or of other classes.
+    """
+    if trained.calibration is None:
+        try:
+            splits = splits or load_splits(trained.config.data)
+            if splits.class_names != trained.class_names:
+                raise ValueError(f"they are of {len(splits.class_names)} other classes")
+            seen = collect(trained.model, splits.val, trained.device, workers=splits.workers)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{trained.path} has no calibration scores, which the model of a run finished "
+                f"since there are prediction sets has, and its validation images cannot be had "
+                f"({error}): where they are, oltr train with its configuration and --out "
+                f"{trained.path.parent} settles a finished run anew without training"
+            ) from None
+        trained.calibration = Calibration.of(seen)
+    return trained.calibration
