@@ -147,6 +147,8 @@ def test_the_commands(runs, parts, capsys, tmp_path):
     assert main(["eval", str(runs / "memory"), "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "prediction sets that miss at most 10 %" in out and "memory  interp" in out
+    page = (tmp_path / "report.html").read_text()
+    assert 'data-json="/methods/0/summary/sets/methods/shots/few"' in page
 
 
 def test_a_run_from_before(runs, data, tmp_path):

@@ -22,6 +22,7 @@ from oltr_ext import ops
 from oltr_ext.estimator.checks import answer_dtype, check_parameters, checked_rows, sorted_classes
 from oltr_ext.estimator.rows import held_out, kept, shuffled_order
 from oltr_ext.estimator.scaling import Scaling
+from oltr_ext.estimator.sets import PredictsSets
 from oltr_ext.estimator.training import Plan, class_statistics, extended, started, train
 from oltr_ext.nn import OLTRHead
 
@@ -37,7 +38,7 @@ AGAIN = 0.3
 """Times the epochs and the learning rate, in `partial_fit`."""
 
 
-class OLTRClassifier(ClassifierMixin, BaseEstimator):
+class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
     """Rare classes as well as common ones, and on request an outlier label for everything else.
 
     A memory head (`oltr_ext.nn.OLTRHead`) on features as they are, but for their mean and length:
@@ -254,12 +255,14 @@ class OLTRClassifier(ClassifierMixin, BaseEstimator):
                 self._keep(*part[:2], order[here.numpy()])
                 train(self.head_, *part, first, generator, tick=tick)
                 self._pairs = self._pair(x[out])
+                self._judge(x[out], y[out], anew=True)
             self._start(x, y, weight, self.head_ if calibrated else None)
             train(self.head_, x, y, weight, plan, generator, tick=tick)
             self._keep(x, y, order)
             if not calibrated:
                 self._pairs = self._pair(x)
                 self._pairs[:, 1] = 0  # of rows that it was trained on, nothing is known
+                self._judge(x[:0], y[:0], anew=True)
             self._settle(calibrated)
 
     def _more(self, rows: NDArray[Any], labels: NDArray[Any], weight: Tensor, known: int) -> None:
@@ -287,6 +290,7 @@ class OLTRClassifier(ClassifierMixin, BaseEstimator):
         with self._threads(), self._bar("partial_fit", plan.steps(len(both))) as tick:
             if asked.any():
                 self._pairs = torch.cat([self._pairs, self._pair(x[asked])])[-4096:]
+                self._judge(x[asked], y[asked], anew=False)
                 self._settle(calibrated=True)
             sums = torch.zeros(len(names), x.shape[1], dtype=torch.float64)
             total = torch.zeros(len(names), dtype=torch.float64)

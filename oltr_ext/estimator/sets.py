@@ -1,0 +1,148 @@
+"""The classes that a row may be of, for `OLTRClassifier`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_consistent_length, column_or_1d
+from torch import Tensor
+
+from oltr_ext.metrics import SHOT_NAMES, PredictionSets, fitting_bounds, shot_groups
+from oltr_ext.nn import OLTRHead
+from oltr_ext.nn.sets import set_members, set_thresholds, true_log_probability
+
+__all__ = ["PredictsSets"]
+
+MOST = 4096
+"""Calibration rows that `partial_fit` keeps, the newest."""
+
+
+class PredictsSets:
+    """`predict_set` of an estimator that has a head, and what it goes by."""
+
+    classes_: NDArray[Any]
+    seen_: NDArray[np.int64]
+    head_: OLTRHead
+    offset_: float
+    _total: Tensor
+    _judged: Tensor
+    _judged_y: Tensor
+
+    def predict_set(self, X: ArrayLike, alpha: float = 0.1, *, method: str = "shots") -> Any:
+        """The classes that each row may be of: of rows of known classes, a share of 1 - alpha has
+        its own in its set.
+
+        By default that goes by the rows that `fit` held out and trained on afterwards, so that it
+        is as good as that and no proof; `calibrate_sets` makes it one.
+
+        Parameters
+        ----------
+        alpha : float in (0, 1), default=0.1
+            Share of sets that may lack the true class.
+        method : {"shots", "marginal", "pas", "class", "interp"}, default="shots"
+            Over what: "shots" within each third of the classes by their number of training rows,
+            "marginal" over all rows; see `oltr_ext.nn.sets.set_thresholds`.
+
+        Returns
+        -------
+        oltr_ext.metrics.PredictionSets : the members alone, likeliest first. ``unknown`` says
+            whether a row scores below `offset_`, whatever `outlier_label`. A class that there was
+            no row of is in no set.
+
+        Raises
+        ------
+        ValueError : no such method or alpha.
+        """
+        x = self._asked(X)
+        lowest = self._lowest(method, alpha)
+        with self._threads(), torch.no_grad():
+            parts = [
+                set_members(self.head_.outputs(rows).logits, lowest)
+                for rows in self.head_.pieces(x)
+            ]
+            score = self._score(self._best(x)[0], self._nearness(x))
+        sizes, members, log_prob = map(torch.cat, zip(*parts, strict=True))
+        always = np.zeros(len(self.classes_), np.bool_)
+        always[self.seen_] = (lowest == -torch.inf).numpy()
+        return PredictionSets(
+            indptr=np.concatenate([[0], sizes.cumsum(0).numpy()]),
+            indices=self.seen_[members.numpy()],
+            probability=log_prob.double().exp().numpy(),
+            unknown=score < self.offset_,
+            classes=self.classes_,
+            always=always,
+            alpha=alpha,
+            method=method,
+        )
+
+    def calibrate_sets(self, X: ArrayLike, y: ArrayLike) -> Any:
+        """Let `predict_set` go by rows that were not trained on, in place of those of `fit`. Then
+        1 - alpha is a promise, for rows drawn as these.
+
+        Raises
+        ------
+        ValueError : a label that no training row had.
+        """
+        x = self._asked(X)
+        labels = column_or_1d(y)
+        check_consistent_length(x, labels)
+        known = self.classes_[self.seen_]
+        strange = np.setdiff1d(labels, known)
+        if len(strange):
+            raise ValueError(
+                f"calibrate_sets: no training row was of class {strange.tolist()[0]!r}"
+            )
+        order = np.argsort(known)
+        places = order[np.searchsorted(known, labels, sorter=order)]
+        self._judge(x, torch.from_numpy(places), anew=True)
+        return self
+
+    def _judge(self, x: Tensor, y: Tensor, *, anew: bool) -> None:
+        """Calibrate on scaled rows (N, D) of classes (N,), places in `seen_`."""
+        with self._threads(), torch.no_grad():
+            pieces = zip(self.head_.pieces(x), self.head_.pieces(y), strict=True)
+            parts = [true_log_probability(self.head_.outputs(a).logits, b) for a, b in pieces]
+        old, old_y = ([], []) if anew else ([self._judged], [self._judged_y])
+        self._judged = torch.cat([*old, *parts])
+        self._judged_y = torch.cat([*old_y, y])
+        if not anew:
+            self._judged, self._judged_y = self._judged[-MOST:], self._judged_y[-MOST:]
+
+    def _lowest(self, method: str, alpha: float) -> Tensor:
+        counts = self._total.round().long().numpy()
+        bounds = fitting_bounds(counts)
+        groups = np.zeros(len(counts), np.int64)
+        if bounds is not None:
+            masks = shot_groups(counts, bounds)
+            groups = np.select([masks[name] for name in SHOT_NAMES[::-1]], [0, 1, 2])
+        frequency = (self._total / self._total.sum()) ** float(self.head_.prior_share)
+        return set_thresholds(
+            method,
+            alpha,
+            self._judged,
+            self._judged_y,
+            len(counts),
+            groups=torch.from_numpy(groups),
+            prevalence=frequency / frequency.sum(),
+        )
+
+    # --- of the estimator ---------------------------------------------------------------------
+
+    def _asked(self, X: ArrayLike) -> Tensor:
+        raise NotImplementedError
+
+    def _best(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _nearness(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]:
+        raise NotImplementedError
+
+    def _threads(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
