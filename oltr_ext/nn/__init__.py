@@ -17,10 +17,12 @@ from oltr_ext.nn.rebalance import (
     prior_share,
     tau_normalise,
 )
+from oltr_ext.nn.roster import ClassEntry, Roster
 from oltr_ext.nn.scores import all_scores, entropy_score, logit_scores, open_score
 
 __all__ = [
     "CentroidMemory",
+    "ClassEntry",
     "CosineClassifier",
     "DiscCentroidsLoss",
     "FSLwFHead",
@@ -38,6 +40,7 @@ __all__ = [
     "OpenMaxHead",
     "PriorHead",
     "RangeLoss",
+    "Roster",
     "all_scores",
     "best_tau",
     "class_directions",
