@@ -144,7 +144,7 @@ def test_every_head_has_them_saves_loads_and_answers_by_them():
         assert not set(head.scores(head.outputs(x))) & set(BANK_SCORES)
         other = copy.deepcopy(head)
         with_bank(head, x, y)
-        added = {f"bank.{name}" for name in FeatureBank.TENSORS}
+        added = {f"bank.{name}" for name in (*FeatureBank.TENSORS, "length")}
         assert set(head.state_dict()) == before | added
         other.load_state_dict(head.state_dict())
         with torch.no_grad():

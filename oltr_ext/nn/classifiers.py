@@ -132,11 +132,14 @@ class MetaEmbedding(nn.Module):
         """
         keys, bias = self.fc_hallucinator.weight, self.fc_hallucinator.bias
         if present is None:
-            return self._embed(x, memory, keys, bias)
-        parts = self._embed(x, memory[present], keys[present], bias[present])
+            return self.embed_by(x, memory, keys, bias)
+        parts = self.embed_by(x, memory[present], keys[present], bias[present])
         return parts._replace(nearest=present[parts.nearest])
 
-    def _embed(self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor) -> MetaEmbeddingDetails:
+    def embed_by(
+        self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor
+    ) -> MetaEmbeddingDetails:
+        """As `embed`, by keys (K, D) and their bias (K,) other than its own."""
         if self.without:
             return self._embed_without(x, memory, keys, bias)
         return ops.meta_embedding(

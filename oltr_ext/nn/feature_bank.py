@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from oltr_ext import ops
 from oltr_ext.nn.bank_fits import (
@@ -17,6 +17,7 @@ from oltr_ext.nn.bank_fits import (
     null_space,
     whitening,
 )
+from oltr_ext.nn.growing_bank import GrowingBank
 from oltr_ext.nn.memory import means_over
 from oltr_ext.nn.scores import BANK_SCORES, SUM_SCORES, SUMMED
 
@@ -32,7 +33,7 @@ NEEDS = {  # tensors of each score
 }
 
 
-class FeatureBank(nn.Module):
+class FeatureBank(GrowingBank):
     """Scores of features by the training's; as all scores, higher means known.
 
     Of features z of unit length (Mueller & Hein, ICML 2025):
@@ -149,15 +150,17 @@ class FeatureBank(nn.Module):
         kept: list[Tensor] = []
         sample: list[Tensor] = []
         moment: Tensor | None = None
+        lengths = 0.0
 
         def unit() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal moment, device
+            nonlocal moment, device, lengths
             for features, target in batches:
                 device = device or features.device
                 x, y = features.cpu().float(), target.cpu()
                 z = F.normalize(x.double(), dim=1)
                 if not torch.isfinite(z).all():
                     raise ValueError("FeatureBank.fit: expected finite features, got NaN or others")
+                lengths += float(features.double().norm(dim=1).sum())
                 moment = z.t() @ z if moment is None else moment.addmm_(z.t(), z)
                 yield z, y  # which also checks the labels
                 if keep.limit != 0:
@@ -188,6 +191,7 @@ class FeatureBank(nn.Module):
             )
         if max_logit is not None:
             self._fit_vim(torch.cat(sample), max_logit, origin)
+        self.of_training(lengths / total)
         self.to(device)
 
     def _fit_vim(
@@ -328,7 +332,8 @@ class FeatureBank(nn.Module):
 
     def make_room(self, state: Mapping[str, Any], prefix: str, device: torch.device) -> None:
         """Before a state dict is loaded: buffers of the shapes that it has."""
-        given = {name: state.get(f"{prefix}{name}") for name in self.TENSORS}
+        names = (*self.TENSORS, *self.LATER)
+        given = {name: state.get(f"{prefix}{name}") for name in names}
         if any(value is not None for value in given.values()):
             for name, value in given.items():
                 room = None if value is None else torch.empty_like(value, device=device)

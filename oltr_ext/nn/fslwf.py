@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.checks import check_labels
+from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, indices
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
@@ -88,6 +89,10 @@ class FSLwFHead(Head):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         state.pop(f"{prefix}base", None)  # of version 0.1, which kept it beside the positions
+        if self.enrolled is not None or f"{prefix}enrolled" in state:
+            for name in ("support", "support_target"):
+                given = state.get(f"{prefix}{name}", getattr(self, name))
+                setattr(self, name, torch.empty_like(given, device=self.support.device))
         super()._load_from_state_dict(state, prefix, *args)
 
     @torch.no_grad()
@@ -191,11 +196,43 @@ class FSLwFHead(Head):
     def num_classes(self) -> int:
         return len(self.position)
 
+    @property
+    def feat_dim(self) -> int:
+        return self.weight.shape[1]
+
+    def _class_tensors(self, what: str) -> list[ClassTensor]:
+        return [ClassTensor(self, "position")]
+
+    def _rows_of(self, mean: Tensor, count: Tensor) -> list[Tensor]:
+        """A class that joins is one more with few images, whose weights are generated."""
+        return [torch.full_like(mean[:, 0], -1)]
+
+    def _keep(self, features: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        support, target = features.to(self.support), ids.to(self.support_target)
+        return {
+            "support": self._rooms.grown("support", self.support, support),
+            "support_target": self._rooms.grown("target", self.support_target, target),
+        }
+
+    def _drop(self, ids: list[int]) -> dict[str, Tensor]:
+        gone = torch.tensor(ids, device=self.support.device)
+        stays = ~torch.isin(_whole(self.support_target), gone)
+        kept = int(stays.sum())
+        if stays[:kept].all():  # what goes came last
+            at: Any = slice(kept)
+        else:
+            at = stays
+        return {"support": self.support[at], "support_target": self.support_target[at]}
+
+    def _forget(self, ids: list[int]) -> None:
+        self._kept = None
+
     def outputs(self, features: Tensor) -> HeadOutput:
         logits = self._cosine(features, self._kept_weights())
         # a class without images has no weight, and is no answer
         absent = (~self.base).index_fill(0, _whole(self.support_target), False)
-        return HeadOutput(logits.masked_fill(absent, -torch.inf), features=features)
+        logits = logits.masked_fill(absent, -torch.inf)
+        return HeadOutput(self.without_removed(logits), features=features)
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Cross-entropy of an episode over the rows (B, D) whose label (B,) is a base class.

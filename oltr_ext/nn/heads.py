@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from oltr_ext.nn.checks import check_sizes, checked_prior
+from oltr_ext.nn.enroll import Enrolling
 from oltr_ext.nn.feature_bank import FeatureBank
+from oltr_ext.nn.linear_classes import LinearClasses
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
-from oltr_ext.nn.roster import Roster
 from oltr_ext.nn.scores import ENTROPY_SCORES, SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -50,7 +51,7 @@ class HeadOutput(NamedTuple):
     """(B, D), what it was made of; without them there are no scores of the bank."""
 
 
-class Head(nn.Module, ABC):
+class Head(Enrolling, ABC):
     """The open-set answer that all heads share: a score, and the threshold below which a feature
     is unknown. Both live in buffers, so that a state dict holds the calibrated head.
 
@@ -64,11 +65,13 @@ class Head(nn.Module, ABC):
     EXACT: ClassVar[dict[str, torch.dtype]] = {
         "threshold": torch.float64,
         "score_index": torch.float64,
+        "removed": torch.float64,
+        "enrolled": torch.float64,
+        "enrolled_means": torch.float32,
     }
 
     threshold: Tensor
     score_index: Tensor
-    _roster: Roster | None = None
     _score = "max_softmax"  # what score_index says, for a graph cannot ask it; and which one said
     _said_by: Any = ()
 
@@ -93,18 +96,16 @@ class Head(nn.Module, ABC):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self.bank.make_room(state, f"{prefix}bank.", self.threshold.device)
+        if f"{prefix}threshold" in state:  # a whole head
+            self.make_room(state, prefix)
         super()._load_from_state_dict(state, prefix, *args)
         self._read_score()
+        self.loaded()
 
     def _read_score(self) -> None:
         if not self.score_index.is_meta:  # still, where nothing was assigned
             self._score = SCORES[round(float(self.score_index))]
         self._said_by = mark([self.score_index])
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """C."""
 
     @property
     def score(self) -> str:
@@ -126,66 +127,6 @@ class Head(nn.Module, ABC):
         self.threshold.fill_(value)
         self.score_index.fill_(SCORES.index(score))
         self._score, self._said_by = score, mark([self.score_index])
-
-    @property
-    def roster(self) -> Roster:
-        """Who the classes are, by id. A head that was told no names calls them "class 0" and so on;
-        set one of `num_classes` ids to name them, and after a state dict was loaded.
-
-        Raises:
-            ValueError: when set, of another number of ids, or of other living ones.
-        """
-        if self._roster is None:
-            self._roster = Roster.trained(f"class {id}" for id in range(self.num_classes))
-        return self._roster
-
-    @roster.setter
-    def roster(self, value: Roster) -> None:
-        if len(value) != self.num_classes:
-            raise ValueError(
-                f"{type(self).__name__}.roster: expected {self.num_classes} ids, got {len(value)}"
-            )
-        self._roster = value
-
-    def enroll(self, features: Tensor, names: Sequence[str]) -> Tensor:
-        """Let classes join without training, from a few features of each.
-
-        A name that is there, of a class that was enrolled, gets these features in addition: it then
-        stands where all of its features, given at once, would have put it. New ones get the next
-        ids. Other classes keep every number that they had.
-
-        Args:
-            features: (N >= 1, D), floating, finite.
-            names: (N,), of the class of each row.
-
-        Returns:
-            Ids (K,) int64 on the CPU, of the names in order of first appearance.
-
-        Raises:
-            ValueError: another shape or dtype, NaN or infinity, a name that is none or of a trained
-                class, or a head that cannot do it. The head stays as it was.
-        """
-        raise ValueError(f"{type(self).__name__}.enroll: this head cannot take classes in")
-
-    def remove(self, ids: Iterable[int]) -> None:
-        """Make classes no answer any more: their logits are -inf, and no memory recalls them.
-
-        Enrolled ones at the end leave no trace, the head has the bits that it had before them.
-        Others keep their ids, empty, so that no later one shifts.
-
-        Raises:
-            ValueError: an id that is none, is given twice or was removed already, or all classes.
-                The head stays as it was.
-        """
-        raise ValueError(f"{type(self).__name__}.remove: this head cannot let classes go")
-
-    def rename(self, id: int, name: str) -> None:
-        """Call a class otherwise.
-
-        Raises:
-            ValueError: an id of none that lives, or a name that is none or another class's.
-        """
-        self.roster.rename(id, name)
 
     @abstractmethod
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
@@ -293,7 +234,10 @@ class Head(nn.Module, ABC):
                 f"{type(self).__name__}.predict: expected features (B, D), got "
                 f"{tuple(features.shape)}"
             )
-        parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
+        if torch.compiler.is_compiling():
+            return self.answer(self.outputs(features))
+        with self.reading():
+            parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
         label, confidence = map(torch.cat, zip(*parts, strict=True))
         return label, confidence
 
@@ -335,13 +279,13 @@ class PriorHead(Head):
 
     def expected(self, logits: Tensor) -> Tensor:
         """Logits (B, C) with the share of the prior that is expected of what is predicted."""
-        if self.class_prior is None:
-            return logits
-        log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
-        return logits + (self.prior_share * log_prior).to(logits.dtype)
+        if self.class_prior is not None:
+            log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
+            logits = logits + (self.prior_share * log_prior).to(logits.dtype)
+        return self.without_removed(logits)
 
 
-class LinearHead(PriorHead):
+class LinearHead(LinearClasses, PriorHead):
     """The plain classifier: logits = x W' + b, cross-entropy.
 
     Args:

@@ -203,6 +203,10 @@ class CentroidMemory(nn.Module):
         else:
             self._find_present()
 
+    def refresh(self) -> None:
+        """Look again which classes have a centroid: the tensors are others."""
+        self._find_present()
+
     def save(self, path: str | Path) -> None:
         """Writes centroids and counts as safetensors."""
         tensors = {"centroids": self.centroids.detach().contiguous(), "counts": self.counts}

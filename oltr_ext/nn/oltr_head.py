@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oltr_ext import ops
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
+from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
 from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
+from oltr_ext.nn.rivals import RIVALS, Rivals, spaced
 from oltr_ext.nn.scores import SCORES, all_scores
+from oltr_ext.ops import MetaEmbeddingDetails
 
 
 class OLTRHead(PriorHead):
@@ -70,8 +76,12 @@ class OLTRHead(PriorHead):
     def num_classes(self) -> int:
         return self.memory.num_classes
 
+    @property
+    def feat_dim(self) -> int:
+        return self.memory.feat_dim
+
     def outputs(self, features: Tensor) -> HeadOutput:
-        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
+        parts = self._embed(features)
         logits = self.classifier.cosnorm_classifier(parts.embedding)
         return HeadOutput(
             self.expected(logits),
@@ -82,6 +92,75 @@ class OLTRHead(PriorHead):
             parts.selector,
             features=features,
         )
+
+    def _embed(self, features: Tensor) -> MetaEmbeddingDetails:
+        """Where classes lack, what is there is copied once, not at each call, but with gradients
+        and in a compiled graph."""
+        layer, present = self.classifier, self.memory.present
+        if present is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return layer.embed(features, self.memory.centroids, present)
+        bank = [self.memory.centroids, layer.fc_hallucinator.weight, layer.fc_hallucinator.bias]
+        made = self._rooms.derived(
+            "there", [*bank, self.memory.counts], lambda: [part[present] for part in bank]
+        )
+        parts = layer.embed_by(features, *made)
+        return parts._replace(nearest=present[parts.nearest])
+
+    def _class_tensors(self, what: str) -> list[ClassTensor]:
+        keys = self.classifier.fc_hallucinator
+        if what != "load_state_dict" and not self.memory.counts.any():
+            raise ValueError(
+                f"OLTRHead.{what}: expected a memory that has counted its classes' images "
+                "(init_from), got one that says of none whether it is there"
+            )
+        return [
+            ClassTensor(self.memory, "centroids"),
+            ClassTensor(self.memory, "counts"),
+            ClassTensor(keys, "weight"),
+            ClassTensor(keys, "bias"),
+            ClassTensor(self.classifier.cosnorm_classifier, "weight"),
+            *([] if self.class_prior is None else [ClassTensor(self, "class_prior")]),
+        ]
+
+    def _rows_of(self, mean: Tensor, count: Tensor) -> list[Tensor]:
+        rivals, each = self.rivals(), len(mean)
+        typical = rivals.typical
+        return [
+            mean,
+            count,
+            F.normalize(mean - typical["centre"], dim=1) * typical["key"],
+            typical["bias"].expand(each),
+            rivals.direction(mean) * typical["row"],
+            *self._prior_of(each),
+        ]
+
+    def _make_rivals(self) -> Rivals:
+        layer, there = self.classifier, self.memory.counts[: self.num_trained].nonzero()[:, 0]
+        kept = spaced(there, RIVALS)
+        keys, rows = layer.fc_hallucinator, layer.cosnorm_classifier
+        bank = [part[kept] for part in (self.memory.centroids, keys.weight, keys.bias)]
+        weight = rows.weight[kept]
+        # the classes that these stand for have their share of the exponentials
+        more = math.log(len(there) / len(kept))
+
+        def see(x: Tensor) -> tuple[Tensor, Tensor]:
+            v = layer.embed_by(x.to(weight.dtype), *bank).embedding
+            logits = ops.cosine_logits(v, weight, scale=rows.scale).float()
+            v = v.float()
+            return v / (1 + v.norm(dim=1, keepdim=True)), logits.logsumexp(dim=1) + more
+
+        inputs, total = see(bank[0])
+        typical = {
+            "centre": bank[0].float().mean(dim=0),
+            "key": bank[1].float().norm(dim=1).median(),
+            "bias": bank[2].median(),
+            "row": weight.float().norm(dim=1).median(),
+        }
+        return Rivals(inputs, total, rows.scale, see, typical)
+
+    def _forget(self, ids: list[int]) -> None:
+        self.memory.counts[ids] = 0
+        self.memory.refresh()
 
     def recall(self, features: Tensor) -> Tensor:
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oltr_ext.nn.checks import check_labels
+from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import HeadOutput, LinearHead
 
 TRANSLATE = 1e4
@@ -129,6 +130,14 @@ class OpenMaxHead(LinearHead):
             own[: len(largest)] = largest
         shift = TRANSLATE - tails.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
         self.weibull[seen] = torch.cat([shift, _fit_rows(tails + shift)], dim=1)
+
+    def _class_tensors(self, what: str) -> list[ClassTensor]:
+        if what == "load_state_dict":
+            return super()._class_tensors(what)
+        raise ValueError(
+            f"OpenMaxHead.{what}: it cannot change its classes: each one's distances are of the "
+            "logits of all, and were measured on training images"
+        )
 
     def outputs(self, features: Tensor) -> HeadOutput:
         logits = self.linear(features)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import LinearHead
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.memory import means_over
@@ -128,6 +129,15 @@ class LWSHead(LinearHead):
 
     def learned(self, features: Tensor) -> Tensor:
         return self.scales * self.linear(features)
+
+    def _class_tensors(self, what: str) -> list[ClassTensor]:
+        return [*super()._class_tensors(what), ClassTensor(self, "scales")]
+
+    def _rows_of(self, mean: Tensor, count: Tensor) -> list[Tensor]:
+        return [*super()._rows_of(mean, count), torch.ones_like(mean[:, 0])]
+
+    def _lengths(self) -> Tensor:
+        return super()._lengths() * self.scales.float().abs()
 
 
 def prior_share(counts: Tensor, prior: Tensor) -> float:

@@ -140,6 +140,35 @@ class Roster:
             )
         return self._id_of[name]
 
+    def ids_for(self, names: Sequence[str], images: Sequence[int]) -> list[int]:
+        """What `add` would answer.
+
+        Raises:
+            ValueError: as `add`.
+        """
+        if len(names) != len(images):
+            raise ValueError(
+                f"Roster.add: expected a number of images for each of {len(names)} names, got "
+                f"{len(images)}"
+            )
+        ids: dict[str, int] = {}
+        fresh = len(self)
+        for name, count in zip(names, images, strict=True):
+            _check_name("Roster.add", name)
+            id = self._id_of.get(name)
+            if id is not None and self[id].origin == TRAINED:
+                raise ValueError(
+                    f"Roster.add: {name!r} is a trained class: more of its images need training; "
+                    "a class that joins needs another name"
+                )
+            if count < 1:
+                raise ValueError(f"Roster.add: expected an image of {name!r} or more, got {count}")
+            if name in ids:
+                raise ValueError(f"Roster.add: expected each name once, got {name!r} again")
+            ids[name] = fresh if id is None else id
+            fresh += id is None
+        return list(ids.values())
+
     def add(
         self, names: Sequence[str], images: Sequence[int], when: str | None = None
     ) -> list[int]:
@@ -155,62 +184,48 @@ class Roster:
         Raises:
             ValueError: a name that is none, twice or of a trained class; no image. Nothing changes.
         """
-        names, images = list(names), [int(n) for n in images]
-        if len(names) != len(images):
-            raise ValueError(
-                f"Roster.add: expected a number of images for each of {len(names)} names, got "
-                f"{len(images)}"
-            )
-        for name, count in zip(names, images, strict=True):
-            _check_name("Roster.add", name)
-            if name in self._id_of and self[self._id_of[name]].origin == TRAINED:
-                raise ValueError(
-                    f"Roster.add: {name!r} is a trained class: more of its images need training; "
-                    "a class that joins needs another name"
-                )
-            if count < 1:
-                raise ValueError(f"Roster.add: expected an image of {name!r} or more, got {count}")
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"Roster.add: expected each name once, got {twice!r} again")
+        ids = self.ids_for(names, images)
         if when is None:
             when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        ids = []
-        for name, count in zip(names, images, strict=True):
-            id = self._id_of.setdefault(name, len(self))
+        for id, name, count in zip(ids, names, images, strict=True):
             if id < len(self):
                 old = self[id]
-                self._entries[id] = replace(old, images=(old.images or 0) + count, when=when)
+                self._entries[id] = replace(old, images=(old.images or 0) + int(count), when=when)
             else:
-                self._entries.append(ClassEntry(name, ENROLLED, count, when))
-            ids.append(id)
+                self._id_of[name] = id
+                self._entries.append(ClassEntry(name, ENROLLED, int(count), when))
         return ids
 
-    def remove(self, ids: Iterable[int]) -> int:
-        """Make classes no answer any more; forget those enrolled classes at the end that are none.
+    def length_without(self, ids: Sequence[int]) -> int:
+        """How many ids `remove` would leave.
 
-        Returns:
-            Number of ids that are left.
+        Raises:
+            ValueError: as `remove`.
+        """
+        for id in ids:
+            self._check_living("Roster.remove", id)
+        gone = set(ids)
+        if len(gone) != len(ids):
+            raise ValueError(f"Roster.remove: expected each id once, got {ids}")
+        if ids and len(ids) == len(self._id_of):
+            raise ValueError("Roster.remove: expected a class to stay, got the ids of all")
+        left = len(self)
+        while left > self._trained and (left - 1 in gone or not self[left - 1].alive):
+            left -= 1
+        return left
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Make classes no answer any more; forget those enrolled classes at the end that are none.
 
         Raises:
             ValueError: an id that is none, twice or removed already, or of all that live. Nothing
                 changes.
         """
-        ids = [int(id) for id in ids]
-        for id in ids:
-            self._check_living("Roster.remove", id)
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"Roster.remove: expected each id once, got {ids}")
-        if ids and len(ids) == len(self._id_of):
-            raise ValueError("Roster.remove: expected a class to stay, got the ids of all")
+        left = self.length_without(ids)
         for id in ids:
             del self._id_of[self[id].name]
             self._entries[id] = replace(self[id], alive=False)
-        while self._entries[-1:] and self._entries[-1].origin == ENROLLED:
-            if self._entries[-1].alive:
-                break
-            self._entries.pop()
-        return len(self)
+        del self._entries[left:]
 
     def rename(self, id: int, name: str) -> None:
         """Call a living class otherwise.

@@ -1,0 +1,125 @@
+"""A bank of training features that takes in those of classes which join later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oltr_ext.nn.room import Rooms
+
+Changes = dict[str, Any]
+"""Tensors of a bank to be, under their names; and which of its means move, and where to."""
+
+
+class GrowingBank(nn.Module):
+    """What `FeatureBank` holds of classes, and how that changes.
+
+    Attributes:
+        length: (), of the training's features as they came, on average.
+        owners, members: (A,), (B,) float64 whole numbers, ids of the classes that joined later, to
+            which the last rows and means belong.
+    """
+
+    LATER = ("length", "owners", "members")
+
+    whitening: Tensor | None
+    means: Tensor | None
+    rows: Tensor | None
+    length: Tensor | None
+    owners: Tensor | None
+    members: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.LATER:
+            self.register_buffer(name, None)
+
+    def of_training(self, length: float) -> None:
+        """All that it holds is of trained classes, whose features have this length on average."""
+        self.length = torch.tensor(length, dtype=torch.float32)
+        self.owners = self.members = None
+
+    def trained_means(self) -> Tensor | None:
+        """(K, D) float32, about where the means of trained classes are among features as they came;
+        None where it was not told."""
+        if self.whitening is None or self.means is None or self.length is None:
+            return None
+        trained = self.means[: len(self.means) - (0 if self.members is None else len(self.members))]
+        unit = torch.linalg.solve_triangular(self.whitening, trained.t(), upper=False)
+        return self.length * unit.t()
+
+    def joined(
+        self, features: Tensor, owners: Tensor, ids: Tensor, before: Tensor, rooms: Rooms
+    ) -> Changes:
+        """What `take` makes of this bank: one that has features of further classes too.
+
+        Args:
+            features: (N, D) of classes owners (N,).
+            ids: (K,) of these classes, the new ones last and in order. before: (K,), how many
+                features of each it had.
+        """
+        if self.whitening is None and self.rows is None:
+            return {}
+        z, found = F.normalize(features.double(), dim=1), Changes()
+        if self.rows is not None:
+            found["rows"] = rooms.grown("rows", self.rows, z.float().to(self.rows.device))
+            found["owners"] = _longer(rooms, "owners", self.owners, owners, self.rows.device)
+        if self.whitening is not None and self.means is not None:
+            device, count = self.means.device, before.clone().double()
+            place = torch.empty(int(ids.max()) + 1, dtype=torch.int64)
+            place[ids] = torch.arange(len(ids))
+            row = place[owners]
+            total = torch.zeros(len(ids), z.shape[1], dtype=torch.float64).index_add_(0, row, z)
+            total = total @ self.whitening.cpu().double().t()
+            number = before + row.bincount(minlength=len(ids))
+            known = before > 0
+            if known.any():
+                assert self.members is not None
+                at = torch.searchsorted(self.members.cpu().round().long(), ids[known])
+                at = at + len(self.means) - len(self.members)
+                total[known] += self.means.cpu()[at].double() * count[known, None]
+            means = (total / number[:, None]).float().to(device)
+            found["means"] = rooms.grown("means", self.means, means[~known.to(device)])
+            found["members"] = _longer(rooms, "members", self.members, ids[~known], device)
+            if known.any():
+                found["moved"] = at.to(device), means[known.to(device)]
+        return found
+
+    def without(self, ids: Sequence[int]) -> Changes:
+        """What `take` makes of this bank: one without features of classes that joined later."""
+        found, gone = Changes(), torch.tensor(ids, dtype=torch.int64)
+        for name, tag in (("rows", "owners"), ("means", "members")):
+            held, own = getattr(self, name), getattr(self, tag)
+            if held is None or own is None:
+                continue
+            stays = ~torch.isin(own.round().long(), gone.to(own.device))
+            kept, first = int(stays.sum()), len(held) - len(own)
+            if stays[:kept].all():  # what goes came last
+                found[name], left = held[: first + kept], own[:kept]
+            else:
+                found[name], left = torch.cat([held[:first], held[first:][stays]]), own[stays]
+            found[tag] = left if kept else None
+        return found
+
+    def take(self, changes: Changes) -> None:
+        """Become what `joined` or `without` made."""
+        for name, value in changes.items():
+            if name != "moved":
+                setattr(self, name, value)
+        if "moved" in changes:
+            at, means = changes["moved"]
+            assert self.means is not None
+            self.means[at] = means
+
+
+def _longer(
+    rooms: Rooms, name: str, old: Tensor | None, ids: Tensor, device: torch.device
+) -> Tensor:
+    """Ids of later classes, with more of them."""
+    if old is None:
+        old = torch.zeros(0, dtype=torch.float64 if device.type != "mps" else torch.float32)
+    return rooms.grown(name, old.to(device), ids.to(device, old.dtype))
