@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext.nn.enroll import ClassTensor, Enrolling
@@ -15,10 +18,6 @@ class LinearClasses(Enrolling):
 
     linear: nn.Linear
     class_prior: Tensor | None
-
-    def learned(self, features: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, D) as they are trained, before any prior."""
-        raise NotImplementedError
 
     @property
     def feat_dim(self) -> int:
@@ -41,15 +40,20 @@ class LinearClasses(Enrolling):
                 f"{type(self).__name__}.enroll: a linear classifier alone does not know where its "
                 "classes are: expected a bank that knows (head.bank.fit), got none"
             )
-        bias = self.linear.bias[:first].float().median()
+        gone = torch.tensor(self._removed_ids(), dtype=torch.int64)
+        living = torch.arange(first)[~torch.isin(torch.arange(first), gone)]
+        kept = spaced(living, RIVALS).to(means.device)
+        weight, bias = (part.float()[kept] for part in self._rows())
+        usual = bias.median()
+        more = math.log(len(living) / len(kept)) - usual  # as in a memory's rivals
 
         def see(x: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self.learned(x.to(self.linear.weight.dtype)).float()
-            return x, logits[:, :first].logsumexp(dim=1) - bias
+            return x, F.linear(x, weight, bias).logsumexp(dim=1) + more
 
         inputs, total = see(means[spaced(torch.arange(len(means)), RIVALS)])
-        return Rivals(inputs, total, float(self._lengths()[:first].median()), see, {"bias": bias})
+        length = float(weight.norm(dim=1).median())
+        return Rivals(inputs, total, length, see, {"bias": usual})
 
-    def _lengths(self) -> Tensor:
-        """(C,) of the rows that features are multiplied by."""
-        return self.linear.weight.float().norm(dim=1)
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """(C, D) that features are multiplied by, and (C,) what is added."""
+        return self.linear.weight, self.linear.bias

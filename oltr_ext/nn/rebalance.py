@@ -136,8 +136,8 @@ class LWSHead(LinearHead):
     def _rows_of(self, mean: Tensor, count: Tensor) -> list[Tensor]:
         return [*super()._rows_of(mean, count), torch.ones_like(mean[:, 0])]
 
-    def _lengths(self) -> Tensor:
-        return super()._lengths() * self.scales.float().abs()
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        return self.linear.weight * self.scales[:, None], self.linear.bias * self.scales
 
 
 def prior_share(counts: Tensor, prior: Tensor) -> float:

@@ -14,6 +14,9 @@ RIVALS = 2048
 HARDEST = 32
 """Of these, those that it is most like."""
 STEPS, RATE = 15, 0.2
+SLACK = 0.5
+"""How much higher than as likely, in logits, a new class may stand at a rival's mean before it is
+pushed off: with none it gets less of its images than training again would give it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Rivals:
             near = (row @ self.inputs.t()).topk(len(sign) - 1, dim=1).indices
             # examples (K, 1 + H, D), and what each logit is to be above or below
             given = torch.cat([own[:, None], self.inputs[near]], dim=1)
-            limit = torch.cat([level[:, None], self.total[near]], dim=1)
+            limit = torch.cat([level[:, None], self.total[near] + SLACK], dim=1)
             rate = RATE / own.norm(dim=1, keepdim=True).clamp_min(1e-12)
             for _ in range(STEPS):
                 logit = self.length * torch.bmm(given, row[:, :, None])[:, :, 0]
