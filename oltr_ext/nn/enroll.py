@@ -157,7 +157,7 @@ class Enrolling(nn.Module):
                 for tensor, value, row in zip(tensors, values, rows, strict=True)
             ]
             kept = self._keep(x, ids[group].to(mean.device))
-            bank = self.bank.joined(x, ids[group], ids, (count.cpu() - images), self._rooms)
+            bank = self.bank.joined(x, group, ids, count.cpu() - images, self._rooms)
             first = self.num_trained
             with self._gate.swapping():
                 for tensor, value, row in zip(tensors, grown, rows, strict=True):
@@ -216,14 +216,6 @@ class Enrolling(nn.Module):
     def _rows_of(self, mean: Tensor, count: Tensor) -> list[Tensor]:
         """Rows (K, ...) of classes with these means (K, D) float32 of `count` (K,) images."""
         raise NotImplementedError
-
-    def _prior_of(self, classes: int) -> list[Tensor]:
-        """The prior (K,) of classes that join, where there is one: the trained ones' median. How
-        many images they came with says nothing of how frequent they are."""
-        prior = getattr(self, "class_prior", None)
-        if prior is None:
-            return []
-        return [prior[: self.num_trained].median().expand(classes)]
 
     def _keep(self, features: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Buffers that hold features (N, D) of classes (N,) too, where a head keeps them itself."""

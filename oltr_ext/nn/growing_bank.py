@@ -53,13 +53,13 @@ class GrowingBank(nn.Module):
         return self.length * unit.t()
 
     def joined(
-        self, features: Tensor, owners: Tensor, ids: Tensor, before: Tensor, rooms: Rooms
+        self, features: Tensor, group: Tensor, ids: Tensor, before: Tensor, rooms: Rooms
     ) -> Changes:
         """What `take` makes of this bank: one that has features of further classes too.
 
         Args:
-            features: (N, D) of classes owners (N,).
-            ids: (K,) of these classes, the new ones last and in order. before: (K,), how many
+            features: (N, D) of groups (N,) in [0, K).
+            ids: (K,) of their classes, the new ones last and in order. before: (K,), how many
                 features of each it had.
         """
         if self.whitening is None and self.rows is None:
@@ -67,15 +67,13 @@ class GrowingBank(nn.Module):
         z, found = F.normalize(features.double(), dim=1), Changes()
         if self.rows is not None:
             found["rows"] = rooms.grown("rows", self.rows, z.float().to(self.rows.device))
-            found["owners"] = _longer(rooms, "owners", self.owners, owners, self.rows.device)
+            found["owners"] = _longer(rooms, "owners", self.owners, ids[group], self.rows.device)
         if self.whitening is not None and self.means is not None:
             device, count = self.means.device, before.clone().double()
-            place = torch.empty(int(ids.max()) + 1, dtype=torch.int64)
-            place[ids] = torch.arange(len(ids))
-            row = place[owners]
-            total = torch.zeros(len(ids), z.shape[1], dtype=torch.float64).index_add_(0, row, z)
+            total = torch.zeros(len(ids), z.shape[1], dtype=torch.float64)
+            total.index_add_(0, group, z)
             total = total @ self.whitening.cpu().double().t()
-            number = before + row.bincount(minlength=len(ids))
+            number = before + group.bincount(minlength=len(ids))
             known = before > 0
             if known.any():
                 assert self.members is not None

@@ -30,8 +30,8 @@ class LinearClasses(Enrolling):
 
     def _rows_of(self, mean: Tensor, count: Tensor) -> list[Tensor]:
         rivals = self.rivals()
-        bias = rivals.typical["bias"].expand(len(mean))
-        return [rivals.length * rivals.direction(mean), bias, *self._prior_of(len(mean))]
+        typical = [value.expand(len(mean)) for value in rivals.typical.values()]
+        return [rivals.length * rivals.direction(mean), *typical]
 
     def _make_rivals(self) -> Rivals:
         first, means = self.num_trained, self.bank.trained_means()
@@ -52,7 +52,10 @@ class LinearClasses(Enrolling):
 
         inputs, total = see(means[spaced(torch.arange(len(means)), RIVALS)])
         length = float(weight.norm(dim=1).median())
-        return Rivals(inputs, total, length, see, {"bias": usual})
+        typical = {"bias": usual}
+        if self.class_prior is not None:
+            typical["prior"] = self.class_prior[kept].median()
+        return Rivals(inputs, total, length, see, typical)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """(C, D) that features are multiplied by, and (C,) what is added."""

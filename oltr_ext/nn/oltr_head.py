@@ -131,7 +131,7 @@ class OLTRHead(PriorHead):
             F.normalize(mean - typical["centre"], dim=1) * typical["key"],
             typical["bias"].expand(each),
             rivals.direction(mean) * typical["row"],
-            *self._prior_of(each),
+            *([] if self.class_prior is None else [typical["prior"].expand(each)]),
         ]
 
     def _make_rivals(self) -> Rivals:
@@ -156,6 +156,9 @@ class OLTRHead(PriorHead):
             "bias": bank[2].median(),
             "row": weight.float().norm(dim=1).median(),
         }
+        if self.class_prior is not None:
+            # how many images a class came with says nothing of how frequent it is
+            typical["prior"] = self.class_prior[kept].median()
         return Rivals(inputs, total, rows.scale, see, typical)
 
     def _forget(self, ids: list[int]) -> None:
