@@ -18,8 +18,9 @@ from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.metrics import evaluate_answers, open_scores
 from oltr_ext.nn import LinearHead, OLTRHead
-from oltr_ext.serve.assess import assess, report, table
+from oltr_ext.serve.assess import assess, report
 from oltr_ext.serve.predict import nearest_classes, predict_images
+from oltr_ext.serve.tables import table
 from oltr_ext.serve.trained import load_trained
 
 

@@ -21,8 +21,9 @@ from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.nn import FocalLoss, LiftedStructureLoss, RangeLoss, class_directions
-from oltr_ext.serve.assess import assess, report, table
+from oltr_ext.serve.assess import assess, report
 from oltr_ext.serve.predict import predict_images
+from oltr_ext.serve.tables import table
 from oltr_ext.serve.trained import load_trained
 
 TRAINED = {

@@ -18,8 +18,9 @@ from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.engine.verify import check_data
 from oltr_ext.metrics import judge_open_sets, open_set_metrics, oscr
-from oltr_ext.serve.assess import assess, open_set_table, report
+from oltr_ext.serve.assess import assess, report
 from oltr_ext.serve.embed import embed
+from oltr_ext.serve.tables import open_set_table
 from oltr_ext.serve.trained import load_trained
 
 NAMES = ["letters", "near/a", "near/b"]

@@ -23,9 +23,10 @@ from oltr_ext.engine.train import OtherRunError, _Run, train
 from oltr_ext.metrics import shot_accuracy
 from oltr_ext.nn import FeatureBank, LinearHead, best_tau, prior_share
 from oltr_ext.nn.scores import BANK_SCORES
-from oltr_ext.serve.assess import assess, compare, table
+from oltr_ext.serve.assess import assess, compare
 from oltr_ext.serve.export import export
 from oltr_ext.serve.predict import predict_embeddings
+from oltr_ext.serve.tables import table
 from oltr_ext.serve.trained import load_trained
 
 TRAIN, TAIL = (40, 20, 6, 2), (14, 9, 4, 2)  # images a class; validation cut from the same list

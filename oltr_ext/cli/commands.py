@@ -61,16 +61,9 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from oltr_ext.serve.assess import (
-        ALPHA,
-        REPORT,
-        compare,
-        open_set_table,
-        report,
-        set_table,
-        table,
-    )
+    from oltr_ext.serve.assess import ALPHA, REPORT, compare, report
     from oltr_ext.serve.costs import price
+    from oltr_ext.serve.tables import open_set_table, set_table, table
     from oltr_ext.serve.trained import load_trained
 
     trained = [
@@ -134,13 +127,11 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:
-    from oltr_ext.serve.predict import predict_images
-    from oltr_ext.serve.sets import SetAnswer
+    from oltr_ext.serve.sets import SetAnswer, image_sets
 
     asked = SetAnswer(trained, args.set, args.set_method)
     bad: list[Exception] = []
-    on_error = None if args.debug else bad.append
-    rows = predict_images(trained, args.images, answer=asked, on_error=on_error)
+    rows = image_sets(trained, args.images, asked, None if args.debug else bad.append)
     for row, found in zip(rows, asked.gathered(rows), strict=True):
         pairs = [*zip(found.labels.tolist(), found.probability.tolist(), strict=True)]
         if args.json:

@@ -16,7 +16,8 @@ from oltr_ext.config.loading import load_config
 from oltr_ext.config.methods import DEMO, METHODS
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
-from oltr_ext.serve.assess import REPORT, Assessment, assess, report, table
+from oltr_ext.serve.assess import REPORT, Assessment, assess, report
+from oltr_ext.serve.tables import table
 from oltr_ext.serve.trained import load_trained
 
 __all__ = ["demo"]
@@ -95,10 +96,10 @@ def _write_unknown(result: Assessment, path: Path) -> None:
         for i in result.rejected.nonzero()[0].tolist():
             rows.writerow(
                 (
-                    result.splits.image_id(i),
+                    result.image_id(i),
                     result.true_name(i),
                     int(result.seen.target[i] < 0),
                     f"{result.confidence[i]:.6g}",
-                    result.splits.class_names[int(result.seen.pred[i])],
+                    result.class_names[int(result.seen.pred[i])],
                 )
             )

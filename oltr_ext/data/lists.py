@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ from oltr_ext.data.augment import Augment
 from oltr_ext.data.decode import ImageError, read_rgb
 from oltr_ext.data.samplers import mix
 
-__all__ = ["UNREADABLE", "ImageList", "ListLine", "read_list", "read_names"]
+__all__ = ["UNREADABLE", "ImageList", "ListLine", "numbered", "read_list", "read_names"]
 
 T = TypeVar("T")
 UNREADABLE = -2
@@ -62,8 +62,13 @@ def read_names(file: Path) -> list[str]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"class_names: no file {file}")
+    return numbered(filter(None, map(str.strip, _text(file).split("\n"))))
+
+
+def numbered(given: Iterable[str]) -> list[str]:
+    """Names of which no two are the same, in order: the second "crane" is "crane (2)"."""
     names: dict[str, None] = {}
-    for line in filter(None, map(str.strip, _text(file).split("\n"))):
+    for line in given:
         name, number = line, 1
         while name in names:
             number += 1

@@ -49,6 +49,7 @@ from oltr_ext.nn import (
 )
 
 __all__ = [
+    "build_head",
     "build_model",
     "build_optimizer",
     "build_sampler",
@@ -128,7 +129,7 @@ def build_model(
     if before.fc is not None:
         out = width if before.fc == "same" else before.fc
         fc, width = feature_layer(width, out, start=before.fc_start), out
-    model = OLTRModel(backbone, _head(settings, width, shape["train_counts"]), attention, fc)
+    model = OLTRModel(backbone, build_head(settings, width, shape["train_counts"]), attention, fc)
     if isinstance(settings, MemoryStage):
         model.freeze(settings.freeze)
     elif not isinstance(settings, FeatureStage):
@@ -164,7 +165,9 @@ def prior_power(stage: Stage) -> float:
     return 0.0 if isinstance(stage, EpisodeStage) else stage.class_prior
 
 
-def _head(stage: Stage, width: int, train_counts: list[int]) -> Head:
+@own_dtype()
+def build_head(stage: Stage, width: int, train_counts: list[int]) -> Head:
+    """The head of a stage, freshly initialised, for features (B, width)."""
     classes, prior, power = len(train_counts), None, prior_power(stage)
     if power:  # logits + power * log(frequency)
         prior = class_frequencies(train_counts) ** power

@@ -41,6 +41,7 @@ SUFFIX = ".safetensors"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
 MODEL = f"model{SUFFIX}"  # the result
+OF_TRAINING = (LAST, PREVIOUS, BEST, STAGE_1_BEST)
 
 
 SETTLED = ("head.bank.", "head.threshold", "head.score_index", "head.prior_share")
@@ -48,6 +49,9 @@ SETTLED = ("head.bank.", "head.threshold", "head.score_index", "head.prior_share
 
 NOT_KEPT = "not kept"
 """Origin of a stage 2 from before it was written down."""
+
+Contents = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and header."""
 
 Latest = tuple[dict[str, Tensor], dict[str, Any], list[str]]
 """What `load_latest` returns."""
@@ -194,7 +198,7 @@ def old_fingerprints(weights: Mapping[str, Tensor]) -> set[str]:
 
 def clear(run: Path) -> None:
     """Remove a run's own files, and nothing else that may lie in its folder."""
-    for name in (LAST, PREVIOUS, BEST, STAGE_1_BEST, MODEL):
+    for name in (*OF_TRAINING, MODEL):
         for file in (name, f"{name}.damaged", f".{name}.tmp"):
             (run / file).unlink(missing_ok=True)
     (run / "log.csv").unlink(missing_ok=True)

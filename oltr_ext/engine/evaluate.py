@@ -41,6 +41,13 @@ class Outputs:
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
     """(N, M) classes in the prediction set under each of M thresholds asked for."""
 
+    def only(self, rows: NDArray[np.int64]) -> Outputs:
+        """For some of the images."""
+        scores = {name: score[rows] for name, score in self.scores.items()}
+        return Outputs(
+            self.pred[rows], self.target[rows], scores, self.true[rows], self.sizes[rows]
+        )
+
     @staticmethod
     def join(parts: list[Outputs]) -> Outputs:
         names = parts[0].scores

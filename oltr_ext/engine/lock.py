@@ -27,7 +27,9 @@ class BusyError(RuntimeError):
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+def locked(
+    folder: Path, say: Callable[[str], None] = lambda _: None, *, wait: float = 0
+) -> Iterator[None]:
     """Hold `folder`, made if it is not there, for the length of the block.
 
     The system lets go of it when the process ends, however it ends. On a file system without locks
@@ -35,6 +37,7 @@ def locked(folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterato
 
     Args:
         say: gets a line where there are no locks.
+        wait: seconds to wait for another process to let go.
 
     Raises:
         BusyError: another process holds it, or another thread of this one.
@@ -48,7 +51,7 @@ def locked(folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterato
         with ExitStack() as held:
             try:
                 if reason is None:
-                    held.enter_context(FileLock(folder / FILE, timeout=0))
+                    held.enter_context(FileLock(folder / FILE, timeout=wait))
             except Timeout:
                 raise BusyError(
                     f"{folder} is in use by another run; wait for it, or choose another folder"

@@ -17,7 +17,7 @@ from torch import Tensor
 from oltr_ext.config.loading import run_config
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
-from oltr_ext.engine import checkpoint, distributed
+from oltr_ext.engine import checkpoint, distributed, enrolment
 from oltr_ext.engine.build import build_model, model_shape, prior_power
 from oltr_ext.engine.fingerprint import what_changed
 from oltr_ext.engine.sets import Calibration
@@ -326,6 +326,11 @@ def check_stage_1(
     left = len(splits.train) // stage.batch_size * stage.epochs - header["state"]["step"]
     if left and checkpoint.under("momentum.", tensors):  # a model has none, and may be the best
         raise ValueError(f"{path} was written {left} steps before the end of its stage 1")
+    if joined := enrolment.read(tensors, header).joined:
+        say(
+            f"{path} has {enrolment.spelt(joined)} enrolled, which stay with it: features will be "
+            "others here; enrol the images again in what is trained"
+        )
 
 
 def check_origin(

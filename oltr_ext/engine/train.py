@@ -26,7 +26,7 @@ from tqdm import tqdm
 from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
-from oltr_ext.engine import checkpoint, distributed, preflight
+from oltr_ext.engine import checkpoint, distributed, enrolment, preflight
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
     build_model,
@@ -86,7 +86,8 @@ def train(
 
     Raises:
         ValueError: data, configuration and number of processes do not fit; `out` or `stage1`
-            holds another run; an image cannot be read, beyond `data.max_bad_images`.
+            holds another run, `out` enrolled classes and training begins afresh; an image cannot be
+            read, beyond `data.max_bad_images`.
         BusyError: another process works in `out`.
         TrainingError: the loss is no longer finite.
     """
@@ -118,6 +119,7 @@ class _Run:
         if found is not None:
             self.restore(found, stage1)
             return
+        enrolment.check_nothing_lost(out / checkpoint.MODEL)
         say(preflight.outline(config, splits, self.device))
         if stage1 is not None:
             self.start_from(stage1)
@@ -388,11 +390,11 @@ class _Run:
             return path
         self.model.load_state_dict(checkpoint.under("model.", tensors))
         threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
-        header["threshold"] = threshold
+        header |= {"threshold": threshold, "settled": settled_by()}
         header["config"] = self.config.model_dump(mode="json")
-        header["settled"] = settled_by()
         if distributed.lead():
-            checkpoint.save(path, {**self.weights(), **Calibration.of(seen).tensors()}, header)
+            tensors = {**self.weights(), **Calibration.of(seen).tensors()}
+            checkpoint.save(path, *enrolment.carry(path, tensors, header))
             for line in below_floor(self.splits, seen):
                 self.say(line)
         distributed.barrier()

@@ -72,6 +72,7 @@ def evaluate_answers(
     *,
     convention: Convention = "oltr",
     thresholds: Mapping[str, float] | None = None,
+    joined: int = 0,
 ) -> dict[str, Any]:
     """What `evaluate` gives, from each image's answer instead of its logits.
 
@@ -79,6 +80,8 @@ def evaluate_answers(
         pred: (N,) predicted class before any rejection.
         scores: name -> (N,), higher means known; see `open_scores`.
         target, train_counts, convention, thresholds: as in `evaluate`.
+        joined: how many further classes, C and on, may be predicted that are no image's target
+            here. Such an answer is wrong for a known image, and accepts an open one.
 
     Raises:
         ValueError: NaN, lengths that differ, or a threshold for a score this model has not.
@@ -86,6 +89,10 @@ def evaluate_answers(
     counts = as_labels(train_counts, "evaluate: train_counts", low=0)
     p = as_labels(pred, "evaluate: pred", low=0)
     t = as_labels(target, "evaluate: target", size=len(p))
+    if joined and len(p) and p.max() >= len(counts) + joined:
+        raise ValueError(
+            f"evaluate: expected pred below {len(counts)} + {joined} classes, got {p.max()}"
+        )
     scores = {name: as_scores(score, f"evaluate: {name}") for name, score in scores.items()}
     chosen = dict(thresholds or {})
     if not chosen.keys() <= scores.keys() or any(math.isnan(v) for v in chosen.values()):
@@ -101,7 +108,7 @@ def evaluate_answers(
             "group": group.tolist(),
             "classes": {name: int(groups[name].sum()) for name in SHOT_NAMES},
         },
-        "closed": shot_accuracy(p, t, counts, convention),
+        "closed": shot_accuracy(_of_these(p, joined, counts), t, counts, convention),
         "scores": {},
     }
     for name, score in scores.items():
@@ -117,7 +124,7 @@ def evaluate_answers(
             "oscr_curve": dict(zip(("fpr", "ccr"), _thin(curve.fpr, curve.ccr), strict=True)),
             "f_curve": _f_curves(score, p, t),
             "operating_points": {
-                key: _operating_point(score, p, t, counts, convention, level)
+                key: _operating_point(score, p, t, counts, convention, level, joined)
                 for key, level in points.items()
             },
         }
@@ -138,6 +145,11 @@ def json_ready(value: Any) -> Any:
     return value
 
 
+def _of_these(pred: IntArray, joined: int, counts: IntArray) -> IntArray:
+    """With -1, which is never right, for the classes beyond those of `counts`."""
+    return np.where(pred < len(counts), pred, -1) if joined else pred
+
+
 def _bounds(convention: Any) -> str:
     return f"many > {convention[0]}, few < {convention[1]}"
 
@@ -149,11 +161,12 @@ def _operating_point(
     counts: IntArray,
     convention: Convention,
     threshold: float,
+    joined: int,
 ) -> dict[str, Any]:
     """What happens at one threshold; the open-set numbers are nan without open images."""
     accepted, known = score >= threshold, target >= 0
     final = np.where(accepted, pred, -1)
-    shots = shot_accuracy(final, target, counts, convention)
+    shots = shot_accuracy(_of_these(final, joined, counts), target, counts, convention)
     has_open = bool((~known).any())
     rejected = (~accepted[~known]).mean() if has_open else None
     return {

@@ -96,7 +96,9 @@ def _method(result: MethodResult, names: Sequence[str], counts: np.ndarray) -> d
         "change": None,
         "summary": dict(result.summary),
         "histogram": _histogram(score, target),
-        "tail": _tail(pred, target, score, threshold, names, counts, result.summary),
+        "tail": _tail(
+            pred, target, score, threshold, [*names, *result.joined], counts, result.summary
+        ),
         "samples": [describe(s) for s in result.samples],
     }
 
@@ -160,7 +162,8 @@ def _tail(
     summary: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Where the test images of the rarest few-shot classes went, rarest first."""
-    group = np.asarray(summary["shots"]["group"])
+    groups = summary["shots"]["group"]
+    group = np.asarray([*groups, *[""] * (len(names) - len(groups))])
     few = np.flatnonzero(group == "few") if len(group) else np.empty(0, dtype=int)
     rows = []
     for c in few[np.argsort(counts[few], kind="stable")][:TAIL_ROWS]:

@@ -54,6 +54,8 @@ class MethodResult:
     threshold_rule: str = ""
     """How it was chosen, e.g. "keeps 95 % of the validation images of known classes"."""
     samples: Sequence[Sample] = ()
+    joined: Sequence[str] = ()
+    """Names of further classes that `pred` may hold, after those that have test images."""
 
 
 class ReportFiles(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from oltr_ext.config.schema import TestPrior
 from oltr_ext.data import Embeddings, TensorImages, network_input
+from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.sets import Calibration
@@ -30,15 +32,17 @@ from oltr_ext.report import (
     write_picture,
     write_report,
 )
+from oltr_ext.serve.joined import enrolled_line, of_the_enrolled, set_aside
 from oltr_ext.serve.predict import nearest_classes
 from oltr_ext.serve.sets import SetAnswer, calibration_of
-from oltr_ext.serve.trained import Trained
+from oltr_ext.serve.trained import Trained, take_up, trained_head
 
-__all__ = ["Assessment", "assess", "compare", "open_set_table", "report", "set_table", "table"]
+__all__ = ["Assessment", "assess", "compare", "report"]
 
 REPORT = "report.html"
 ALPHA = 0.1
 """Of the prediction sets that are judged."""
+Ints = NDArray[np.int64]
 
 
 @dataclass
@@ -48,9 +52,16 @@ class Assessment:
     name: str
     trained: Trained
     splits: Splits
-    seen: Outputs  # known test images, then open ones
+    seen: Outputs  # known test images, then open ones, but for those set aside
+    rows: Ints  # (N,) which they are, counting on from `test` into `open_test`
     summary: dict[str, Any]
-    notes: list[str] = field(default_factory=list)  # on what was settled anew
+    notes: list[str] = field(default_factory=list)  # on what was settled anew, and who joined
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label: the data's own names, then those of classes that joined."""
+        known = self.splits.class_names
+        return [*known, *self.trained.names[len(known) :]]
 
     @property
     def confidence(self) -> NDArray[np.float64]:
@@ -65,9 +76,12 @@ class Assessment:
         target = int(self.seen.target[index])
         if target >= 0:
             return self.splits.class_names[target]
-        names, index = self.splits.open_names, index - len(self.splits.test)
+        names, index = self.splits.open_names, int(self.rows[index]) - len(self.splits.test)
         # an open image among the known ones' has no name
         return "open" if names is None or index < 0 else names[index]
+
+    def image_id(self, index: int) -> str:
+        return self.splits.image_id(int(self.rows[index]))
 
 
 @own_defaults()
@@ -77,10 +91,17 @@ def assess(
     name: str,
     splits: Splits | None = None,
     test_prior: TestPrior | None = None,
+    beside: Sequence[Trained] = (),
 ) -> Assessment:
     """Run the test set of the model's own configuration (or `splits`) through it.
 
+    It is judged on the data's classes, whoever joined: an answer that is an enrolled class is wrong
+    for an image of one of these, and accepts a stranger. Open images that bear the name of an
+    enrolled class are strangers no more, and images of a class that was removed are not known any
+    more; both are set aside, and the former judged apart, under ``enrolled`` of the summary.
+
     Args:
+        beside: models to compare it with, whose new and removed classes are set aside too.
         test_prior: what to expect of test images, in place of what the model was settled on: its
             head and threshold in `trained` are settled anew. Nothing for a model without a prior.
 
@@ -95,24 +116,21 @@ def assess(
         )
     notes: list[str] = []
     if test_prior is not None and has_prior(trained.model.head):
-        config = trained.config.model_copy(update={"test_prior": test_prior})
-        trained.threshold, validation = settle(
-            trained.model, config, splits, trained.device, notes.append, fit=False
-        )
-        trained.calibration = Calibration.of(validation)
+        _settle(trained, test_prior, splits, notes.append)
     elif test_prior is not None:
         notes = ["it learned under no class prior, and stays as it is"]
     held = calibration_of(trained, splits)
     sets = {method: SetAnswer(trained, ALPHA, method).thresholds for method in SET_METHODS}
     asked = torch.stack([*sets.values()]).to(trained.device)
-    seen = Outputs.join(
+    everything = Outputs.join(
         [
             collect(trained.model, part, trained.device, workers=splits.workers, sets=asked)
             for part in (splits.test, *splits.opened)
         ]
     )
-    threshold = trained.threshold
-    limits = {threshold["score"]: threshold["value"]}
+    aside = set_aside([trained, *beside], splits)
+    rows, threshold = np.flatnonzero(~aside), trained.threshold
+    seen, limits = everything.only(rows), {threshold["score"]: threshold["value"]}
     summary = evaluate_answers(
         seen.pred,
         seen.scores,
@@ -120,33 +138,53 @@ def assess(
         trained.train_counts,  # whatever the training list holds today
         convention=trained.config.data.shots,
         thresholds=limits,
+        joined=len(trained.roster) - len(trained.class_names),
     )
     summary["expects"] = expects(trained.model.head)
     names = splits.sets_of_open()
     if names is not None:
-        of_set = [""] * (len(seen.target) - len(names)) + names
+        of_set = np.array([""] * (len(everything.target) - len(names)) + names, np.object_)
         summary["open_sets"] = json_ready(
-            judge_open_sets(seen.pred, seen.scores, seen.target, of_set, thresholds=limits)
+            judge_open_sets(seen.pred, seen.scores, seen.target, [*of_set[rows]], thresholds=limits)
         )
-    summary["sets"] = {
-        "alpha": ALPHA,
-        "calibration": len(held.target),
-        "methods": {
-            method: {
-                **set_coverage(
-                    seen.true >= lowest.cpu().numpy()[seen.target],
-                    seen.sizes[:, n],
-                    seen.target,
-                    trained.train_counts,
-                    trained.config.data.shots,
-                ),
-                "always": int((lowest == -math.inf).sum()),
-            }
-            for n, (method, lowest) in enumerate(sets.items())
-        },
+    summary["sets"] = json_ready(_sets(trained, seen, sets, len(held.target)))
+    if trained.enrolment.changed:
+        summary["enrolled"] = of_the_enrolled(trained, splits, everything, aside)
+        notes.append(enrolled_line(summary["enrolled"]))
+    return Assessment(name, trained, splits, seen, rows, summary, notes)
+
+
+def _sets(
+    trained: Trained, seen: Outputs, sets: Mapping[str, Tensor], calibrated_by: int
+) -> dict[str, Any]:
+    """How often the prediction sets hold, under the thresholds of each method."""
+    judged = {
+        method: {
+            **set_coverage(
+                seen.true >= lowest.cpu().numpy()[seen.target],
+                seen.sizes[:, n],
+                seen.target,
+                trained.train_counts,
+                trained.config.data.shots,
+            ),
+            "always": int((lowest == -math.inf).sum()),
+        }
+        for n, (method, lowest) in enumerate(sets.items())
     }
-    summary["sets"] = json_ready(summary["sets"])
-    return Assessment(name, trained, splits, seen, summary, notes)
+    return {"alpha": ALPHA, "calibration": calibrated_by, "methods": judged}
+
+
+def _settle(
+    trained: Trained, test_prior: TestPrior, splits: Splits, say: Callable[[str], None]
+) -> None:
+    """Settle the head anew as it was trained, and let classes join it again."""
+    if trained.enrolment.changed:
+        tensors, header = checkpoint.load(trained.path)
+        trained.model.head = trained_head(trained, tensors, header["state"]["stage"])
+    config = trained.config.model_copy(update={"test_prior": test_prior})
+    threshold, seen = settle(trained.model, config, splits, trained.device, say, fit=False)
+    trained.calibration = Calibration.of(seen)
+    trained.threshold = take_up(trained.model.head, threshold, trained.enrolment)
 
 
 def compare(
@@ -176,7 +214,13 @@ def compare(
     results: list[Assessment] = []
     for each, name in zip(trained, names, strict=True):
         read = [r.splits for r in results if r.trained.config.data == each.config.data]
-        result = assess(each, name=name, splits=read[0] if read else None, test_prior=test_prior)
+        result = assess(
+            each,
+            name=name,
+            splits=read[0] if read else None,
+            test_prior=test_prior,
+            beside=trained,
+        )
         first = results[0] if results else result
         if result.splits.class_names != first.splits.class_names or not np.array_equal(
             result.seen.target, first.seen.target
@@ -207,12 +251,17 @@ def report(
     first, methods = results[0].splits, [_method_result(r) for r in results]
     if picture is not None:
         write_picture(picture, methods)
+    joined = {
+        f"classes of {r.name}": enrolled_line(r.summary["enrolled"])
+        for r in results
+        if "enrolled" in r.summary
+    }
     return write_report(
         path,
         methods,
         class_names=first.class_names,
         train_counts=np.array(results[0].trained.train_counts),
-        details=details,
+        details={**(details or {}), **joined},
     )
 
 
@@ -230,20 +279,21 @@ def _method_result(result: Assessment) -> MethodResult:
         threshold=threshold["value"],
         threshold_rule=threshold["words"],
         samples=_samples(result, index.astype(np.int64)),
+        joined=result.class_names[len(result.splits.class_names) :],
     )
 
 
 def _samples(result: Assessment, index: NDArray[np.int64]) -> list[Sample]:
     """The chosen test images with what the model made of them."""
-    names = result.splits.class_names
+    names = result.class_names
     inside = _inside(result, index)
     samples = []
     for n, i in enumerate(index.tolist()):
         closed = names[int(result.seen.pred[i])]
         samples.append(
             Sample(
-                image=_pixels(result.splits, i),
-                image_id=result.splits.image_id(i),
+                image=_pixels(result.splits, int(result.rows[i])),
+                image_id=result.image_id(i),
                 true_name=result.true_name(i),
                 is_open=bool(result.seen.target[i] < 0),
                 predicted=None if result.rejected[i] else closed,
@@ -259,10 +309,10 @@ def _samples(result: Assessment, index: NDArray[np.int64]) -> list[Sample]:
 def _inside(result: Assessment, index: NDArray[np.int64], top: int = 3) -> list[dict[str, Any]]:
     """Per image, what the memory recalled and the gate let through; empty without a memory."""
     trained = result.trained
-    head, names = trained.model.head, trained.class_names
+    head, names = trained.model.head, result.class_names
     if not isinstance(head, OLTRHead) or len(index) == 0:
         return [{} for _ in index]
-    places = [result.splits.locate(i) for i in index.tolist()]
+    places = [result.splits.locate(i) for i in result.rows[index].tolist()]
     pixels = torch.stack([images[row][0] for images, row in places])
     features = trained.model.features(network_input(pixels.to(trained.device))).float()
     out, scale = head.outputs(features), head.classifier.scale
@@ -290,81 +340,3 @@ def _pixels(splits: Splits, index: int, size: int = 96) -> NDArray[np.uint8] | N
     picture = images.image(row)
     picture.thumbnail((size, size))
     return np.asarray(picture, np.uint8)
-
-
-def table(results: Sequence[Assessment]) -> str:
-    """Closed and open results side by side, in percent, as aligned text."""
-    head = (
-        *("method", "all", "many", "medium", "few", "AUROC", "(score)", "known kept", "open out"),
-        "expects",
-    )
-    rows = [head]
-    for result in results:
-        closed, scores = result.summary["closed"], result.summary["scores"]
-        chosen = result.trained.threshold["score"]  # on validation data, not on these
-        point = scores[chosen]["operating_points"]["calibrated"]
-        rows.append(
-            (
-                result.name,
-                *(percent(closed[k]) for k in ("overall", "many", "medium", "few")),
-                percent(scores[chosen]["auroc"]),
-                chosen,
-                percent(point["known_accepted"]),
-                percent(point["open_rejected"]),
-                result.summary["expects"],
-            )
-        )
-    return _aligned(rows, left={0, 6, 9})
-
-
-def set_table(results: Sequence[Assessment]) -> str:
-    """How often the prediction sets hold the true class of known test images, in percent, and how
-    many classes they hold, as aligned text."""
-    head = ("method", "sets", "covered", "by class", "many", "medium", "few", "classes", "always")
-    rows = [head]
-    for result in results:
-        for name, found in result.summary["sets"]["methods"].items():
-            keys = ("coverage", "macro", "many", "medium", "few")
-            size = found["size"]
-            rows.append(
-                (
-                    result.name,
-                    name,
-                    *(percent(found[key]) for key in keys),
-                    "-" if size is None else f"{size:.2f}",
-                    str(found["always"]),
-                )
-            )
-    return _aligned(rows, left={0, 1})
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> str:
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if n in left else c.rjust(w)
-            for n, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def open_set_table(results: Sequence[Assessment]) -> str:
-    """Each open set and the average of each group, by the score that a model answers by, in
-    percent; empty where no model has several."""
-    rows = []
-    for result in results:
-        chosen = result.trained.threshold["score"]
-        for each in result.summary.get("open_sets", []):
-            found = each["scores"][chosen]
-            numbers = (found[k] for k in ("auroc", "fpr95", "fpr95_open", "oscr", "open_rejected"))
-            name = f"mean of {each['name']}" if each["sets"] else each["name"]
-            rows.append((result.name, name, f"{each['images']:,}", *map(percent, numbers)))
-    if not rows:
-        return ""
-    head = ("method", "open set", "images", "AUROC", "FPR95", "FPR95 open", "OSCR", "open out")
-    return _aligned([head, *rows], left={0, 1})
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

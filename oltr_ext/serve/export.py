@@ -92,7 +92,7 @@ def export(trained: Trained, path: str | Path) -> Path:
         dynamic_shapes=({0: torch.export.Dim("rows")},),
     )
     about = {
-        "class_names": trained.class_names,
+        "class_names": trained.names,
         "score": trained.threshold["score"],
         "threshold": trained.threshold["value"],
         "input": f"{str(example.dtype).removeprefix('torch.')} (rows, "

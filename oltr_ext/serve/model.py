@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,12 +11,24 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext.engine.build import own_defaults
+from oltr_ext.serve.enroll import (
+    Class,
+    Enrolled,
+    classes,
+    enroll,
+    remove,
+    rename,
+    save,
+    undo,
+)
 from oltr_ext.serve.predict import (
-    Answer,
+    Named,
     Picture,
     Prediction,
-    predict_features,
-    predict_images,
+    answers,
+    image_features,
+    row_features,
 )
 from oltr_ext.serve.sets import DEFAULT, SetAnswer
 from oltr_ext.serve.trained import Trained, load_trained
@@ -102,17 +113,24 @@ class Model:
         self.trained = trained
 
     def __repr__(self) -> str:
-        return f"Model({str(self.trained.path)!r}, {len(self.class_names)} classes)"
+        return f"Model({str(self.trained.path)!r}, {len(self.trained.roster.living)} classes)"
 
-    @cached_property
+    @property
     def class_names(self) -> list[str]:
-        """The classes it knows, in the order of their labels."""
-        return list(self.trained.class_names)
+        """Names in the order of labels, which never shift: also of classes that were removed."""
+        return self.trained.names
+
+    @property
+    def classes(self) -> list[Class]:
+        """The classes it knows: id, name, whether trained or enrolled, of how many images, when."""
+        return classes(self.trained.roster)
 
     @overload
     def predict(self, inputs: str | Path | Image.Image, *, nearest: int = 3) -> Prediction: ...
     @overload
     def predict(self, inputs: Any, *, nearest: int = 3) -> Any: ...
+    @own_defaults()
+    @torch.no_grad()
     def predict(self, inputs: Any, *, nearest: int = 3) -> Prediction | Predictions:
         """Label images or features, or say that they are unknown.
 
@@ -130,9 +148,16 @@ class Model:
             FileNotFoundError: no such image. ValueError: no image; features of another width, NaN
                 or infinity. TypeError: neither images nor features.
         """
-        found, one = self._ask(inputs, nearest)
+        one, given = self._given(inputs, "predict")
+        found = [
+            answer
+            for names, features in given
+            for answer in answers(self.trained, features, names, nearest)
+        ]
         return found[0] if one else Predictions(found)
 
+    @own_defaults()
+    @torch.no_grad()
     def predict_set(self, inputs: Any, alpha: float = 0.1, *, method: str = DEFAULT) -> Any:
         """The classes that images or features may be of: of those of known classes, a share of at
         least 1 - alpha has its own class in its set.
@@ -156,31 +181,101 @@ class Model:
                 not there to make them of. Else as `predict`.
         """
         asked = SetAnswer(self.trained, alpha, method)
-        found, one = self._ask(inputs, 0, asked)
-        return asked.gathered(found)[0] if one else asked.gathered(found)
+        one, given = self._given(inputs, "predict_set")
+        found = asked.gathered([row for names, x in given for row in asked(x, names)])
+        return found[0] if one else found
 
-    def _ask(self, inputs: Any, nearest: int, answer: Answer | None = None) -> tuple[Any, bool]:
-        """An answer for each input, and whether it was one."""
-        inputs = inputs.detach().cpu().numpy() if isinstance(inputs, torch.Tensor) else inputs
+    @overload
+    def enroll(self, inputs: Any, names: str, *, more: bool = False) -> Enrolled: ...
+    @overload
+    def enroll(
+        self, inputs: Any, names: Sequence[str], *, more: bool = False
+    ) -> list[Enrolled]: ...
+    @own_defaults()
+    def enroll(
+        self, inputs: Any, names: str | Sequence[str], *, more: bool = False
+    ) -> Enrolled | list[Enrolled]:
+        """Let new classes join, from a few images or features of each, without training.
+
+        They are among the answers at once; `save` keeps them in the run.
+
+        Args:
+            inputs: as of `predict`.
+            names: of the one class of all of them, or of the class of each.
+            more: a name that was enrolled before gets these in addition.
+
+        Returns:
+            What became of the class, or of each in order of first appearance: its id, the class
+            that was nearest, what its images were taken for, which are unlike the rest.
+
+        Raises:
+            ValueError: a name that is there, and in addition to that of `predict`: see
+                `oltr_ext.serve.enroll.enroll`. The model stays as it was.
+        """
+        given = list(self._given(inputs, "enroll")[1])
+        each = [names] * sum(len(n) for n, _ in given) if isinstance(names, str) else list(names)
+        found = enroll(self.trained, given, each, more=more)
+        return found[0] if isinstance(names, str) else found
+
+    def rename(self, old: str, new: str) -> None:
+        """Call a class otherwise; `save` keeps it.
+
+        Raises:
+            ValueError: no such class, or a name that is none or another class's.
+        """
+        rename(self.trained, old, new)
+
+    def remove(self, names: str | Sequence[str]) -> None:
+        """Make classes, trained or enrolled, no answer any more; `save` keeps it.
+
+        What came last is forgotten and its id is free; any other keeps its id, for none to take.
+
+        Raises:
+            ValueError: no such class, or all of them. The model stays as it was.
+        """
+        remove(self.trained, [names] if isinstance(names, str) else names)
+
+    def undo(self) -> None:
+        """Take back the last change of the classes, saved or not; undone again, it is there again.
+
+        Raises:
+            ValueError: nothing was changed. ChangedError: see `save`.
+        """
+        undo(self.trained)
+
+    def save(self) -> Path:
+        """Write the classes as they are now into the run's model; all before is in memory alone.
+
+        Whoever reads it at the same time, or after a kill, has the old one or the new one.
+
+        Raises:
+            ChangedError: others changed its classes since it was loaded; load it and change it
+                again.
+            BusyError: another process writes into the run. ValueError: it was loaded from what a
+                run trains on from.
+        """
+        return save(self.trained)
+
+    def _given(self, inputs: Any, where: str) -> tuple[bool, Iterable[Named]]:
+        """Whether it is one, and features under their names."""
+        inputs = _plain(inputs)
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
-            rows = inputs[None] if inputs.ndim == 1 else inputs
-            found = predict_features(self.trained, rows, name="row", nearest=nearest, answer=answer)
-            return found, inputs.ndim == 1
+            return inputs.ndim == 1, row_features(self.trained, np.atleast_2d(inputs))
         one = isinstance(inputs, str | Path | Image.Image) or (
             isinstance(inputs, np.ndarray)
             and (inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[2] in (3, 4)))
         )
         if not one and not isinstance(inputs, Sequence | np.ndarray):
             raise TypeError(
-                f"predict: expected an image or features, or a sequence of them, got "
+                f"{where}: expected an image or features, or a sequence of them, got "
                 f"{type(inputs).__name__}"
             )
         images: list[Picture] = [inputs] if one else [_plain(each) for each in inputs]
         if images and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in images):
-            return self._ask(np.stack([np.asarray(x) for x in images]), nearest, answer)
+            return False, row_features(self.trained, np.stack([np.asarray(x) for x in images]))
         if one and isinstance(inputs, str | Path) and str(inputs).endswith(".npy"):
             one = False  # rows of a file of features
-        return predict_images(self.trained, images, nearest=nearest, answer=answer), one
+        return one, image_features(self.trained, images)
 
 
 def load(run: str | Path, *, device: str = "auto") -> Model:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,27 @@ from oltr_ext.nn import OLTRHead
 from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
 
 __all__ = [
-    "Answer",
+    "Named",
     "Picture",
     "Prediction",
+    "answers",
+    "image_features",
+    "is_rows",
     "predict_embeddings",
     "predict_features",
     "predict_images",
+    "row_features",
 ]
 
 
-Answer = Callable[[Trained, Tensor, Sequence[str], int], list[Any]]
-"""Features (B, D), what to call their rows, and how many classes to name, to an answer a row."""
-
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """An image: its file, as PIL holds it, or pixels (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA."""
+
+Named = tuple[list[str], Tensor]
+"""What to call each of some images, and their features (B, D) as the head sees them."""
+
+ROW = re.compile(r"(?P<file>.+\.npy)\[(?P<row>\d+)\]")
+"""A row of a file, as answers call it."""
 
 
 @dataclass
@@ -71,8 +79,7 @@ def predict_images(
     nearest: int = 3,
     batch_size: int = 64,
     on_error: Callable[[Exception], None] | None = None,
-    answer: Answer | None = None,
-) -> list[Any]:
+) -> list[Prediction]:
     """Label or unknown for images, in order; or for the rows of .npy files of embeddings.
 
     Each prediction's `path` is the image's file, or ``image[n]``. Images are read as those of
@@ -84,24 +91,96 @@ def predict_images(
             or by probability for a model without memory.
         on_error: gets the error of an image that cannot be read, which is then left out; by
             default it is raised.
-        answer: what to say in place of a `Prediction`.
 
     Raises:
         FileNotFoundError: no such image. ValueError: a file that is no image; a model trained on
             embeddings of which it is not known how to make them.
     """
+    return [
+        answer
+        for names, features in image_features(
+            trained, images, batch_size=batch_size, on_error=on_error
+        )
+        for answer in answers(trained, features, names, nearest)
+    ]
+
+
+@own_defaults()
+@torch.no_grad()
+def predict_embeddings(
+    trained: Trained,
+    embeddings: ArrayLike,
+    *,
+    name: str = "row",
+    nearest: int = 3,
+    batch_size: int = 256,
+) -> list[Prediction]:
+    """Label or unknown for embeddings like those that the model was trained on, in order.
+
+    Args:
+        embeddings: (N, D) floats.
+        name: what to call them: each prediction's `path` is ``name[n]``.
+        nearest: see `predict_images`.
+
+    Raises:
+        ValueError: a model that was not trained on embeddings, another shape, or NaN or infinity.
+    """
+    _check_embedded(trained)
+    return predict_features(trained, embeddings, name=name, nearest=nearest, batch_size=batch_size)
+
+
+@own_defaults()
+@torch.no_grad()
+def predict_features(
+    trained: Trained,
+    features: ArrayLike,
+    *,
+    name: str = "row",
+    nearest: int = 3,
+    batch_size: int = 256,
+) -> list[Prediction]:
+    """Label or unknown for features, in order: of a model trained on embeddings such as it was
+    trained on, of one trained on images such as `embed` makes of them.
+
+    Args: as of `predict_embeddings`.
+
+    Raises:
+        ValueError: another shape, or NaN or infinity.
+    """
+    return [
+        answer
+        for names, part in row_features(trained, features, name=name, batch_size=batch_size)
+        for answer in answers(trained, part, names, nearest)
+    ]
+
+
+@torch.no_grad()
+def image_features(
+    trained: Trained,
+    images: Sequence[Picture],
+    *,
+    batch_size: int = 64,
+    on_error: Callable[[Exception], None] | None = None,
+) -> Iterator[Named]:
+    """What the head is asked about images, or about rows of .npy files, batch by batch; for
+    functions of `own_defaults`, which a generator cannot set.
+
+    Args, Raises: as of `predict_images`.
+    """
     if isinstance(trained.config.data, EmbeddingsData) and all(
-        isinstance(p, str | Path) and str(p).endswith(".npy") for p in images
+        isinstance(p, str | Path) and is_rows(str(p)) for p in images
     ):
-        return [
-            each
-            for path in images
-            for each in _predict_rows(trained, Path(str(path)), nearest, on_error, answer)
-        ]
+        for path in images:
+            try:
+                yield from _file_features(trained, str(path))
+            except (FileNotFoundError, ValueError) as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+        return
     embedder = _embedder_of(trained)
     seen_by = trained if embedder is None else embedder
     data, shape = seen_by.config.data, seen_by.image_shape
-    found: list[Any] = []
     for begin in range(0, len(images), batch_size):
         read: list[tuple[str, Tensor]] = []
         for number, image in enumerate(images[begin : begin + batch_size], begin):
@@ -121,57 +200,16 @@ def predict_images(
         pixels = network_input(torch.stack(stack).to(trained.device))
         if embedder is not None:
             pixels = embedder.model.features(pixels).float()[:, :, None, None]
-        features = trained.model.features(pixels).float()
-        found += (answer or _answers)(trained, features, names, nearest)
-    return found
+        yield list(names), trained.model.features(pixels).float()
 
 
-@own_defaults()
 @torch.no_grad()
-def predict_embeddings(
-    trained: Trained,
-    embeddings: ArrayLike,
-    *,
-    name: str = "row",
-    nearest: int = 3,
-    batch_size: int = 256,
-    answer: Answer | None = None,
-) -> list[Any]:
-    """Label or unknown for embeddings like those that the model was trained on, in order.
+def row_features(
+    trained: Trained, features: ArrayLike, *, name: str = "row", batch_size: int = 256
+) -> Iterator[Named]:
+    """The same about rows of features.
 
-    Args:
-        embeddings: (N, D) floats.
-        name: what to call them: each prediction's `path` is ``name[n]``.
-        nearest, answer: see `predict_images`.
-
-    Raises:
-        ValueError: a model that was not trained on embeddings, another shape, or NaN or infinity.
-    """
-    if not isinstance(trained.config.data, EmbeddingsData):
-        raise ValueError(f"{trained.path} was trained on images, not on embeddings")
-    return predict_features(
-        trained, embeddings, name=name, nearest=nearest, batch_size=batch_size, answer=answer
-    )
-
-
-@own_defaults()
-@torch.no_grad()
-def predict_features(
-    trained: Trained,
-    features: ArrayLike,
-    *,
-    name: str = "row",
-    nearest: int = 3,
-    batch_size: int = 256,
-    answer: Answer | None = None,
-) -> list[Any]:
-    """Label or unknown for features, in order: of a model trained on embeddings such as it was
-    trained on, of one trained on images such as `embed` makes of them.
-
-    Args: as of `predict_embeddings`.
-
-    Raises:
-        ValueError: another shape, or NaN or infinity.
+    Args, Raises: as of `predict_features`.
     """
     embedded = isinstance(trained.config.data, EmbeddingsData)
     width = trained.model.backbone.feature_dim if embedded else trained.model.feature_dim
@@ -181,39 +219,46 @@ def predict_features(
             f"{name}: expected embeddings of shape (N, {width}), floats, got {rows.shape} of "
             f"{rows.dtype}"
         )
-    found: list[Any] = []
-    for begin in range(0, len(rows), batch_size):
-        part = torch.from_numpy(rows[begin : begin + batch_size].astype(np.float32))
-        if not torch.isfinite(part).all():
-            raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity")
-        part = part.to(trained.device)
+    pieces = [slice(begin, begin + batch_size) for begin in range(0, len(rows), batch_size)]
+    if not all(
+        np.isfinite(rows[piece].astype(np.float32)).all() for piece in pieces
+    ):  # all or none
+        raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity")
+    for piece in pieces:
+        part = torch.from_numpy(rows[piece].astype(np.float32)).to(trained.device)
         if embedded:
             part = trained.model.features(part[:, :, None, None]).float()
-        names = [f"{name}[{begin + n}]" for n in range(len(part))]
-        found += (answer or _answers)(trained, part, names, nearest)
-    return found
+        yield [f"{name}[{piece.start + n}]" for n in range(len(part))], part
 
 
-def _predict_rows(
-    trained: Trained,
-    path: Path,
-    nearest: int,
-    on_error: Callable[[Exception], None] | None,
-    answer: Answer | None,
-) -> list[Any]:
+def is_rows(path: str) -> bool:
+    """Whether a path is that of embeddings: a file of them, or a row of one as answers call it."""
+    return path.endswith(".npy") or ROW.fullmatch(path) is not None
+
+
+def _file_features(trained: Trained, path: str) -> Iterator[Named]:
+    _check_embedded(trained)
+    row = None if Path(path).is_file() else ROW.fullmatch(path)
+    file = Path(path if row is None else row["file"])
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
     try:
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path}")
-        try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from None
-        return predict_embeddings(trained, rows, name=str(path), nearest=nearest, answer=answer)
-    except (FileNotFoundError, ValueError) as error:
-        if on_error is None:
-            raise
-        on_error(error)
-        return []
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from None
+    if row is None:
+        yield from row_features(trained, rows, name=str(path))
+        return
+    number = int(row["row"])
+    if rows.ndim != 2 or number >= len(rows):
+        raise ValueError(f"{path}: expected a row of (N, D), got {rows.shape}")
+    for _, part in row_features(trained, rows[number : number + 1], name=str(file)):
+        yield [path], part
+
+
+def _check_embedded(trained: Trained) -> None:
+    if not isinstance(trained.config.data, EmbeddingsData):
+        raise ValueError(f"{trained.path} was trained on images, not on embeddings")
 
 
 def _embedder_of(trained: Trained) -> Embedder | None:
@@ -277,10 +322,11 @@ def is_made(data: Data) -> bool:
     return not isinstance(data, PackData) or data.name in MADE_BY
 
 
-def _answers(
+def answers(
     trained: Trained, features: Tensor, paths: Sequence[str], nearest: int
 ) -> list[Prediction]:
-    head, names = trained.model.head, trained.class_names
+    """Label or unknown for features (B, D) as the head sees them."""
+    head, names = trained.model.head, trained.names
     found: list[Prediction] = []
     for piece in head.pieces(features):
         out = head.outputs(piece)
@@ -305,7 +351,7 @@ def nearest_classes(
     trained: Trained, features: Tensor, logits: Tensor, count: int
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Per row the closest known classes, best first, with distance (memory) or probability."""
-    count = min(count, len(trained.class_names))
+    count = min(count, len(trained.roster.living))
     head = trained.model.head
     if isinstance(head, OLTRHead):
         value, order = head.memory.closest(features, count)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from oltr_ext.engine.sets import Calibration, thresholds_of
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.metrics import PredictionSets
 from oltr_ext.nn.sets import set_members
+from oltr_ext.serve.predict import Picture, image_features
 from oltr_ext.serve.trained import Trained
 
-__all__ = ["DEFAULT", "SetAnswer", "calibration_of"]
+__all__ = ["DEFAULT", "SetAnswer", "calibration_of", "image_sets"]
 
 DEFAULT = "shots"
 
@@ -33,7 +35,10 @@ class SetRow:
 
 
 class SetAnswer:
-    """Answers `predict_images` and `predict_features` by sets.
+    """Answers by sets, of the classes as they are by now.
+
+    A class that joined has no validation images: it goes by the threshold of the classes of as few
+    images, where a method has one threshold a class it is always in. One that was removed never is.
 
     Raises:
         ValueError: see `set_thresholds` and `calibration_of`.
@@ -41,19 +46,21 @@ class SetAnswer:
 
     @own_defaults()
     def __init__(self, trained: Trained, alpha: float, method: str = DEFAULT) -> None:
-        head, config, counts = trained.model.head, trained.config, trained.train_counts
-        held = calibration_of(trained)
-        self.names = np.array(trained.class_names, np.object_)
+        self.head, held = trained.model.head, calibration_of(trained)
+        entries, known = list(trained.roster), len(trained.train_counts)
+        counts = trained.train_counts + [entry.images or 1 for entry in entries[known:]]
+        self.names = np.array(trained.names, np.object_)
         self.alpha, self.method = alpha, method
-        self.thresholds = thresholds_of(method, alpha, held, head, config, counts)
+        found = thresholds_of(method, alpha, held, self.head, trained.config, counts)
+        found[trained.roster.removed] = torch.inf
+        self.thresholds = found
 
-    def __call__(
-        self, trained: Trained, features: Tensor, paths: Sequence[str], nearest: int
-    ) -> list[SetRow]:
-        head, found = trained.model.head, list[SetRow]()
-        for piece in head.pieces(features):
-            out = head.outputs(piece)
-            label, _ = head.answer(out)
+    def __call__(self, features: Tensor, paths: Sequence[str]) -> list[SetRow]:
+        """A row for each of features (B, D), which are called by these names."""
+        found = list[SetRow]()
+        for piece in self.head.pieces(features):
+            out = self.head.outputs(piece)
+            label, _ = self.head.answer(out)
             sizes, indices, values = set_members(out.logits, self.thresholds.to(out.logits.device))
             ends = sizes.cumsum(0)[:-1].tolist()
             parts = zip(
@@ -80,6 +87,19 @@ class SetAnswer:
             alpha=self.alpha,
             method=self.method,
         )
+
+
+@own_defaults()
+@torch.no_grad()
+def image_sets(
+    trained: Trained,
+    images: Sequence[Picture],
+    asked: SetAnswer,
+    on_error: Callable[[Exception], None] | None = None,
+) -> list[SetRow]:
+    """The set of each image, as `predict_images` takes them."""
+    given = image_features(trained, images, on_error=on_error)
+    return [row for names, features in given for row in asked(features, names)]
 
 
 @own_defaults()

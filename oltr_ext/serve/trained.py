@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from oltr_ext.config.loading import ConfigError, run_config
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackData
 from oltr_ext.data.pack import load_pack
-from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import build_model, own_defaults, pick_device
+from oltr_ext.engine import checkpoint, enrolment
+from oltr_ext.engine.build import build_head, build_model, own_defaults, pick_device
+from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.engine.preflight import FREE
 from oltr_ext.engine.sets import Calibration
 from oltr_ext.models import OLTRModel, build_backbone
-from oltr_ext.nn import LinearHead
+from oltr_ext.nn import Head, LinearHead, Roster
 
-__all__ = ["Embedder", "Trained", "load_embedder", "load_trained"]
+__all__ = ["Embedder", "Trained", "load_embedder", "load_trained", "take_up", "trained_head"]
 
 
 @dataclass
@@ -31,15 +33,28 @@ class Trained:
 
     model: OLTRModel
     config: Config
-    class_names: list[str]
+    class_names: list[str]  # of the data, by label; `names` are those of the model's own
     threshold: dict[str, Any]  # score, value, rule, words
     train_counts: list[int]
     image_shape: tuple[int, int, int]  # channels, height, width
     device: torch.device
     path: Path
+    state: dict[str, Any]  # where its training stood
+    enrolment: Enrolment  # as it is now
+    kept: Enrolment  # as it is in the file
     source: dict[str, Any] | None = None  # of the embeddings it was trained on, where known
     maker: Embedder | None = field(default=None, repr=False)  # of these, once it was needed
     calibration: Calibration | None = field(default=None, repr=False)  # of prediction sets
+
+    @property
+    def roster(self) -> Roster:
+        """Who the classes are by now, by id: the data's, then those that joined."""
+        return self.model.head.roster
+
+    @property
+    def names(self) -> list[str]:
+        """By id; a removed class has the name that it had."""
+        return self.roster.names
 
 
 @dataclass
@@ -78,11 +93,12 @@ def load_trained(
     where = pick_device(device)
     model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
     model.load_state_dict(checkpoint.under("model.", tensors))
-    threshold = header["threshold"]
-    model.head.set_threshold(threshold["value"], threshold["score"])
+    model.to(where).eval()
+    kept = enrolment.read(tensors, header)
+    threshold = take_up(model.head, header["threshold"], kept)
     shape = header["shape"]
     return Trained(
-        model.to(where).eval(),
+        model,
         config,
         header["class_names"],
         threshold,
@@ -90,9 +106,30 @@ def load_trained(
         (shape["channels"], shape["size"], shape["size"]),
         where,
         path,
+        header["state"],
+        kept,
+        kept,
         shape.get("source"),
         calibration=Calibration.read(tensors),
     )
+
+
+def take_up(head: Head, threshold: Mapping[str, Any], kept: Enrolment) -> dict[str, Any]:
+    """Give a head as it was trained its threshold, and its classes; the threshold it has then."""
+    head.set_threshold(threshold["value"], threshold["score"])
+    enrolment.fill(head, kept)
+    return {**threshold, "value": float(head.threshold)}
+
+
+@own_defaults()
+def trained_head(trained: Trained, tensors: Mapping[str, Tensor], stage: int) -> Head:
+    """The head of a model as it was trained, from its checkpoint: of the trained classes alone."""
+    config = trained.config
+    settings = config.stage1 if stage == 1 else config.stage2
+    assert settings is not None
+    head = build_head(settings, trained.model.feature_dim, trained.train_counts)
+    head.load_state_dict(checkpoint.under("model.head.", tensors))
+    return head.to(trained.device).eval()
 
 
 @own_defaults()

@@ -1,0 +1,208 @@
+"""`oltr enroll` and `oltr classes`: new classes in a trained run, and who its classes are."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oltr_ext.nn import Roster
+    from oltr_ext.serve.enroll import Enrolled
+    from oltr_ext.serve.predict import Named
+    from oltr_ext.serve.trained import Trained
+
+Pair = tuple[str, str]
+"""An image, and the name of its class."""
+
+
+def run_enroll(args: argparse.Namespace) -> int:
+    from oltr_ext.serve.enroll import editing, enroll
+    from oltr_ext.serve.trained import load_trained
+
+    asked = [pair for name, *paths in args.name or [] for pair in _of_name(name, paths)]
+    for source in args.source or []:
+        asked += _of_folders(source) if source.is_dir() else _of_table(source)
+    if not asked:
+        raise ValueError("nothing to enrol: expected --name NAME IMAGE ..., or --from FILE")
+    trained = load_trained(args.checkpoint, device=args.device)
+    given, names = _features(trained, asked)
+    if args.dry_run:
+        found = enroll(trained, given, names, more=args.more)
+    else:
+        with editing(trained):
+            found = enroll(trained, given, names, more=args.more)
+    for each in found:
+        if args.json:
+            print(json.dumps({**dataclasses.asdict(each), "looks_like": each.looks_like}))
+        else:
+            print(_told(each, dry=args.dry_run))
+    if args.dry_run:
+        print("nothing was written (--dry-run)", file=sys.stderr)
+    return 0
+
+
+def run_classes(args: argparse.Namespace) -> int:
+    from oltr_ext.engine import checkpoint, enrolment
+    from oltr_ext.serve.enroll import classes, editing, remove, rename, undo
+    from oltr_ext.serve.trained import load_trained
+
+    if args.rename or args.remove or args.undo:
+        trained = load_trained(args.checkpoint, device="cpu")
+        with editing(trained):
+            before = trained.enrolment.roster
+            if args.rename:
+                rename(trained, *args.rename)
+            elif args.remove:
+                remove(trained, args.remove)
+            else:
+                undo(trained)
+        for line in _changes(before, trained.roster):
+            print(line, file=sys.stderr)
+        found = classes(trained.roster)
+    else:
+        found = classes(enrolment.read(*checkpoint.read_model(args.checkpoint)[1:]).roster)
+    if args.json:
+        for each in found:
+            print(json.dumps(dataclasses.asdict(each)))
+        return 0
+    rows = [("id", "name", "origin", "images", "when")]
+    rows += [
+        (str(c.id), c.name, c.origin, "-" if c.images is None else str(c.images), c.when or "-")
+        for c in found
+    ]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip())
+    return 0
+
+
+def _features(trained: Trained, asked: Sequence[Pair]) -> tuple[list[Named], list[str]]:
+    """Features of all images under their names, and the class of each."""
+    from oltr_ext.engine.build import own_defaults
+    from oltr_ext.serve.predict import image_features, is_rows
+
+    given: list[Named] = []
+    names: list[str] = []
+    bad: list[Exception] = []
+    with own_defaults():
+        if all(is_rows(path) for path, _ in asked):  # of a file of embeddings there are many
+            for path, name in asked:
+                for part in image_features(trained, [path], on_error=bad.append):
+                    given.append(part)
+                    names += [name] * len(part[0])
+        else:
+            given += image_features(trained, [path for path, _ in asked], on_error=bad.append)
+            names = [name for _, name in asked]
+    if bad:
+        told = "\n".join(map(str, bad))
+        raise ValueError(f"nothing was enrolled, for {len(bad)} cannot be read:\n{told}")
+    return given, names
+
+
+def _of_name(name: str, paths: Sequence[str]) -> Iterator[Pair]:
+    if not paths:
+        raise ValueError(f"--name {name}: expected images of it after its name")
+    for path in paths:
+        if Path(path).is_dir():
+            yield from ((str(file), name) for file in _images_in(Path(path)))
+        else:
+            yield path, name
+
+
+def _of_folders(folder: Path) -> list[Pair]:
+    """A folder a class."""
+    classes = sorted(each for each in folder.iterdir() if each.is_dir())
+    if not classes:
+        raise ValueError(f"{folder} has no folders: expected one for each class, named so")
+    return [(str(file), each.name) for each in classes for file in _images_in(each)]
+
+
+def _of_table(file: Path) -> list[Pair]:
+    """Rows with a name; a path is looked for as it stands, then beside the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    found = []
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            table = csv.DictReader(lines)
+            columns = table.fieldnames or []
+            if not {"path", "name"} <= set(columns):
+                raise ValueError(
+                    f"{file}: expected columns path and name, got {', '.join(columns) or 'none'}"
+                )
+            for row in table:
+                path, name = (row["path"] or "").strip(), (row["name"] or "").strip()
+                if name and not path:
+                    raise ValueError(f"{file}:{table.line_num}: {name} without a path")
+                if name:
+                    found.append((_there(path, file.parent), name))
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
+    if not found:
+        raise ValueError(f"{file} gives no image a name: fill in its column name")
+    return found
+
+
+def _there(path: str, folder: Path) -> str:
+    """A path of a table, of which the file may also lie beside it; ``file.npy[3]`` is a row."""
+    for each in (path, str(folder / path)):
+        if Path(each).exists() or (each.endswith("]") and Path(each.rpartition("[")[0]).exists()):
+            return each
+    return path
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Image files, and those of embeddings, in order of their names; not of folders within."""
+    from PIL import Image
+
+    kinds = {*Image.registered_extensions(), ".npy"}
+    found = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in kinds and not file.name.startswith(".") and file.is_file()
+    )
+    if not found:
+        raise ValueError(f"{folder} holds no image")
+    return found
+
+
+def _told(found: Enrolled, *, dry: bool) -> str:
+    """What became of a class, in a line and one for each thing to look at."""
+    images = f"{found.images} image{'' if found.images == 1 else 's'}"
+    now = "all" if found.recognised == found.images else f"{found.recognised} of them"
+    said = (
+        f"{found.name}: {'would be ' if dry else ''}enrolled as class {found.id} from {images}; "
+        f"{now} recognised then; nearest is {found.nearest}"
+    )
+    taken = ", ".join(f"{count} as {name}" for name, count in found.taken_for.items())
+    if found.looks_like is not None:
+        said += f"\n  looks like {found.looks_like}: recognised before were {taken}"
+    elif taken:
+        said += f"\n  recognised before: {taken}"
+    if found.unlike:
+        said += f"\n  unlike the rest: {', '.join(found.unlike)}"
+    return said
+
+
+def _changes(before: Roster, after: Roster) -> Iterator[str]:
+    """What is different, a line a class."""
+    for id in range(max(len(before), len(after))):
+        old, new = (
+            roster[id] if id < len(roster) and roster[id].alive else None
+            for roster in (before, after)
+        )
+        if old is None and new is not None:
+            yield f"{new.name} is a class again"
+        elif old is not None and new is None:
+            yield f"{old.name} is no class any more"
+        elif old is not None and new is not None:
+            if old.name != new.name:
+                yield f"{old.name} is {new.name} now"
+            if old.images != new.images:
+                yield f"{new.name} is of {new.images} images, not of {old.images}"

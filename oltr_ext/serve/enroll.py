@@ -1,0 +1,315 @@
+"""New classes in a trained run, and other names for old ones.
+
+What changes is `Trained` in memory; `save` writes it to its checkpoint, and `editing` does both to
+a run that others may change at the same time.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oltr_ext.engine import checkpoint, enrolment
+from oltr_ext.engine.build import own_defaults
+from oltr_ext.engine.enrolment import Enrolment
+from oltr_ext.engine.lock import locked
+from oltr_ext.nn import Roster
+from oltr_ext.serve.predict import Named, nearest_classes
+from oltr_ext.serve.trained import Trained, take_up, trained_head
+
+__all__ = [
+    "ChangedError",
+    "Class",
+    "Enrolled",
+    "classes",
+    "editing",
+    "enroll",
+    "remove",
+    "rename",
+    "save",
+    "undo",
+]
+
+WAIT = 30.0
+"""Seconds to wait for another process that changes the classes of the same run."""
+
+
+UNLIKE = 1.75
+"""Of five icons of a class never seen, one of them of another class, it names that one about every
+other time; of five right ones it names 5 %."""
+
+
+class ChangedError(RuntimeError):
+    """A checkpoint is no longer what was read of it."""
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class that a model knows."""
+
+    id: int
+    name: str
+    origin: str  # "trained" or "enrolled"
+    images: int | None
+    when: str | None  # of its last enrolment, ISO 8601 in UTC; None where it was trained
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What became of the images of one class."""
+
+    name: str
+    id: int
+    images: int  # given now
+    nearest: str  # the class that was there before and is nearest to their mean
+    taken_for: dict[str, int]  # as what how many were recognised before, most frequent first
+    recognised: int  # how many are, as this class, afterwards
+    unlike: list[str] = field(default_factory=list)  # those that are unlike the rest
+
+    @property
+    def looks_like(self) -> str | None:
+        """The class that more than half of the images were taken for before."""
+        name, count = next(iter(self.taken_for.items()), ("", 0))
+        return name if 2 * count > self.images else None
+
+
+def classes(roster: Roster) -> list[Class]:
+    """The living ones, by id."""
+    return [
+        Class(id, entry.name, entry.origin, entry.images, entry.when)
+        for id, entry in enumerate(roster)
+        if entry.alive
+    ]
+
+
+@own_defaults()
+@torch.no_grad()
+def enroll(
+    trained: Trained, given: Sequence[Named], names: Sequence[str], *, more: bool = False
+) -> list[Enrolled]:
+    """Let classes join a model, from a few images of each, in memory.
+
+    Args:
+        given: images, as `image_features` and `row_features` give them.
+        names: of the class of each image, in order.
+        more: a name that was enrolled before gets the images in addition.
+
+    Returns:
+        What became of each class, in order of first appearance.
+
+    Raises:
+        ValueError: no image, another number of names, a name that is none or is there; a head that
+            cannot take classes in. Nothing changes.
+    """
+    called = [name for part, _ in given for name in part]
+    if not called or len(called) != len(names):
+        raise ValueError(
+            f"enroll: expected images and a name for each, got {len(called)} images and "
+            f"{len(names)} names"
+        )
+    features = torch.cat([part for _, part in given])
+    _check_names(trained.roster, names, more)
+    order = list(dict.fromkeys(names))
+    rows = {name: [n for n, each in enumerate(names) if each == name] for name in order}
+    before = _answers(trained, features)
+    means = torch.stack([features[rows[name]].mean(dim=0) for name in order])
+    nearest = _nearest(trained, means)
+    head = trained.model.head
+    ids = head.enroll(features, list(names)).tolist()
+    id_of = dict(zip(order, ids, strict=True))
+    _changed(trained, features, [id_of[name] for name in names])
+    after = _answers(trained, features)
+    return [
+        Enrolled(
+            name,
+            id_of[name],
+            len(mine),
+            near,
+            dict(Counter(label for n in mine if (label := before[n]) is not None).most_common()),
+            sum(after[n] == name for n in mine),
+            [called[mine[n]] for n in unlike(features[mine])],
+        )
+        for (name, mine), near in zip(rows.items(), nearest, strict=True)
+    ]
+
+
+def rename(trained: Trained, old: str, new: str) -> None:
+    """Call a class otherwise, in memory.
+
+    Raises:
+        ValueError: no such class, or a name that is none or another class's.
+    """
+    trained.model.head.rename(_id_of(trained.roster, old), new)
+    _changed(trained)
+
+
+@own_defaults()
+def remove(trained: Trained, names: Sequence[str]) -> None:
+    """Make classes, trained or enrolled, no answer any more, in memory.
+
+    Raises:
+        ValueError: no such class, or all of them; a head that cannot let classes go. Nothing
+            changes.
+    """
+    trained.model.head.remove([_id_of(trained.roster, name) for name in names])
+    _changed(trained)
+
+
+def undo(trained: Trained) -> None:
+    """Take back the last change, whichever it was, in memory; undone again, it is there again.
+
+    Raises:
+        ValueError: nothing was changed. ChangedError, CheckpointError: see `save`.
+    """
+    _take_up(trained, trained.enrolment.undone(), *_unchanged(trained))
+
+
+@own_defaults()
+def save(trained: Trained, *, wait: float = WAIT) -> Path:
+    """Write the classes of a model into the checkpoint that it was read from.
+
+    At any moment the file is the old or the whole new one.
+
+    Args:
+        wait: seconds to wait for another process that writes there.
+
+    Raises:
+        ChangedError: others changed its classes, or trained it anew, since it was read.
+        BusyError: another process holds the folder for longer.
+        ValueError: a checkpoint to train on from, not a model.
+    """
+    path = _target(trained)
+    with locked(path.parent, wait=wait):
+        _write(trained, *_unchanged(trained))
+    return path
+
+
+@contextmanager
+def editing(trained: Trained, *, wait: float = WAIT) -> Iterator[Trained]:
+    """Change the classes of a checkpoint: first take up what others wrote since it was read, then
+    keep them out, and at the end write, unless the block raised.
+
+    Raises:
+        ChangedError: it was trained anew since it was read. BusyError, ValueError: see `save`.
+    """
+    path = _target(trained)
+    with locked(path.parent, wait=wait):
+        tensors, header = checkpoint.load(path)
+        _check_same_model(trained, header)
+        found = enrolment.read(tensors, header)
+        if found != trained.kept:
+            _take_up(trained, found, tensors, header)
+            trained.kept = found
+        yield trained
+        _write(trained, tensors, header)
+
+
+def _check_names(roster: Roster, names: Sequence[str], more: bool) -> None:
+    for name in dict.fromkeys(names):
+        if name not in roster:
+            continue
+        entry = roster[roster.id_of(name)]
+        if entry.origin == "trained":
+            raise ValueError(
+                f"enroll: {name!r} is a trained class: give the new one another name, or train "
+                "with more images of the old one"
+            )
+        if not more:
+            raise ValueError(
+                f"enroll: {name!r} was enrolled before, from {entry.images} images: give the new "
+                "one another name, or say that these are more of it (--more, more=True)"
+            )
+
+
+def _id_of(roster: Roster, name: str) -> int:
+    if name not in roster:
+        near = difflib.get_close_matches(name, [roster[id].name for id in roster.living], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no class {name!r} among the {len(roster.living)}{hint}")
+    return roster.id_of(name)
+
+
+def _answers(trained: Trained, features: Tensor) -> list[str | None]:
+    label, _ = trained.model.head.predict(features)
+    return [None if n < 0 else trained.names[n] for n in label.tolist()]
+
+
+def _nearest(trained: Trained, means: Tensor) -> list[str]:
+    order, _ = nearest_classes(trained, means, trained.model.head(means), 1)
+    return [trained.names[first] for first, *_ in order]
+
+
+def unlike(features: Tensor) -> list[int]:
+    """Which of the images of one class look unlike the rest, the most so first.
+
+    Those whose mean cosine distance to the others is `UNLIKE` times the median of theirs; of fewer
+    than four none, for there is no rest to speak of.
+
+    Args:
+        features: (N, D).
+    """
+    if len(features) < 4:
+        return []
+    z = F.normalize(features.double().cpu(), dim=1)
+    mean = 1 - (z @ z.t()).fill_diagonal_(0).sum(dim=1) / (len(z) - 1)
+    others = ~torch.eye(len(z), dtype=torch.bool)
+    typical = mean.expand(len(z), -1)[others].view(len(z), -1).quantile(0.5, dim=1)
+    far = mean > UNLIKE * typical.clamp_min(1e-6)  # the same image several times is like itself
+    return [n for n in mean.argsort(descending=True).tolist() if far[n]]
+
+
+def _target(trained: Trained) -> Path:
+    """The file to write; a link stays one."""
+    path = trained.path.resolve()
+    if path.name in checkpoint.OF_TRAINING:
+        raise ValueError(
+            f"{trained.path} is what a run trains on from: expected the {checkpoint.MODEL} of its "
+            "folder"
+        )
+    return path
+
+
+def _changed(trained: Trained, features: Tensor | None = None, ids: Sequence[int] = ()) -> None:
+    """Keep what has happened to the head."""
+    trained.enrolment = trained.enrolment.after(trained.roster, features, ids)
+    trained.threshold = {**trained.threshold, "value": float(trained.model.head.threshold)}
+
+
+def _take_up(
+    trained: Trained, kept: Enrolment, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> None:
+    """Begin from the trained classes, and let those of `kept` join."""
+    head = trained_head(trained, tensors, header["state"]["stage"])
+    trained.threshold = take_up(head, header["threshold"], kept)
+    trained.model.head, trained.enrolment = head, kept
+
+
+def _write(trained: Trained, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    checkpoint.save(_target(trained), *enrolment.put(trained.enrolment, tensors, header))
+    trained.kept = trained.enrolment
+
+
+def _check_same_model(trained: Trained, header: Mapping[str, Any]) -> None:
+    if (header["state"], header["shape"]["train_counts"]) != (trained.state, trained.train_counts):
+        raise ChangedError(f"{trained.path} was trained anew since it was read; load it again")
+
+
+def _unchanged(trained: Trained) -> checkpoint.Contents:
+    """Tensors and header of its checkpoint, which are what was read."""
+    tensors, header = checkpoint.load(trained.path)
+    _check_same_model(trained, header)
+    if enrolment.read(tensors, header) != trained.kept:
+        raise ChangedError(
+            f"{trained.path}: its classes were changed since it was read; load it and change it "
+            "again"
+        )
+    return tensors, header
