@@ -37,7 +37,7 @@ def test_overrides_are_yaml_at_a_dotted_path():
     ("overrides", "message"),
     [
         (["stage1.epoch=3"], "icons: stage1.epoch: unknown key; did you mean epochs?"),
-        (["stage1.epochs=0"], "icons: stage1.epochs: .*greater than or equal to 1, got 0"),
+        (["stage1.epochs=0"], "icons: stage1.epochs: .* number from 1 on, auto, .* below 1, got 0"),
         (["stage1.lr.feature=-1"], "icons: stage1.lr.feature: .*got -1"),
         (["stage1.lr.feature=.nan"], "icons: stage1.lr.feature: .*got nan"),
         (["amp=fp8"], "icons: amp: .*'off', 'bf16' or 'fp16', got 'fp8'"),

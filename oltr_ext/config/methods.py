@@ -49,7 +49,7 @@ def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     Args:
         values: data, model and a plain stage 1, as `Config` holds them; a stage 2 gives its epochs
-            to be shared anew.
+            to be shared anew. Of epochs left to auto each stage gets its share.
 
     Raises:
         ValueError: no such method; fewer epochs than stages.
@@ -60,19 +60,30 @@ def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(f"no method {name!r}{hint}")
     method, changed = METHODS[name], copy.deepcopy(dict(values))
     first, old = changed["stage1"], changed.pop("stage2", None) or {}
-    epochs = first["epochs"] + old.get("epochs", 0)
-    second = min(max(1, round(method.share * epochs)), epochs - 1) if method.share else 0
-    if method.share and not second:
-        raise ValueError(f"{name} needs an epoch for each of its two stages, got {epochs} in all")
-    changed["stage1"] = {**first, **method.stage1, "epochs": epochs - second}
+    written = (first.get("epochs", "auto"), old.get("epochs", 0))
+    before, after = _shared(written, method.share, name)
+    changed["stage1"] = {**first, **method.stage1, "epochs": before}
     if method.stage2 is not None:
-        changed["stage2"] = _second(first, method.stage2, second)
+        changed["stage2"] = _second(first, method.stage2, after)
     if method.open_set:
         changed["open_set"] = {**changed.get("open_set", {}), **method.open_set}
     return changed
 
 
-def _second(first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+def _shared(written: tuple[Any, Any], share: float, name: str) -> tuple[Any, Any]:
+    """Epochs of both stages, as a configuration may say them, for those that it has."""
+    if not all(isinstance(epochs, int) for epochs in written):
+        return (round(1 - share, 4), share) if share else ("auto", 0)
+    epochs = sum(written)
+    if share and epochs < 2:
+        raise ValueError(f"{name} needs an epoch for each of its two stages, got {epochs} in all")
+    second = min(max(1, round(share * epochs)), epochs - 1) if share else 0
+    return epochs - second, second
+
+
+def _second(
+    first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int | float
+) -> dict[str, Any]:
     stage = copy.deepcopy(dict(settings))
     if not epochs:
         return stage
@@ -82,7 +93,7 @@ def _second(first: Mapping[str, Any], settings: Mapping[str, Any], epochs: int) 
         key: factor * lr["feature" if key == "feature" else "classifier"]
         for key, factor in times.items()
     }
-    if stage["schedule"]["kind"] == "step":
+    if stage["schedule"]["kind"] == "step" and isinstance(epochs, int):
         stage["schedule"]["every"] = max(1, epochs // 3)
     return {
         **stage,

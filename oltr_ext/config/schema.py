@@ -29,6 +29,17 @@ AnyPath = Annotated[Path, AfterValidator(path_of)]  # ~ and $NAME put in
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _number_or_share(epochs: int | float | str) -> int | float | str:
+    whole = isinstance(epochs, int) and epochs >= 1
+    if isinstance(epochs, str) or whole or 0 < epochs < 1:
+        return epochs
+    raise ValueError("expected a whole number from 1 on, auto, or a share of auto below 1")
+
+
+Epochs = Annotated[int | float | Literal["auto"], AfterValidator(_number_or_share)]
+"""auto: what `oltr_ext.config.epochs` counts; a number below 1: that share of it."""
+
+
 def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
     many, few = bounds
     if few > many + 1:
@@ -150,7 +161,8 @@ class Schedule(Strict):
     """Factor on every learning rate: linear warm-up, then steps (by epoch) or a cosine to zero."""
 
     kind: Literal["step", "cosine", "constant"] = "step"
-    every: Count = 10  # epochs between steps
+    # Epochs between steps. auto: 10, or a third of the stage where its epochs are left to auto.
+    every: Count | Literal["auto"] = "auto"
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup: NotNegative = 0.0  # epochs
 
@@ -188,7 +200,7 @@ class Range(Strict):
 class Stage(Strict):
     """What every stage that trains has."""
 
-    epochs: Count
+    epochs: Epochs
     batch_size: Count = 128  # of a step, over all processes
     # Parts that a batch is worked through in, one after the other. The gradient is the whole
     # batch's, except that BatchNorm and losses that couple rows (lifted, range, the repel term,
@@ -200,9 +212,17 @@ class Stage(Strict):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
-    schedule: Schedule = Schedule()
+    schedule: Annotated[Schedule, Field(validate_default=True)] = Schedule()
     clip: Positive | None = None  # largest gradient norm
     class_prior: NotNegative = 0.0  # t: train on logits + t * log(class frequency)
+
+    @field_validator("schedule")
+    @classmethod
+    def _every_of_a_number(cls, value: Schedule, info: ValidationInfo) -> Schedule:
+        if not isinstance(info.data.get("epochs"), int) or value.every != "auto":
+            return value
+        kept = {**dict(value), "every": 10}
+        return Schedule.model_construct(_fields_set=value.model_fields_set, **kept)
 
 
 class FeatureStage(Stage):
@@ -215,6 +235,7 @@ class FeatureStage(Stage):
 class Stage1(FeatureStage):
     """Backbone and linear classifier."""
 
+    epochs: Epochs = "auto"
     loss: CrossEntropy | Focal | Lifted | Range = Field(CrossEntropy(), discriminator="kind")
 
 

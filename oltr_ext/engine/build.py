@@ -236,9 +236,9 @@ def lr_factor(stage: Stage, step: int, steps_per_epoch: int) -> float:
     if step + 1 < warmup:
         return (step + 1) / warmup
     if schedule.kind == "step":
-        return float(schedule.factor ** (int(epoch) // schedule.every))
+        return float(schedule.factor ** (int(epoch) // int(schedule.every)))
     if schedule.kind == "cosine":
-        done = (epoch - schedule.warmup) / max(stage.epochs - schedule.warmup, 1e-9)
+        done = (epoch - schedule.warmup) / max(int(stage.epochs) - schedule.warmup, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
     return 1.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from oltr_ext.config.epochs import auto_epochs, starts_at_random
 from oltr_ext.config.loading import run_config
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
@@ -56,13 +56,19 @@ class OtherRunError(ValueError):
         return f"{self.args[0]}; choose another folder, or start afresh with --fresh"
 
 
-def outline(config: Config, splits: Splits, device: torch.device) -> str:
+def outline(
+    config: Config, splits: Splits, device: torch.device, asked: Mapping[str, Any] | None = None
+) -> str:
     """What will be trained on what, in one line; a line each on the images and for what to look at
-    first."""
+    first.
+
+    Args:
+        asked: see `oltr_ext.config.epochs.asked_epochs`; `config` has numbers for them.
+    """
     counts = splits.train_counts
     stages = [s for s in (config.stage1, config.stage2) if s is not None]
     plan = ", ".join(
-        f"stage {number}: {stage.epochs} epoch{'s' if stage.epochs > 1 else ''} in batches of "
+        f"stage {number}: {stage.epochs} epoch{'' if stage.epochs == 1 else 's'} in batches of "
         f"{stage.batch_size}"
         for number, stage in enumerate(stages, 1)
         if stage.epochs
@@ -80,7 +86,7 @@ def outline(config: Config, splits: Splits, device: torch.device) -> str:
             f"\n{len(empty):,} of {len(counts):,} classes have no training image: {some} (labels "
             "count from 0)"
         )
-    said += _prior_line(config, splits) + _steps_line(config, splits)
+    said += _prior_line(config, splits) + _steps_line(config, splits, asked or {})
     if _emulated(config.amp, device):
         said += f"\namp: {config.amp} is emulated on this processor; amp: off is many times faster"
     return said
@@ -130,18 +136,25 @@ FEW_STEPS = 400
 (benchmarks/results/tables/icons_epochs.md)."""
 
 
-def _steps_line(config: Config, splits: Splits) -> str:
-    """What a network that starts at random and takes few steps should be told."""
+def _steps_line(config: Config, splits: Splits, asked: Mapping[str, Any]) -> str:
+    """How many steps `auto` comes to; else what a network that starts at random and takes few
+    should be told."""
     stages = [s for s in (config.stage1, config.stage2) if s is not None]
-    steps = sum(len(splits.train) // s.batch_size * s.epochs for s in stages)
-    if config.model.weights is not None or config.data.kind == "embeddings":
+    images, random = len(splits.train), starts_at_random(config)
+    steps = sum(images // s.batch_size * int(s.epochs) for s in stages)
+    epochs = sum(int(s.epochs) for s in stages)
+    if asked:
+        kind = "starts at random" if random else "is trained already"
+        return (
+            f"\nstage1.epochs: auto: {epochs} epochs in all, {steps:,} steps, by the number of "
+            f"images and for a network that {kind}; a number of epochs takes its place"
+        )
+    if not random or not 0 < steps < FEW_STEPS:
         return ""
-    if not 0 < steps < FEW_STEPS:
-        return ""
-    epochs = sum(s.epochs for s in stages)
+    better = auto_epochs(images, stages[0].batch_size, random=True)
     return (
-        f"\n{steps} steps are few for a network that starts at random: "
-        f"{math.ceil(1000 / steps * epochs)} epochs in all instead of {epochs} would be 1,000"
+        f"\n{steps} steps are few for a network that starts at random: stage1.epochs: auto would "
+        f"be {better} epochs in all instead of {epochs}"
     )
 
 
@@ -323,7 +336,7 @@ def check_stage_1(
     except OtherRunError as error:
         raise ValueError(error.args[0]) from None
     stage = config.stage1
-    left = len(splits.train) // stage.batch_size * stage.epochs - header["state"]["step"]
+    left = len(splits.train) // stage.batch_size * int(stage.epochs) - header["state"]["step"]
     if left and checkpoint.under("momentum.", tensors):  # a model has none, and may be the best
         raise ValueError(f"{path} was written {left} steps before the end of its stage 1")
     if joined := enrolment.read(tensors, header).joined:

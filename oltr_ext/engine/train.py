@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from oltr_ext.config.epochs import asked_epochs, settle_epochs
 from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
@@ -107,8 +108,7 @@ class _Run:
     def __init__(
         self, config: Config, splits: Splits, out: Path, say: Say, resume: bool, stage1: Path | None
     ) -> None:
-        self.config, self.splits, self.out, self.say = config, splits, out, say
-        self.stages = [s for s in (config.stage1, config.stage2) if s is not None]
+        self.splits, self.out, self.say = splits, out, say
         preflight.check_batches(config, splits)
         self.device = distributed.device_of(config.device)
         self.state = State()
@@ -116,11 +116,14 @@ class _Run:
         self.say_once = cache(say)
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out) if resume else None
+        self.asked_epochs = asked_epochs(config)
+        self.config = settle_epochs(config, len(splits.train), found and found[1])
+        self.stages = [s for s in (self.config.stage1, self.config.stage2) if s is not None]
         if found is not None:
             self.restore(found, stage1)
             return
         enrolment.check_nothing_lost(out / checkpoint.MODEL)
-        say(preflight.outline(config, splits, self.device))
+        say(preflight.outline(self.config, splits, self.device, self.asked_epochs))
         if stage1 is not None:
             self.start_from(stage1)
         else:
@@ -202,10 +205,9 @@ class _Run:
                 self.end_epoch(steps=1)
             return
         steps = self.steps_per_epoch()
-        seed = int(mix(self.config.seed, state.stage))
+        self.splits.train.seed = seed = int(mix(self.config.seed, state.stage))
         sampler = build_sampler(stage, self.splits.train.labels, seed)
-        self.splits.train.seed = seed
-        total = steps * stage.epochs
+        total = steps * int(stage.epochs)
         keys = distributed.share(self.batches(sampler, stage), stage.accumulate)
         parts = make_loader(self.splits.train, keys, self.splits.workers, self.device)
         name = f"stage {state.stage}/{len(self.stages)}"
@@ -230,7 +232,7 @@ class _Run:
         """Keys of the batches of all steps that are left in the stage, made an epoch at a time."""
         step, steps = self.state.step, self.steps_per_epoch()
         sampler.load_state_dict({"position": step * stage.batch_size})
-        while step < steps * stage.epochs:
+        while step < steps * int(stage.epochs):
             left = steps - step % steps
             yield from sampler.batches(stage.batch_size, left)
             step += left
@@ -333,6 +335,7 @@ class _Run:
         self.state.log_position = self.logs.position()
         header = {
             "config": self.config.model_dump(mode="json"),
+            "asked_epochs": self.asked_epochs,
             "class_names": self.splits.class_names,
             "shape": model_shape(self.splits),
             "data": self.splits.fingerprint,
@@ -368,8 +371,8 @@ class _Run:
                 buffer = momentum[name].to(self.device)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.scaler.load_state_dict(header["scaler"])
-        stage, step = self.state.stage, self.state.step
-        done = stage == len(self.stages) and step == self.steps_per_epoch() * self.stages[-1].epochs
+        stage, step, end = self.state.stage, self.state.step, int(self.stages[-1].epochs)
+        done = stage == len(self.stages) and step == self.steps_per_epoch() * end
         going_on = f"going on from stage {stage}, step {step} in {self.out}"
         self.say(f"{self.out} is trained already" if done else going_on)
 

@@ -1,0 +1,138 @@
+"""Epochs left to `auto`: counted by steps, shared between stages, kept by a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import config as tiny
+
+from oltr_ext.config import epochs
+from oltr_ext.config.epochs import auto_epochs, settle_epochs
+from oltr_ext.config.loading import ConfigError, load_config, make_config
+from oltr_ext.config.methods import METHODS
+from oltr_ext.engine import checkpoint
+from oltr_ext.engine.train import OtherRunError, train
+
+LR = {"feature": 0.1, "classifier": 0.1}
+FIRST = {"batch_size": 64, "lr": LR, "schedule": {"kind": "cosine"}}
+BARE = {"data": {"kind": "icons"}, "stage1": FIRST}
+
+
+def open_ended(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The tiny configuration without a word on epochs and stage 2."""
+    values = tiny(folder)
+    del values["stage2"]
+    first = {key: value for key, value in values["stage1"].items() if key != "epochs"}
+    return {**values, "stage1": first, **changes}
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "random", "expected"),
+    [
+        (453, 64, True, 143),  # 7 steps an epoch: 1,001
+        (453, 128, True, 334),  # 3
+        (453, 128, False, 100),
+        (2_000, 64, True, 33),
+        (115_846, 128, True, 30),
+        (100, 64, True, 500),
+        (10, 64, True, 500),  # less than a batch: `check_batches` has the error
+    ],
+)
+def test_auto_counts_steps(images, batch, random, expected):
+    assert auto_epochs(images, batch, random=random) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stages_share_what_auto_comes_to_as_they_share_a_number(method):
+    stages = []
+    for number in ("auto", 143):
+        values = {**BARE, "stage1": {**FIRST, "epochs": number}}
+        settled = settle_epochs(make_config(values, method=method), 453)
+        stages.append((settled.stage1, settled.stage2))
+    assert stages[0] == stages[1]
+    assert sum(s.epochs for s in stages[0] if s is not None) == 143
+
+
+def test_an_open_number_is_printed_and_read_back_as_it_is():
+    for method in ("plain", "oltr", "oltr-plus"):
+        made = make_config(BARE, method=method)
+        again = make_config(made.model_dump(mode="json"))
+        assert again == made and made.model_dump()["stage1"]["epochs"] in ("auto", 0.5, 0.25)
+        other = make_config(made.model_dump(mode="json"), method="crt")
+        assert (other.stage1.epochs, other.stage2.epochs) == (0.8, 0.2)
+
+
+def test_a_number_stays_what_it_is():
+    two = make_config(BARE, ["stage1.epochs=40"], method="oltr-plus")  # after it was shared
+    assert [s.epochs for s in (two.stage1, two.stage2)] == [40, 0.75]
+    settled = settle_epochs(two, 453)
+    assert [s.epochs for s in (settled.stage1, settled.stage2)] == [40, 107]
+    alone = make_config(BARE, ["stage2=null"], method="crt")
+    assert settle_epochs(alone, 453).stage1.epochs == 114 and alone.stage2 is None
+    every = make_config({**BARE, "stage1": {"epochs": 90, "lr": LR}}).stage1.schedule.every
+    assert every == 10  # as it always was
+    step = make_config(BARE, ["stage1.schedule={kind: step}"])
+    assert step.stage1.schedule.every == "auto"
+    assert settle_epochs(step, 453).stage1.schedule.every == 47
+    step = make_config(BARE, ["stage1.schedule={kind: step, every: 5}"])
+    assert settle_epochs(step, 453).stage1.schedule.every == 5
+    for wrong in ("1.5", "often", "0", "-0.5"):
+        with pytest.raises(ConfigError, match=rf"stage1.epochs: .*got .?{wrong}"):
+            make_config(BARE, [f"stage1.epochs={wrong}"])
+
+
+def test_weights_ask_for_fewer_steps_and_so_do_embeddings():
+    photos = {"kind": "lists", "train": "a", "val": 0.1, "test": "b"}
+    values = {"data": photos, "stage1": {"lr": LR}}
+    assert settle_epochs(make_config(values), 453).stage1.epochs == 334
+    tuned = make_config({**values, "model": {"weights": "DEFAULT"}})
+    assert settle_epochs(tuned, 453).stage1.epochs == 100
+    rows = make_config({"data": {"kind": "embeddings", "root": "x"}, "stage1": {"lr": LR}})
+    assert settle_epochs(rows, 453).stage1.epochs == 100
+
+
+def test_a_run_keeps_the_number_that_it_began_with(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(epochs, "LEAST", 2)
+    monkeypatch.setattr(epochs, "STEPS", {True: 9, False: 9})
+    left, said = make_config(open_ended(data), method="crt"), []
+    path = train(left, tmp_path / "run", say=said.append)
+    assert "stage 1: 2 epochs in batches of 8, stage 2: 1 epoch in batches of 8" in said[0]
+    assert "stage1.epochs: auto: 3 epochs in all, 9 steps" in said[0]
+    kept = checkpoint.load(path)[1]["config"]
+    assert (kept["stage1"]["epochs"], kept["stage2"]["epochs"]) == (2, 1)
+    monkeypatch.setattr(epochs, "STEPS", {True: 900, False: 9})  # another version's rule
+    said.clear()
+    train(left, tmp_path / "run", say=said.append)
+    assert said == [f"{tmp_path}/run is trained already"]
+    # but who writes a number down, or takes it away, asks for another run
+    with pytest.raises(OtherRunError, match=r"stage1.epochs = 2, and this one asks for 5"):
+        train(make_config(open_ended(data), ["stage1.epochs=5"], method="crt"), tmp_path / "run")
+    written = make_config(open_ended(data), ["stage1.epochs=1"])
+    train(written, tmp_path / "written")
+    with pytest.raises(OtherRunError, match=r"stage1.epochs = 1, and this one asks for 300"):
+        train(make_config(open_ended(data)), tmp_path / "written")
+
+
+def test_stage_1_of_another_run_has_its_share(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(epochs, "LEAST", 2)
+    monkeypatch.setattr(epochs, "STEPS", {True: 9, False: 9})
+    whole = make_config(open_ended(data), method="crt")
+    first = train(make_config(open_ended(data), ["stage2=null"], method="crt"), tmp_path / "one")
+    shared = train(whole, tmp_path / "two", stage1=first)
+    own = train(whole, tmp_path / "own")
+    mine, theirs = (checkpoint.load(path)[0] for path in (shared, own))
+    assert all((mine[name] == theirs[name]).all() for name in mine)
+
+
+def test_few_steps_by_a_number_are_told(data, tmp_path):
+    said = []
+    train(make_config(open_ended(data), ["stage1.epochs=2"]), tmp_path, say=said.append)
+    line = "6 steps are few for a network that starts at random: stage1.epochs: auto would be 334"
+    assert f"{line} epochs in all instead of 2" in said[0]
+
+
+def test_packaged_configurations_state_their_epochs():
+    for name in ("icons", "glyphs-2000", "imagenet_lt", "embeddings"):
+        assert isinstance(load_config(name).stage1.epochs, int)
