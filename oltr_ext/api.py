@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from oltr_ext.config.loading import ConfigError, load_config, make_config
+from oltr_ext.config.schema import Config
 from oltr_ext.data.embeddings import MANIFEST
+from oltr_ext.engine.choose import configured
 from oltr_ext.engine.train import train as train_run
 
 __all__ = ["train"]
@@ -18,7 +20,7 @@ def train(
     data: str | Path | Mapping[str, Any],
     *,
     out: str | Path,
-    method: str | None = "oltr-plus",
+    method: str | None = "auto",
     settings: Mapping[str, Any] | None = None,
     resume: bool = True,
     say: Callable[[str], None] = print,
@@ -29,7 +31,9 @@ def train(
         data: a configuration, as a packaged name such as ``icons``, a file, or a mapping as YAML
             gives it; or a folder of embeddings that `oltr embed` or `write_embeddings` wrote.
         out: folder of the run.
-        method: see `oltr methods`; None: as the configuration says.
+        method: see `oltr methods`; None: as the configuration says; ``auto``: the same, and
+            ``oltr-plus`` where it has no ``method``, no stage 2, and no loss, batches or prior of
+            its own in stage 1.
         settings: keys of the configuration to set, such as ``{"stage1.epochs": 90}``.
         resume: False starts afresh and removes what an earlier run left in `out`.
         say: gets a line of text now and then.
@@ -44,17 +48,20 @@ def train(
     overrides = [
         f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()
     ]
-    if isinstance(data, Mapping):
-        config = make_config(data, overrides, method=method)
-    elif Path(data).is_dir():
+    if not isinstance(data, Mapping) and Path(data).is_dir():
         if not (Path(data) / MANIFEST).is_file():
             raise ConfigError(
                 f"train: expected a configuration or a folder of embeddings, and {data} has no "
                 f"{MANIFEST}"
             )
-        root = f"data.root={json.dumps(str(data))}"
-        config = load_config("embeddings", [root, *overrides], method=method)
-    else:
-        config = load_config(data, overrides, method=method)
+        overrides.insert(0, f"data.root={json.dumps(str(data))}")
+        data = "embeddings"
+
+    def load(by: str | None) -> Config:
+        if isinstance(data, Mapping):
+            return make_config(data, overrides, method=by)
+        return load_config(data, overrides, method=by)
+
+    config = configured(load, out, method=method, resume=resume, say=say)
     train_run(config, out, resume=resume, say=say)
     return Path(out)

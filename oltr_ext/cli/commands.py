@@ -36,12 +36,19 @@ def run_demo(args: argparse.Namespace) -> int:
 def run_train(args: argparse.Namespace) -> int:
     from oltr_ext.config.loading import load_config
     from oltr_ext.engine import distributed
+    from oltr_ext.engine.choose import configured
     from oltr_ext.engine.train import train
 
     with distributed.joined():
-        config = load_config(args.config, args.set, method=args.method)
         name = "_".join(filter(None, (Path(args.config).stem, args.method)))
         out = args.out or Path("runs") / name
+        config = configured(
+            lambda method: load_config(args.config, args.set, method=method),
+            out,
+            method=args.method or "auto",
+            resume=not args.fresh,
+            say=_tell if distributed.lead() else lambda _: None,
+        )
         path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=_tell)
         if distributed.lead():
             print(f"model  {path}")
@@ -53,7 +60,7 @@ def run_config(args: argparse.Namespace) -> int:
 
     from oltr_ext.config.loading import load_config
 
-    config = load_config(args.config, args.set, method=args.method)
+    config = load_config(args.config, args.set, method=args.method or "auto")
     print(
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.cli import classes, commands
-from oltr_ext.config.methods import DEMO
+from oltr_ext.config.methods import DEFAULT, DEMO
 from oltr_ext.config.paths import expanded, path_of
 
 
@@ -57,17 +57,22 @@ def make_parser() -> argparse.ArgumentParser:
         "train",
         commands.run_train,
         "train by a configuration, or go on with an interrupted run",
+        "  oltr train my.yaml\n"
         "  oltr train icons --method oltr\n"
         "  oltr train my.yaml --method crt --set stage1.epochs=90 --set amp=bf16\n"
-        "  oltr train icons --out runs/plain\n"
+        "  oltr train icons --method plain --out runs/plain\n"
         "  oltr train icons --method tau-norm --stage1 runs/plain\n"
         "  oltr train imagenet_lt --set data.root=/data/imagenet "
         "--set data.lists=/data/ImageNet_LT\n"
         "  torchrun --nproc-per-node 4 -m oltr_ext train imagenet_lt --out runs/on_four_gpus",
     )
     _add_config(sub)
-    sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
-    sub.add_argument("--out", type=path_of, help="folder of the run; default: runs/CONFIG_METHOD")
+    _add_method(sub)
+    sub.add_argument(
+        "--out",
+        type=path_of,
+        help="folder of the run; default: runs/CONFIG, with --method runs/CONFIG_METHOD",
+    )
     sub.add_argument(
         "--stage1",
         type=path_of,
@@ -88,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr config icons --method oltr-plus\n  oltr config my.yaml --set amp=bf16 > whole.yaml",
     )
     _add_config(sub)
-    sub.add_argument("--method", metavar="NAME", help="see oltr methods; default: as in the file")
+    _add_method(sub)
     _add_set(sub)
 
     sub = command(
@@ -329,6 +334,11 @@ def _add_config(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "config", type=expanded, help="a YAML file, or the name of a packaged configuration"
     )
+
+
+def _add_method(sub: argparse.ArgumentParser) -> None:
+    about = f"see oltr methods; default: what the configuration says; {DEFAULT} where it says none"
+    sub.add_argument("--method", metavar="NAME", help=about)
 
 
 def _add_set(sub: argparse.ArgumentParser) -> None:

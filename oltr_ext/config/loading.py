@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from oltr_ext.config.methods import apply_method
+from oltr_ext.config.methods import DEFAULT, apply_method, says_how
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, ListData
 
@@ -40,17 +40,25 @@ def make_config(
 
     Args:
         overrides: ``key.path=value`` strings; values are YAML. The last word.
-        method: one of `METHODS`, to train by it in place of what `values` say of stages.
+        method: one of `METHODS`, to train by it in place of what `values` say of stages; None:
+            their own ``method``, or as they are; ``auto``: the same, but `DEFAULT` where nothing
+            there or in `overrides` says how to train.
 
     Raises:
         ConfigError: one line with `source`, the key's path, what was expected and what came.
     """
+    overrides, own = list(overrides), values.get("method")
+    values = {key: value for key, value in values.items() if key != "method"}
+    if method == "auto" and own is None and not says_how(values, overrides):
+        method = DEFAULT
+    elif method in (None, "auto"):
+        method = own
     if method is not None:
         # what the method builds on must hold by itself; what comes back has numbers for what YAML
         # leaves as text, such as 1e-1
         held = make_config(values, source=source).model_dump(mode="json", exclude_unset=True)
         try:
-            values = apply_method(held, method)
+            values = apply_method(held, str(method))
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from None
     changed = copy.deepcopy(dict(values))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 import yaml
 
-__all__ = ["DEMO", "METHODS", "Method", "apply_method"]
+__all__ = ["DEFAULT", "DEMO", "METHODS", "Method", "apply_method", "says_how"]
+
+DEFAULT = "oltr-plus"
+"""Where neither the configuration nor the command says how to train."""
 
 DEMO = ("plain", "oltr", "oltr-plus")
 """What the demo trains unless told otherwise."""
@@ -26,6 +29,9 @@ COMMON = (
     "clip",
 )
 """Keys of stage 1 that stage 2 has as they are."""
+
+HOW = ("stage1.loss.", "stage1.sampler.", "stage1.class_prior.")
+"""Keys of stage 1 that make another method than plain training."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,17 @@ class Method:
 
 _TEXT = resources.files("oltr_ext.config").joinpath("methods.yaml").read_text(encoding="utf-8")
 METHODS = {name: Method(**values) for name, values in yaml.safe_load(_TEXT).items()}
+
+
+def says_how(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> bool:
+    """Whether a configuration, or a ``key.path=value`` for it, is about more than plain training.
+
+    It is where there is a stage 2, be it null, or a word of the loss, batches or prior of stage 1.
+    """
+    first = values.get("stage1")
+    keys = {*values, *(f"stage1.{key}" for key in (first if isinstance(first, Mapping) else ()))}
+    keys |= {item.partition("=")[0].strip() for item in overrides}
+    return bool(keys & {"stage2", "stage2.kind"}) or any(f"{k}.".startswith(HOW) for k in keys)
 
 
 def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
