@@ -45,6 +45,7 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["data.kind=photos"], "icons: data: .*'icons', 'pack', 'lists', 'embeddings'"),
         (["data={kind: lists}"], r"data.train: this key is required \(and 2 more\)"),
         (["stage1=null"], "icons: stage1: "),
+        (["stage1={}"], r"stage1.lr: this key is required, such as 0.1 for a small network"),
         (["data.shots=all"], "data.shots: .* tuple or 'oltr' or 'decoupling', got 'all'$"),
         (["data.shots=[10, 30]"], r"data.shots: .*few <= many \+ 1, got \[10, 30\]"),
         (["seed=99999999999999999999"], "icons: seed: .*less than 9223372036854775808"),
@@ -176,3 +177,16 @@ def test_home_and_variables_are_put_into_paths(monkeypatch):
     for data in ({"kind": "embeddings", "root": "~/e"}, {"kind": "pack", "name": "~/e"}):
         found = make_config({**SMALL, "data": data}).data
         assert str(getattr(found, "root", None) or found.name) == "/home/me/e"
+
+
+def test_one_rate_is_that_of_network_and_classifier():
+    first = make_config({**SMALL, "stage1": {"epochs": 1, "lr": 0.1}})
+    assert first == make_config(SMALL)
+    for method in ("plain", "oltr-plus"):
+        one = make_config({**SMALL, "stage1": {"epochs": 9, "lr": 0.1}}, method=method)
+        both = {"epochs": 9, "lr": {"feature": 0.1, "classifier": 0.1}}
+        assert one == make_config({**SMALL, "stage1": both}, method=method)
+    with pytest.raises(ConfigError, match=r"stage1.lr.feature: .*got -0.1"):
+        make_config(SMALL, ["stage1.lr=-0.1"])
+    with pytest.raises(ConfigError, match="config: stage1: this key is required, such as"):
+        make_config({"data": {"kind": "icons"}})

@@ -67,6 +67,9 @@ def test_train_says_by_what_and_goes_on_with_what_is_there(alone, capsys):
     assert Path("runs/my/model.safetensors").read_bytes() == before
     assert main(["train", "my.yaml", "--fresh"]) == 0
     assert checkpoint.load("runs/my/model.safetensors")[1]["config"]["stage2"] is not None
+    few = ["--set", "stage2.epochs=1", "--out", "few"]  # a key of the default's own
+    assert main(["train", "my.yaml", *few]) == 0
+    assert checkpoint.load("few/model.safetensors")[1]["config"]["stage2"]["epochs"] == 1
     capsys.readouterr()
     assert main(["config", "my.yaml"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["stage2"]["class_prior"] == 1

@@ -76,3 +76,11 @@ def test_a_run_without_room_says_so_once(lists, no_room, tmp_path):
         lists.model_copy(update={"data": data, "stage2": None}), tmp_path / "run", say=said.append
     )
     assert sum("data.workers" in line for line in said) == 1
+
+
+def test_more_processes_than_processors_are_not_started(lists, recwarn):
+    parts = load_splits(lists.data)
+    found = batches(parts.train, splits.processors() + 3)
+    assert not [str(each.message) for each in recwarn if "DataLoader" in str(each.message)]
+    for (x, _), (other, _) in zip(found, batches(parts.train, 0), strict=True):
+        assert torch.equal(x, other)

@@ -19,7 +19,12 @@ from oltr_ext.config.schema import Config, ListData
 
 __all__ = ["ConfigError", "config_names", "load_config", "make_config", "run_config"]
 
-REQUIRED = {"data.val": ": a list, or 0.1 to hold a tenth of train out, or one_per_class"}
+RATES = "for a small network from scratch, 0.01 for one with published weights"
+REQUIRED = {  # what to say of a key that is missing
+    "data.val": ": a list, or 0.1 to hold a tenth of train out, or one_per_class",
+    "stage1": f", such as {{lr: 0.1, schedule: {{kind: cosine}}}} {RATES}",
+    "stage1.lr": f", such as 0.1 {RATES}",
+}
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
 
 ALONE = {"augment": "preset"}  # groups in whose place the value of one key may stand

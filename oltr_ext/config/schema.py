@@ -98,7 +98,8 @@ class ListData(Strict):
     # weights, else 224
     image_size: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     augment: Annotated[ListAugment, BeforeValidator(preset_alone)] = ListAugment()
-    workers: Annotated[int, Field(ge=0)] = 4  # loader processes, for each training process
+    # loader processes, for each training process; no more than there are processors
+    workers: Annotated[int, Field(ge=0)] = 4
     # Images of each list that may fail to decode. In training the next of the class takes their
     # place; in validation and test they are left out.
     max_bad_images: Annotated[int, Field(ge=0)] = 0
@@ -150,11 +151,18 @@ class ModelConfig(Strict):
 
 
 class LearningRates(Strict):
-    """By part: feature = backbone, attention and fc; classifier = head; centroid = memory."""
+    """By part: feature = backbone, attention and fc; classifier = head; centroid = memory. A number
+    alone is that of the first two."""
 
     feature: NotNegative
     classifier: NotNegative
     centroid: NotNegative = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_both(cls, value: Any) -> Any:
+        alone = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"feature": value, "classifier": value} if alone else value
 
 
 class Schedule(Strict):

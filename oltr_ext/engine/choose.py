@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from oltr_ext.config.loading import ConfigError
 from oltr_ext.config.methods import DEFAULT
 from oltr_ext.config.schema import Config
 from oltr_ext.engine import checkpoint
@@ -28,10 +29,12 @@ def configured(
         resume: a run of stage 1 alone that is there goes on as one: it was begun by the
             configuration alone, or by a version whose default that was.
     """
-    config = load(method)
-    if method != "auto" or config == (alone := load(None)):
+    config, alone = load(method), None
+    with suppress(ConfigError):  # --set may name keys of a stage 2 that only the method has
+        alone = load(None)
+    if method != "auto" or config == alone:
         return config
-    if resume and alone.stage2 is None and _holds_one_stage(Path(out)):
+    if resume and alone is not None and _holds_one_stage(Path(out)):
         say(f"{out} holds a run of stage 1 alone, which goes on as such; --method says otherwise")
         return alone
     say(f"method: {DEFAULT}, for neither configuration nor --method says another (oltr methods)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -274,10 +275,12 @@ def make_loader(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches as a network takes them, and labels, on `device`, for given keys.
 
-    `workers` processes fetch ahead, and hand over eight bits a pixel; what is done in floats is
-    done here. Keys that carry a position (training) are augmented, plain indices never.
+    `workers` processes fetch ahead, at most one a processor, and hand over eight bits a pixel; what
+    is done in floats is done here. Keys that carry a position (training) are augmented, plain
+    indices never.
     """
     keys, again = tee(keys)
+    workers = min(workers, processors())  # torch warns of more at every epoch, at length
     loader = DataLoader(
         images,
         batch_sampler=keys,  # type: ignore[arg-type]
@@ -299,6 +302,14 @@ def make_loader(
             network_input(pixels.to(device, non_blocking=True), images.augment, draws),
             labels.to(device, non_blocking=True),
         )
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return len(here)
 
 
 def _hand_over(batch: tuple[Tensor, Tensor], workers: int) -> Any:
