@@ -62,6 +62,6 @@ def train(
             return make_config(data, overrides, method=by)
         return load_config(data, overrides, method=by)
 
-    config = configured(load, out, method=method, resume=resume, say=say)
+    config, say = configured(load, out, method=method, resume=resume, say=say)
     train_run(config, out, resume=resume, say=say)
     return Path(out)

@@ -42,14 +42,14 @@ def run_train(args: argparse.Namespace) -> int:
     with distributed.joined():
         name = "_".join(filter(None, (Path(args.config).stem, args.method)))
         out = args.out or Path("runs") / name
-        config = configured(
+        config, say = configured(
             lambda method: load_config(args.config, args.set, method=method),
             out,
             method=args.method or "auto",
             resume=not args.fresh,
-            say=_tell if distributed.lead() else lambda _: None,
+            say=_tell,
         )
-        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=_tell)
+        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=say)
         if distributed.lead():
             print(f"model  {path}")
     return 0

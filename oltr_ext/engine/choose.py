@@ -13,6 +13,8 @@ from oltr_ext.engine import checkpoint
 
 __all__ = ["configured"]
 
+Say = Callable[[str], None]
+
 
 def configured(
     load: Callable[[str | None], Config],
@@ -20,9 +22,10 @@ def configured(
     *,
     method: str | None = "auto",
     resume: bool = True,
-    say: Callable[[str], None],
-) -> Config:
-    """The configuration of a run in `out`; a line where the method was left open.
+    say: Say,
+) -> tuple[Config, Say]:
+    """The configuration of a run in `out`, and `say` for its training: where the method was left
+    open, that is said before the first line.
 
     Args:
         load: gives it for a method, as `oltr_ext.config.loading.load_config` does.
@@ -33,12 +36,24 @@ def configured(
     with suppress(ConfigError):  # --set may name keys of a stage 2 that only the method has
         alone = load(None)
     if method != "auto" or config == alone:
-        return config
+        return config, say
     if resume and alone is not None and _holds_one_stage(Path(out)):
-        say(f"{out} holds a run of stage 1 alone, which goes on as such; --method says otherwise")
-        return alone
-    say(f"method: {DEFAULT}, for neither configuration nor --method says another (oltr methods)")
-    return config
+        line = f"{out} holds a run of stage 1 alone, which goes on as such; --method says otherwise"
+        return alone, _after(line, say)
+    line = f"method: {DEFAULT}, for neither configuration nor --method says another (oltr methods)"
+    return config, _after(line, say)
+
+
+def _after(line: str, say: Say) -> Say:
+    """`say`, with a line of its own before the first: an error before that stands alone."""
+    left = [line]
+
+    def tell(next_line: str) -> None:
+        while left:
+            say(left.pop())
+        say(next_line)
+
+    return tell
 
 
 def _holds_one_stage(out: Path) -> bool:
