@@ -20,7 +20,6 @@ from oltr_ext.config.schema import Config, FitStage, IconsData, ListData, Memory
 from oltr_ext.engine import checkpoint, distributed, enrolment
 from oltr_ext.engine.build import build_model, model_shape, prior_power
 from oltr_ext.engine.fingerprint import what_changed
-from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import check_score, expectation, found_share, settled_by, share_of
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups
@@ -308,10 +307,8 @@ def is_settled(path: Path, header: Mapping[str, Any], config: Config) -> bool:
     """Whether a model is that of the checkpoint with this header, and settled as configured, by
     what there is today."""
     try:
-        tensors, found = checkpoint.load(path)
+        found = checkpoint.load(path)[1]
     except checkpoint.CheckpointError:
-        return False
-    if Calibration.read(tensors) is None:  # from before there were prediction sets
         return False
     there = run_config(found["config"], source=str(path))
     same = all(getattr(there, key) == getattr(config, key) for key in AFTERWARDS)

@@ -48,15 +48,12 @@ from oltr_ext.engine.preflight import OtherRunError
 from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, settled_by, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
+from oltr_ext.engine.stopping import TrainingError, stopped
 from oltr_ext.models import OLTRModel
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
 
 Say = Callable[[str], None]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last checkpoint is good, and the message says what happened."""
 
 
 @own_defaults()
@@ -263,7 +260,7 @@ class _Run:
         state.step, state.total = state.step + 1, state.total + 1
         state.losses.append(distributed.mean(total))
         if not math.isfinite(state.losses[-1]):
-            raise self.stopped(f"the loss is {state.losses[-1]}")
+            raise stopped(f"the loss is {state.losses[-1]}", state, self.out)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         distributed.average([p.grad for p in trained if p.grad is not None])
         self.scaler.unscale_(self.optimizer)
@@ -320,7 +317,8 @@ class _Run:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
-                raise self.stopped(f"{name.removeprefix('model.')} is no longer finite")
+                what = f"{name.removeprefix('model.')} is no longer finite"
+                raise stopped(what, self.state, self.out)
         return tensors
 
     def save(self, *, threshold: dict[str, Any] | None, path: Path | None = None) -> None:
@@ -375,15 +373,6 @@ class _Run:
         done = stage == len(self.stages) and step == self.steps_per_epoch() * end
         going_on = f"going on from stage {stage}, step {step} in {self.out}"
         self.say(f"{self.out} is trained already" if done else going_on)
-
-    def stopped(self, what: str) -> TrainingError:
-        stage, step = self.state.stage, self.state.step
-        kept = (self.out / checkpoint.LAST).exists()
-        return TrainingError(
-            f"{what} after step {step} of stage {stage}; "
-            f"{f'the last good checkpoint is kept in {self.out}. ' if kept else ''}Start afresh "
-            f"with a lower stage{stage}.lr, or with stage{stage}.clip"
-        )
 
     def finish(self) -> Path:
         """The chosen epoch's weights, and what is settled of them: what the other commands read."""
