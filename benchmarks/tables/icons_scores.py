@@ -7,8 +7,8 @@ METHODS = ("plain", "logit-adjustment", "range", "oltr", "oltr-plus")
 NOTES = (
     "Beside icons.md every method has more scores to choose from: `gen`, and by its features and "
     "those of training distances, `vim`, and sums with the largest logit. Which one is the rule "
-    "of `open_set.score: auto`. The settings are those of icons.md. Some runs were interrupted and went on, and others "
-    "waited for the machine: their seconds say little."
+    "of `open_set.score: auto`. The settings are those of icons.md. Some runs were interrupted and "
+    "went on, and others waited for the machine: their seconds say little."
 )
 
 if __name__ == "__main__":
