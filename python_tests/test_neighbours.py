@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from oltr_ext import ops
+from oltr_ext import OLTRClassifier, ops
+from oltr_ext.metrics import f_measure, open_set_metrics, oscr, shot_accuracy
 from oltr_ext.nn import OLTRHead, OpenMaxHead
 
 
@@ -66,3 +68,50 @@ def test_medium_precision_answers_a_row_alike_alone_and_in_a_batch(medium_precis
             torch.testing.assert_close(
                 head.outputs(x[:rows]).logits, together[:rows], rtol=0, atol=1e-4
             )
+
+
+def test_metrics_do_not_depend_on_the_order_of_rows():
+    """mapie-row-order: most scores are equal, and rows come class by class or right ones first."""
+    rng = np.random.default_rng(0)
+    target = np.repeat(np.arange(-1, 5), 40)
+    pred = np.where(rng.random(240) < 0.7, np.maximum(target, 0), rng.integers(5, size=240))
+    score = rng.choice([0.5, 1.0], p=[0.2, 0.8], size=240)
+
+    def figures(rows):
+        s, p, t = score[rows], pred[rows], target[rows]
+        shots = shot_accuracy(p, t, [100, 50, 20, 10, 5])
+        return [
+            *open_set_metrics(s, t).values(),
+            oscr(s, p, t).area,
+            f_measure(p, t),
+            *shots.values(),
+        ]
+
+    want = figures(np.arange(240))
+    for rows in (np.argsort(pred == target), np.argsort(pred != target), rng.permutation(240)):
+        for got, figure in zip(figures(rows), want, strict=True):
+            np.testing.assert_allclose(got, figure, rtol=1e-12)
+
+
+@pytest.mark.parametrize("taken_for", [np.zeros(20, int), np.arange(20)])
+def test_few_shot_accuracy_whatever_the_errors_are_taken_for(taken_for):
+    """macro-over-few-classes: 20 of 200 images of ten rare classes, as one class or as twenty."""
+    target = np.arange(40, 50).repeat(20)
+    pred = target.copy()
+    pred[::10] = taken_for
+    got = shot_accuracy(pred, target, np.repeat([500, 5], [40, 10]))
+    assert got["few"] == pytest.approx(0.9) and np.isnan(got["many"])
+
+
+def test_uint8_features_and_large_labels_are_those_numbers():
+    """smote-uint8 and label-floats: differences below zero, neighbours beyond 2**24."""
+    rng = np.random.default_rng(0)
+    y = 2**30 + np.arange(60) % 3
+    x = rng.integers(100, 120, (60, 8)) + 100 * np.eye(8, dtype=int)[y - 2**30]
+    small, wide = (
+        OLTRClassifier(epochs=2, random_state=0).fit(rows, y)
+        for rows in (x.astype(np.uint8), x.astype(np.float64))
+    )
+    assert small.classes_.tolist() == [2**30, 2**30 + 1, 2**30 + 2]
+    assert (small.predict(x.astype(np.uint8)) == y).all()
+    np.testing.assert_array_equal(small.score_samples(x.astype(np.uint8)), wide.score_samples(x))
