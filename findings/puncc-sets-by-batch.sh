@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # puncc's adaptive prediction sets hold no more classes than there are images in the batch
 #
-# Versions: puncc 0.9.3 (2026-06), scikit-learn 1.9.1, numpy 1.26.4 (it wants numpy < 2 and Python < 3.13; exit 77 there).
+# Versions: puncc 0.9.3 (2026-06), scikit-learn 1.9.1, numpy 1.26.4 (it wants numpy < 2; exit 77 where that has no Python).
 # APS and RAPS cut every set at the number of rows that are predicted at once, where the number of classes was meant. So
 # the same calibrated predictor covers 54 % of images instead of the promised 90 % when asked for two at a time, and
 # what a service answers depends on its traffic; from as many rows as the largest set on nothing is lost, so an

@@ -5,7 +5,7 @@
 # A synthetic image lies between two images of its class. The difference of the two is taken in the type of the pixels,
 # so that in uint8 a step from 10 down to 0 is one of 246 up: every pixel that should get darker gets a value from
 # anywhere above it. The result is uint8 again, and nothing warns.
-# SMOTE, BorderlineSMOTE, ADASYN and SVMSMOTE share the line; all signed and floating types are right. Because
+# SMOTE, BorderlineSMOTE, ADASYN and SVMSMOTE share the line; int16 and wider and floating types are right. Because
 # oversampling rare classes still helps a little, the loss shows only beside the same run in float32.
 # Seen (pixels outside the two values between which they lie; digits with 120 images of 0 to 4 and 10 of 5 to 9:
 # distance from a synthetic image to the nearest real one of its class, accuracy of 5 neighbours on 5 to 9):
