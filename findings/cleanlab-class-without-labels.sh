@@ -3,7 +3,7 @@
 #
 # Versions: cleanlab 2.9.0 (2026-01), scikit-learn 1.9.1, numpy 2.4.6.
 # Class imbalance is accounted for by subtracting a threshold from each class's probability: its mean over the rows with
-# that label. A class without any gets 2, "more than any probability", which is right for counting and is then
+# that label. A class without any gets 2, which no probability reaches: right for counting, but it is then
 # subtracted as well. All probabilities are raised by as much and divided by a sum of about 2 for each other class, so
 # that they are nearly alike: scores documented as 0 to 1 lie between 0.09 and 0.15, or 0.04 and 0.05. Their order stays
 # nearly the same, and every threshold is wrong. For outliers by predictions it is the default, for
