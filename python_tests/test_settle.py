@@ -141,9 +141,9 @@ def test_lines_say_both_consequences_on_these_images(data, runs, tmp_path):
     assert f"of the training's tail: {want[1]}" in there
     assert there.endswith("oltr eval RUN --test-prior val judges so") and want[0] != want[1]
     assert said[-1].startswith(f"unknown: told by {trained.threshold['score']}, AUROC ")
-    # whitenings, means, rows and null space of 6 numbers, two vectors of 6, alpha, k of 2, and what
-    # the sums shift and scale by
-    size = 4 * (6 * (2 * 6 + 4 + sum(TRAIN) + 3) + 2 * 6 + 1 + 2 + 2 * 4)
+    # whitenings, means, rows and null space of 6 numbers, two vectors of 6, alpha, the features'
+    # length, k of 2, and what the sums shift and scale by
+    size = 4 * (6 * (2 * 6 + 4 + sum(TRAIN) + 3) + 2 * 6 + 1 + 1 + 2 + 2 * 4)
     assert said[-1].endswith(f"; 68 training features kept, the bank is {size / 1e6:.1f} MB")
     assert head.bank.size == size
 
