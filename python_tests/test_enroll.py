@@ -115,6 +115,36 @@ def test_a_hole_is_no_answer_and_old_classes_stand_as_before(kind: str) -> None:
     assert head.roster.removed == [CLASSES, CLASSES + 1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bank_of_scores_knows_new_classes_too(kind: str) -> None:
+    head, x, _ = trained(kind)
+    new, group = clusters(1, 5, 6)
+    before = head.scores(head.outputs(new))
+    head.enroll(new, [f"new {g}" for g in group])
+    now, old = head.scores(head.outputs(new)), head.scores(head.outputs(x))
+    assert now["nearest_feature"].abs().max() < 1e-3 > before["nearest_feature"].max()
+    assert now["mahalanobis"].median() > before["mahalanobis"].median()
+    assert now["mahalanobis"].median() > 1.5 * old["mahalanobis"].median()  # both are negative
+    fitted, (x, y) = FeatureBank(), clusters(0, CLASSES, 6)
+    fitted.fit([(x, y)], torch.bincount(y))
+    mean = F.normalize(new[group == 2], dim=1).mean(0) @ fitted.whitening.t()
+    torch.testing.assert_close(head.bank.means[CLASSES + 2], mean, rtol=1e-4, atol=1e-4)
+    approx = torch.stack([x[y == c].mean(0) for c in range(CLASSES)])
+    assert F.cosine_similarity(fitted.trained_means(), approx).min() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["oltr", "linear"])
+def test_of_many_trained_classes_some_stand_for_all(kind: str, monkeypatch) -> None:
+    module = "oltr_head" if kind == "oltr" else "linear_classes"
+    monkeypatch.setattr(f"oltr_ext.nn.{module}.RIVALS", 5)
+    head, _, _ = trained(kind)
+    new, group = clusters(1, 5, 9)
+    head.enroll(new, [f"new {g}" for g in group])
+    assert len(head.rivals().inputs) == 5
+    with torch.no_grad():
+        assert (head(new).argmax(1) == group + CLASSES).float().mean() > 0.9
+
+
 def test_a_trained_class_may_go_too() -> None:
     head, x, y = trained()
     head.remove([3])

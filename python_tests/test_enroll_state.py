@@ -157,6 +157,18 @@ def test_the_bank_is_not_copied_for_each_class() -> None:
     assert len(head.state_dict()["memory.centroids"]) == CLASSES
 
 
+def test_what_is_there_beside_holes_is_copied_once() -> None:
+    head, x = grown("oltr")
+    head.predict(x)
+    there = head._rooms.kept["there"][2]
+    head.predict(x)
+    assert head._rooms.kept["there"][2] is there
+    with torch.no_grad():
+        head.memory.centroids[0] += 1
+    head.predict(x)
+    assert head._rooms.kept["there"][2] is not there
+
+
 def test_rooms_keep_what_is_there_and_give_no_other_tensor_away() -> None:
     rooms, whole = Rooms(), torch.arange(6.0).view(3, 2)
     one = rooms.grown("a", whole, torch.ones(1, 2))
