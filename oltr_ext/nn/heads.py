@@ -16,6 +16,7 @@ from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.linear_classes import LinearClasses
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
+from oltr_ext.nn.room import Rooms
 from oltr_ext.nn.scores import ENTROPY_SCORES, SCORES, all_scores
 
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -92,6 +93,7 @@ class Head(Enrolling, ABC):
         for name, buffer in kept.items():
             if buffer is not None:
                 self._buffers[name] = _move(buffer, fn, self.EXACT[name])
+        self._rooms = Rooms()  # what they hold is of the tensors before
         return self
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
