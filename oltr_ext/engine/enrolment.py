@@ -91,13 +91,15 @@ def read(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Enrolment:
     found = header.get(CLASSES)
     if found is None:
         names, counts = numbered(header["class_names"]), header["shape"]["train_counts"]
-        return Enrolment(
-            Roster.trained(names, counts), torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
-        )
+        return Enrolment(Roster.trained(names, counts), *_nothing())
     before = None
     if found["before"] is not None:
         before = (Roster.from_json(found["before"]), tensors[OWNER_BEFORE])
     return Enrolment(Roster.from_json(found["now"]), tensors[FEATURES], tensors[OWNER], before)
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
 
 
 def _columns(enrolment: Enrolment) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -175,12 +177,15 @@ def carry(
         return dict(tensors), dict(header)
     if CLASSES not in old[1]:
         return dict(tensors), dict(header)
+    found = read(*old)
     ours, theirs = (
         checkpoint.fingerprint(checkpoint.under("model.", each)) for each in (tensors, old[0])
     )
     if ours != theirs:
-        raise ValueError(
-            f"{path} keeps changed classes of other weights than were trained now; move it away, "
-            "and the same command writes the new model"
-        )
-    return put(read(*old), tensors, header)
+        if found.joined:
+            raise ValueError(
+                f"{path} has {spelt(found.joined)} enrolled under other weights than were trained "
+                "now; move it away, and the same command writes the new model"
+            )
+        found = Enrolment(found.roster, *_nothing())  # other names hold all the same
+    return put(found, tensors, header)
