@@ -61,7 +61,7 @@ def test_from_a_run_to_a_new_class_in_three_commands(
     assert main(["eval", str(run), "--device", "cpu", "--out", str(run / "judged")]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[0].endswith("enrolled")
-    assert "1 enrolled classes" in said.err
+    assert "1 enrolled class: " in said.err
 
 
 def test_classes_are_renamed_removed_and_brought_back(
@@ -155,6 +155,20 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(
     assert told.out == "" and len(told.err.splitlines()) == 1
     assert any(part in told.err for part in message.split("|"))
     assert (finished / MODEL).read_bytes() == blob
+
+
+def test_embedding_by_the_run_goes_on_as_before(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "embedded"
+    assert main(["embed", str(run), "--out", str(out)]) == 0
+    manifest = (out / "manifest.json").read_bytes()
+    assert main(["enroll", str(run), "--name", "fifth", str(images)]) == 0
+    blob = (run / MODEL).read_bytes()
+    assert main(["embed", str(run), "--out", str(out)]) == 0  # done already, by the same weights
+    assert (out / "manifest.json").read_bytes() == manifest
+    assert (run / MODEL).read_bytes() == blob and names(run)[4:] == ["fifth"]
+    capsys.readouterr()
 
 
 def test_of_classes_too(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

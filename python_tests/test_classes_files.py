@@ -265,7 +265,7 @@ def test_runs_are_compared_on_the_same_images(
     lines = table([first, second]).splitlines()
     assert lines[0].endswith("enrolled") and lines[1].endswith(" -")
     files = report([first, second], tmp_path / "report.html")
-    assert "1 enrolled classes" in files.html.read_text()
+    assert "1 enrolled class: " in files.html.read_text()
     # a removed class is known no more, in both
     model = oltr_ext.load(enrolled, device="cpu")
     model.remove("A")

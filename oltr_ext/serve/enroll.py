@@ -118,14 +118,15 @@ def enroll(
         )
     features = torch.cat([part for _, part in given])
     _check_names(trained.roster, names, more)
-    order = list(dict.fromkeys(names))
-    rows = {name: [n for n, each in enumerate(names) if each == name] for name in order}
+    rows: dict[str, list[int]] = {}
+    for n, name in enumerate(names):
+        rows.setdefault(name, []).append(n)
     before = _answers(trained, features)
-    means = torch.stack([features[rows[name]].mean(dim=0) for name in order])
+    means = torch.stack([features[mine].mean(dim=0) for mine in rows.values()])
     nearest = _nearest(trained, means)
     head = trained.model.head
     ids = head.enroll(features, list(names)).tolist()
-    id_of = dict(zip(order, ids, strict=True))
+    id_of = dict(zip(rows, ids, strict=True))
     _changed(trained, features, [id_of[name] for name in names])
     after = _answers(trained, features)
     return [
@@ -239,13 +240,14 @@ def _id_of(roster: Roster, name: str) -> int:
 
 
 def _answers(trained: Trained, features: Tensor) -> list[str | None]:
-    label, _ = trained.model.head.predict(features)
-    return [None if n < 0 else trained.names[n] for n in label.tolist()]
+    names, (label, _) = trained.names, trained.model.head.predict(features)
+    return [None if n < 0 else names[n] for n in label.tolist()]
 
 
 def _nearest(trained: Trained, means: Tensor) -> list[str]:
-    order, _ = nearest_classes(trained, means, trained.model.head(means), 1)
-    return [trained.names[first] for first, *_ in order]
+    head, names = trained.model.head, trained.names
+    found = [nearest_classes(trained, part, head(part), 1)[0] for part in head.pieces(means)]
+    return [names[first] for order in found for first, *_ in order]
 
 
 def unlike(features: Tensor) -> list[int]:

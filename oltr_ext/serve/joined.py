@@ -59,8 +59,9 @@ def of_the_enrolled(
 
 def enrolled_line(found: Mapping[str, Any]) -> str:
     """The same in a sentence."""
+    classes = "class" if found["classes"] == 1 else "classes"
     line = (
-        f"{found['classes']} enrolled classes: {found['known_taken']} of {found['known']} known "
+        f"{found['classes']} enrolled {classes}: {found['known_taken']} of {found['known']} known "
         f"images and {found['open_taken']} of {found['open']} strangers are taken for one"
     )
     if found["images"]:
