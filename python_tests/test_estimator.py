@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from drawn_rows import DATA, KNOWN, STRANGERS, drawn
 from sklearn.base import clone
 from sklearn.metrics import f1_score, make_scorer
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -19,66 +20,40 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from oltr_ext import OLTRClassifier
 
-Data = tuple[Any, Any]
-
 
 @parametrize_with_checks([OLTRClassifier()])
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
-def drawn(sizes: tuple[int, ...], seed: int = 0, first: int = 0) -> Data:
-    """Rows around the corners of a simplex, 6 from the middle, of classes from `first` on."""
-    label = np.repeat(np.arange(len(sizes)), sizes) + first
-    noise = np.random.default_rng(seed).normal(size=(len(label), 12))
-    return noise + 6 * np.eye(12)[label], label
-
-
 @pytest.fixture(scope="module")
-def data() -> Data:
-    return drawn((60, 30, 12, 4))
-
-
-@pytest.fixture(scope="module")
-def known() -> Data:
-    return drawn((50, 50, 50, 50), seed=1)
-
-
-@pytest.fixture(scope="module")
-def strangers() -> Any:
-    return drawn((50, 50), seed=2, first=8)[0]
-
-
-@pytest.fixture(scope="module")
-def fitted(data: Data) -> OLTRClassifier:
-    model: OLTRClassifier = OLTRClassifier(outlier_label=-1, random_state=0).fit(*data)
+def fitted() -> OLTRClassifier:
+    model: OLTRClassifier = OLTRClassifier(outlier_label=-1, random_state=0).fit(*DATA)
     return model
 
 
-def test_strangers_get_the_outlier_label_and_known_rows_do_not(
-    fitted: OLTRClassifier, known: Data, strangers: Any
-) -> None:
-    answer = fitted.predict(known[0])
-    assert (answer == known[1]).mean() > 0.85
-    assert (fitted.predict(strangers) == -1).mean() > 0.9
-    score = fitted.score_samples(np.concatenate([known[0], strangers]))
+def test_strangers_get_the_outlier_label_and_known_rows_do_not(fitted: OLTRClassifier) -> None:
+    answer = fitted.predict(KNOWN[0])
+    assert (answer == KNOWN[1]).mean() > 0.85
+    assert (fitted.predict(STRANGERS) == -1).mean() > 0.9
+    score = fitted.score_samples(np.concatenate([KNOWN[0], STRANGERS]))
     np.testing.assert_array_equal(score[:200] < fitted.offset_, answer == -1)
     closed = clone(fitted).set_params(outlier_label=None).fit(*drawn((60, 30, 12, 4)))
-    assert (closed.predict(known[0]) == known[1]).mean() > 0.97
-    assert set(closed.predict(strangers)) <= {0, 1, 2, 3}
-    np.testing.assert_array_equal(closed.score_samples(strangers), score[200:])
+    assert (closed.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.97
+    assert set(closed.predict(STRANGERS)) <= {0, 1, 2, 3}
+    np.testing.assert_array_equal(closed.score_samples(STRANGERS), score[200:])
 
 
-def test_known_recall_sets_how_many_are_kept(data: Data, known: Data) -> None:
+def test_known_recall_sets_how_many_are_kept() -> None:
     def share(recall: float) -> float:
         model = OLTRClassifier(outlier_label=-1, known_recall=recall, random_state=0)
-        return float((model.fit(*data).predict(known[0]) != -1).mean())
+        return float((model.fit(*DATA).predict(KNOWN[0]) != -1).mean())
 
     assert share(0.5) < share(0.9) <= share(0.999)
 
 
-def test_a_rejection_counts_as_wrong_in_scorers(fitted: OLTRClassifier, known: Data) -> None:
-    rows, label = known
+def test_a_rejection_counts_as_wrong_in_scorers(fitted: OLTRClassifier) -> None:
+    rows, label = KNOWN
     rejected = fitted.predict(rows) == -1
     assert rejected.any()
     right = fitted.predict(rows)[~rejected] == label[~rejected]
@@ -101,86 +76,84 @@ def test_a_rejection_counts_as_wrong_in_scorers(fitted: OLTRClassifier, known: D
     ],
     ids=["words", "floats", "bytes", "objects"],
 )
-def test_labels_of_any_type(
-    names: Any, outlier: Any, data: Data, known: Data, strangers: Any
-) -> None:
-    model = OLTRClassifier(outlier_label=outlier, random_state=0).fit(data[0], names[data[1]])
+def test_labels_of_any_type(names: Any, outlier: Any) -> None:
+    model = OLTRClassifier(outlier_label=outlier, random_state=0).fit(DATA[0], names[DATA[1]])
     assert model.classes_.tolist() == sorted(names.tolist())
-    assert (model.predict(known[0]) == names[known[1]]).mean() > 0.85
-    assert (model.predict(strangers) == outlier).mean() > 0.9  # whole, however long
+    assert (model.predict(KNOWN[0]) == names[KNOWN[1]]).mean() > 0.85
+    assert (model.predict(STRANGERS) == outlier).mean() > 0.9  # whole, however long
 
 
-def test_an_outlier_label_is_of_the_classes_type_and_none_of_them(data: Data) -> None:
+def test_an_outlier_label_is_of_the_classes_type_and_none_of_them() -> None:
     with pytest.raises(TypeError, match=r"outlier_label: expected .* int64, got 'unknown'"):
-        OLTRClassifier(outlier_label="unknown").fit(*data)
+        OLTRClassifier(outlier_label="unknown").fit(*DATA)
     with pytest.raises(TypeError, match=r"the classes' type, <U1, got -1"):
-        OLTRClassifier(outlier_label=-1).fit(data[0], np.array(list("abcd"))[data[1]])
+        OLTRClassifier(outlier_label=-1).fit(DATA[0], np.array(list("abcd"))[DATA[1]])
     with pytest.raises(ValueError, match="3 is one of the classes"):
-        OLTRClassifier(outlier_label=3).fit(*data)
+        OLTRClassifier(outlier_label=3).fit(*DATA)
 
 
-def test_a_training_set_of_one_class(strangers: Any) -> None:
+def test_a_training_set_of_one_class() -> None:
     rows, label = drawn((60,))
     model = OLTRClassifier(outlier_label=-1, random_state=0).fit(rows, label)
     assert (model.predict(drawn((50,), seed=1)[0]) == 0).mean() > 0.8
-    assert (model.predict(strangers) == -1).all()
+    assert (model.predict(STRANGERS) == -1).all()
     assert model.predict_proba(rows).shape == (60, 1)
     assert model.decision_function(rows).shape == (60, 1)
 
 
-def test_classes_with_no_row_to_spare_reject_nothing(strangers: Any) -> None:
+def test_classes_with_no_row_to_spare_reject_nothing() -> None:
     rows, label = drawn((1, 1, 1))
     model = OLTRClassifier(outlier_label=-1, random_state=0).fit(rows, label)
     assert model.offset_ == -np.inf
     assert model.predict(rows).tolist() == [0, 1, 2]
-    assert (model.predict(strangers) != -1).all()
+    assert (model.predict(STRANGERS) != -1).all()
 
 
-def test_pickle_joblib_and_clone(fitted: OLTRClassifier, known: Data) -> None:
+def test_pickle_joblib_and_clone(fitted: OLTRClassifier) -> None:
     held = BytesIO()
     joblib.dump(fitted, held)
     held.seek(0)
     for again in (pickle.loads(pickle.dumps(fitted)), joblib.load(held)):
         for name in ("predict", "predict_proba", "decision_function", "score_samples"):
-            ours, theirs = getattr(fitted, name)(known[0]), getattr(again, name)(known[0])
+            ours, theirs = getattr(fitted, name)(KNOWN[0]), getattr(again, name)(KNOWN[0])
             np.testing.assert_array_equal(ours, theirs)
     assert not hasattr(clone(fitted), "classes_")
     assert clone(fitted).get_params() == fitted.get_params()
 
 
-def test_searches_over_pipelines(data: Data) -> None:
+def test_searches_over_pipelines() -> None:
     pipe = make_pipeline(StandardScaler(), OLTRClassifier(random_state=0, epochs=4))
     search = GridSearchCV(pipe, {"oltrclassifier__test_prior": ["balanced", 1.0]}, cv=2)
-    assert search.fit(*data).best_score_ > 0.8
+    assert search.fit(*DATA).best_score_ > 0.8
 
 
-def test_partial_fit_meets_new_classes(data: Data, known: Data) -> None:
-    model = OLTRClassifier(random_state=0).partial_fit(*data)
+def test_partial_fit_meets_new_classes() -> None:
+    model = OLTRClassifier(random_state=0).partial_fit(*DATA)
     np.testing.assert_array_equal(
-        model.predict_proba(known[0]),
-        OLTRClassifier(random_state=0).fit(*data).predict_proba(known[0]),
+        model.predict_proba(KNOWN[0]),
+        OLTRClassifier(random_state=0).fit(*DATA).predict_proba(KNOWN[0]),
     )
     rows, label = drawn((5, 5), seed=3, first=8)
     names = np.array([-3, 8])[label - 8]  # one before those that are there, one after
     model.partial_fit(rows, names)
     assert model.classes_.tolist() == [-3, 0, 1, 2, 3, 8]
-    assert (model.predict(known[0]) == known[1]).mean() > 0.95
+    assert (model.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.95
     rows, label = drawn((40, 40), seed=4, first=8)
     assert (model.predict(rows) == np.array([-3, 8])[label - 8]).mean() > 0.95
     assert model.predict_proba(rows).shape == (80, 6)
     model.partial_fit(*drawn((20, 20, 20, 20), seed=5))
-    assert (model.predict(known[0]) == known[1]).mean() > 0.97
+    assert (model.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.97
     again = pickle.loads(pickle.dumps(model)).partial_fit(rows[:4], [0, 1, 2, 3])
     assert again.classes_.tolist() == model.classes_.tolist()
 
 
-def test_classes_yet_to_come_have_no_probability(data: Data, known: Data) -> None:
-    model = OLTRClassifier(random_state=0).partial_fit(*data, classes=[0, 1, 2, 3, 9])
+def test_classes_yet_to_come_have_no_probability() -> None:
+    model = OLTRClassifier(random_state=0).partial_fit(*DATA, classes=[0, 1, 2, 3, 9])
     assert model.classes_.tolist() == [0, 1, 2, 3, 9]
-    share = model.predict_proba(known[0])
+    share = model.predict_proba(KNOWN[0])
     assert (share[:, 4] == 0).all()
     np.testing.assert_allclose(share.sum(1), 1)
-    assert (model.decision_function(known[0]).argmax(1) == known[1]).mean() > 0.95
+    assert (model.decision_function(KNOWN[0]).argmax(1) == KNOWN[1]).mean() > 0.95
     model.partial_fit(drawn((4,), seed=3, first=9)[0], [9] * 4)
     assert (model.predict(drawn((30,), seed=4, first=9)[0]) == 9).mean() > 0.9
 
@@ -195,7 +168,7 @@ def test_a_class_of_more_weight_is_expected_more_often() -> None:
     assert 0.2 < (model.predict(rows) == 1).mean() < 0.8
 
 
-def test_the_same_bits_on_any_threads_and_no_trace(data: Data, known: Data) -> None:
+def test_the_same_bits_on_any_threads_and_no_trace() -> None:
     rows, label = drawn((200, 60, 20, 4))  # more than a batch
     torch.manual_seed(5)
     np.random.seed(5)
@@ -207,34 +180,34 @@ def test_the_same_bits_on_any_threads_and_no_trace(data: Data, known: Data) -> N
     found = []
     for jobs in (1, 2, -1):
         model = OLTRClassifier(random_state=3, n_jobs=jobs, epochs=2).fit(rows, label)
-        found.append(model.decision_function(known[0]))
+        found.append(model.decision_function(KNOWN[0]))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == old
     np.testing.assert_array_equal(np.random.get_state()[1], state)
-    other = OLTRClassifier(random_state=4, epochs=2).fit(rows, label).decision_function(known[0])
+    other = OLTRClassifier(random_state=4, epochs=2).fit(rows, label).decision_function(KNOWN[0])
     assert (other != found[0]).any()
 
 
-def test_single_precision_stays_single(data: Data, known: Data) -> None:
-    model = OLTRClassifier(random_state=0).fit(data[0].astype(np.float32), data[1])
+def test_single_precision_stays_single() -> None:
+    model = OLTRClassifier(random_state=0).fit(DATA[0].astype(np.float32), DATA[1])
     assert model.head_.memory.centroids.dtype == torch.float32
-    assert (model.predict(known[0]) == known[1]).mean() > 0.97
+    assert (model.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.97
 
 
-def test_verbose_shows_a_bar(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
-    OLTRClassifier(epochs=2, random_state=0).fit(*data)
+def test_verbose_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    OLTRClassifier(epochs=2, random_state=0).fit(*DATA)
     assert capsys.readouterr().err == ""
-    OLTRClassifier(epochs=2, random_state=0, verbose=True).fit(*data)
+    OLTRClassifier(epochs=2, random_state=0, verbose=True).fit(*DATA)
     told = capsys.readouterr().err
     assert "OLTRClassifier.fit" in told and "loss" in told
 
 
-def test_the_bank_keeps_what_it_may(known: Data) -> None:
+def test_the_bank_keeps_what_it_may() -> None:
     rows, label = drawn((90, 30, 8, 2))
     model = OLTRClassifier(bank_size=30, random_state=0).fit(rows, label)
     assert np.bincount(model._bank_y).tolist() == [10, 10, 8, 2]
-    assert (model.predict(known[0]) == known[1]).mean() > 0.9
+    assert (model.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.9
     whole = OLTRClassifier(random_state=0).fit(np.repeat(rows, 2, 0), np.repeat(label, 2))
     assert len(whole._bank) == len(rows)  # each once
 
@@ -253,7 +226,7 @@ def test_the_bank_keeps_what_it_may(known: Data) -> None:
         ({"n_jobs": 0}, "n_jobs: expected None or an integer other than 0, got 0"),
     ],
 )
-def test_wrong_parameters_are_told(wrong: dict[str, Any], said: str, data: Data) -> None:
+def test_wrong_parameters_are_told(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as error:
-        OLTRClassifier(**wrong).fit(*data)
+        OLTRClassifier(**wrong).fit(*DATA)
     assert str(error.value) == f"OLTRClassifier: {said}"

@@ -10,45 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_estimator import Data, drawn
+from drawn_rows import DATA, KNOWN, STRANGERS, drawn
 
-import oltr_ext.nn.heads
 from oltr_ext import OLTRClassifier
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return drawn((60, 30, 12, 4))
-
-
-@pytest.fixture(scope="module")
-def known() -> Data:
-    return drawn((50, 50, 50, 50), seed=1)
-
-
-@pytest.fixture(scope="module")
-def strangers() -> Any:
-    return drawn((50, 50), seed=2, first=8)[0]
-
 
 # --- rows that come later -----------------------------------------------------------------------
 
 
-def test_what_one_class_is_rejected_by_does_not_outlive_it(
-    data: Data, known: Data, strangers: Any
-) -> None:
-    rows, label = data
+def test_what_one_class_is_rejected_by_does_not_outlive_it() -> None:
+    rows, label = DATA
     model = OLTRClassifier(outlier_label=-1, random_state=0)
     model.partial_fit(rows[label == 0], label[label == 0], classes=[0, 1, 2, 3])
     model.partial_fit(rows[label > 0], label[label > 0])
-    assert (model.predict(known[0]) == known[1]).mean() > 0.85
-    assert (model.predict(strangers) == -1).mean() > 0.9
+    assert (model.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.85
+    assert (model.predict(STRANGERS) == -1).mean() > 0.9
 
 
-def test_rows_that_were_trained_on_never_calibrate(data: Data, known: Data) -> None:
-    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(*data)
+def test_rows_that_were_trained_on_never_calibrate() -> None:
+    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(*DATA)
     before = model.offset_
-    model.partial_fit(*data)  # as one does for another pass
+    model.partial_fit(*DATA)  # as one does for another pass
     assert model.offset_ == before
     single = OLTRClassifier(outlier_label=-1, random_state=0).partial_fit(*drawn((1, 1, 1, 1)))
     assert single.offset_ == -np.inf
@@ -59,12 +40,12 @@ def test_rows_that_were_trained_on_never_calibrate(data: Data, known: Data) -> N
     single.partial_fit(*drawn((8, 8, 8, 8), seed=3))
     assert len(single._pairs) == 32
     assert (single._pairs[:, 1] < 0).all()  # none of them is at distance 0
-    assert (single.predict(known[0]) == known[1]).mean() > 0.85
+    assert (single.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.85
 
 
-def test_a_partial_fit_that_fails_changes_nothing(data: Data, known: Data) -> None:
-    model = OLTRClassifier(outlier_label=9, random_state=0).partial_fit(*data)
-    before = model.predict_proba(known[0])
+def test_a_partial_fit_that_fails_changes_nothing() -> None:
+    model = OLTRClassifier(outlier_label=9, random_state=0).partial_fit(*DATA)
+    before = model.predict_proba(KNOWN[0])
     rows = drawn((4,), first=9)[0]
     with pytest.raises(ValueError, match="9 is one of the classes"):
         model.partial_fit(rows, [9] * 4)
@@ -74,17 +55,17 @@ def test_a_partial_fit_that_fails_changes_nothing(data: Data, known: Data) -> No
         model.partial_fit(rows, [7] * 4, classes=["a", "b"])
     with pytest.raises(ValueError, match="1d array"):
         model.partial_fit(rows, [7] * 4, classes=[[7, 8]])
-    np.testing.assert_array_equal(model.predict_proba(known[0]), before)
+    np.testing.assert_array_equal(model.predict_proba(KNOWN[0]), before)
     first = OLTRClassifier(outlier_label=3, random_state=0)
     for _ in range(2):
         with pytest.raises(ValueError, match="3 is one of the classes"):
-            first.partial_fit(*data)
+            first.partial_fit(*DATA)
     assert not hasattr(first, "classes_")
 
 
-def test_fit_forgets_what_was_before(data: Data) -> None:
+def test_fit_forgets_what_was_before() -> None:
     rows = np.eye(3, 5)
-    again = OLTRClassifier(random_state=0).fit(*data).fit(rows, [0, 1, 2])
+    again = OLTRClassifier(random_state=0).fit(*DATA).fit(rows, [0, 1, 2])
     fresh = OLTRClassifier(random_state=0).fit(rows, [0, 1, 2])
     np.testing.assert_array_equal(again.score_samples(rows), fresh.score_samples(rows))
 
@@ -92,33 +73,33 @@ def test_fit_forgets_what_was_before(data: Data) -> None:
 # --- labels -------------------------------------------------------------------------------------
 
 
-def test_integers_stay_integers(data: Data, known: Data, strangers: Any) -> None:
+def test_integers_stay_integers() -> None:
     large = np.uint64(2**60) + np.arange(4, dtype=np.uint64)  # which floats do not tell apart
-    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(data[0], large[data[1]])
-    answer = model.predict(known[0])
-    assert answer.dtype == np.int64 and (answer == large[known[1]].astype(np.int64)).mean() > 0.85
-    assert (model.predict(strangers) == -1).mean() > 0.9
-    model.partial_fit(strangers[:50], np.full(50, -3))
+    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(DATA[0], large[DATA[1]])
+    answer = model.predict(KNOWN[0])
+    assert answer.dtype == np.int64 and (answer == large[KNOWN[1]].astype(np.int64)).mean() > 0.85
+    assert (model.predict(STRANGERS) == -1).mean() > 0.9
+    model.partial_fit(STRANGERS[:50], np.full(50, -3))
     assert model.classes_.tolist() == [-3, *large.tolist()]
     with pytest.raises(TypeError, match="no type of integers"):
-        OLTRClassifier(outlier_label=-1).fit(data[0], np.uint64(2**63) + large[data[1]])
+        OLTRClassifier(outlier_label=-1).fit(DATA[0], np.uint64(2**63) + large[DATA[1]])
 
 
-def test_an_outlier_label_is_one_label(data: Data, known: Data) -> None:
+def test_an_outlier_label_is_one_label() -> None:
     with pytest.raises(TypeError, match=r"outlier_label: .* int64, got \[-1\]"):
-        OLTRClassifier(outlier_label=[-1]).fit(*data)
-    model = OLTRClassifier(random_state=0).fit(*data).set_params(outlier_label=2)
+        OLTRClassifier(outlier_label=[-1]).fit(*DATA)
+    model = OLTRClassifier(random_state=0).fit(*DATA).set_params(outlier_label=2)
     with pytest.raises(ValueError, match="2 is one of the classes"):
-        model.predict(known[0])
+        model.predict(KNOWN[0])
 
 
-def test_truth_values(data: Data, strangers: Any) -> None:
-    model = OLTRClassifier(random_state=0).fit(data[0], data[1] > 0)
-    assert model.predict(strangers).dtype == bool
+def test_truth_values() -> None:
+    model = OLTRClassifier(random_state=0).fit(DATA[0], DATA[1] > 0)
+    assert model.predict(STRANGERS).dtype == bool
     with pytest.raises(TypeError, match="bool, got -1"):
-        OLTRClassifier(outlier_label=-1).fit(data[0], data[1] > 0)
-    only = OLTRClassifier(outlier_label=False, random_state=0).fit(data[0][:60], [True] * 60)
-    assert not only.predict(strangers).any() and only.predict(data[0][:60]).mean() > 0.8
+        OLTRClassifier(outlier_label=-1).fit(DATA[0], DATA[1] > 0)
+    only = OLTRClassifier(outlier_label=False, random_state=0).fit(DATA[0][:60], [True] * 60)
+    assert not only.predict(STRANGERS).any() and only.predict(DATA[0][:60]).mean() > 0.8
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -129,33 +110,29 @@ def test_truth_values(data: Data, strangers: Any) -> None:
     [(np.float32, 1e-40), (np.float32, 1e37), (np.float64, 1e-300), (np.float64, 1e300)],
 )
 @pytest.mark.filterwarnings("error")
-def test_features_as_small_or_large_as_their_dtype_holds(
-    dtype: Any, times: float, data: Data, known: Data
-) -> None:
-    model = OLTRClassifier(random_state=0, epochs=5).fit((data[0] * times).astype(dtype), data[1])
-    assert (model.predict((known[0] * times).astype(dtype)) == known[1]).mean() > 0.97
+def test_features_as_small_or_large_as_their_dtype_holds(dtype: Any, times: float) -> None:
+    model = OLTRClassifier(random_state=0, epochs=5).fit((DATA[0] * times).astype(dtype), DATA[1])
+    assert (model.predict((KNOWN[0] * times).astype(dtype)) == KNOWN[1]).mean() > 0.97
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_strangers_from_far_away_have_a_score(dtype: Any, data: Data) -> None:
-    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(data[0].astype(dtype), data[1])
+def test_strangers_from_far_away_have_a_score(dtype: Any) -> None:
+    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(DATA[0].astype(dtype), DATA[1])
     near, far = np.zeros((2, 3, 12), dtype)
     near[:, 5], far[:, 5] = 1e6, np.finfo(dtype).max
     np.testing.assert_allclose(model.score_samples(far), model.score_samples(near), atol=1e-3)
     assert (model.predict(far) == -1).all() and np.isfinite(model.predict_proba(far)).all()
 
 
-def test_a_constant_feature_says_nothing_whatever_its_mean_rounds_to(
-    data: Data, known: Data
-) -> None:
+def test_a_constant_feature_says_nothing_whatever_its_mean_rounds_to() -> None:
     rows, label = np.full((30, 3), 0.1), np.arange(30) % 2
     model = OLTRClassifier(random_state=0).fit(rows, label)
     np.testing.assert_array_equal(model.predict_proba(rows), 0.5)
     assert model._scaling.unit == 1 and (model._scaling.mean == 0.1).all()
-    beside = np.insert(data[0] * 1e-18, 0, 0.1, axis=1)
-    model = OLTRClassifier(random_state=0).fit(beside, data[1])
-    answer = model.predict(np.insert(known[0] * 1e-18, 0, 0.1, axis=1))
-    assert (answer == known[1]).mean() > 0.97
+    beside = np.insert(DATA[0] * 1e-18, 0, 0.1, axis=1)
+    model = OLTRClassifier(random_state=0).fit(beside, DATA[1])
+    answer = model.predict(np.insert(KNOWN[0] * 1e-18, 0, 0.1, axis=1))
+    assert (answer == KNOWN[1]).mean() > 0.97
 
 
 def test_zero_has_one_sign() -> None:
@@ -164,42 +141,40 @@ def test_zero_has_one_sign() -> None:
     assert len(OLTRClassifier(random_state=0).fit(signed, label)._bank) == 4
 
 
-def test_weights_of_any_unit(data: Data, known: Data) -> None:
-    rows, weight = data[0].astype(np.float32), 1.0 + data[1]
+def test_weights_of_any_unit() -> None:
+    rows, weight = DATA[0].astype(np.float32), 1.0 + DATA[1]
     found = [
-        OLTRClassifier(random_state=0).fit(rows, data[1], weight * unit).predict_proba(known[0])
+        OLTRClassifier(random_state=0).fit(rows, DATA[1], weight * unit).predict_proba(KNOWN[0])
         for unit in (1, 2.0**-200, 2.0**200)  # float32 holds neither
     ]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
-    least = np.where(data[1] == 3, 1e-60, 1.0)
-    assert np.isfinite(OLTRClassifier().fit(rows, data[1], least).predict_proba(known[0])).all()
+    least = np.where(DATA[1] == 3, 1e-60, 1.0)
+    assert np.isfinite(OLTRClassifier().fit(rows, DATA[1], least).predict_proba(KNOWN[0])).all()
 
 
 # --- how it is asked ----------------------------------------------------------------------------
 
 
-def test_answers_in_pieces_are_the_same(
-    data: Data, known: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(*data)
+def test_answers_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = OLTRClassifier(outlier_label=-1, random_state=0).fit(*DATA)
     names = ("predict", "predict_proba", "decision_function", "score_samples")
-    whole = [getattr(model, name)(known[0]) for name in names]
-    monkeypatch.setattr(oltr_ext.nn.heads, "LOGITS", 4 * 7)
+    whole = [getattr(model, name)(KNOWN[0]) for name in names]
+    monkeypatch.setattr("oltr_ext.nn.heads.LOGITS", 4 * 7)
     monkeypatch.setattr("oltr_ext.estimator.classifier.PIECE", 7)
     monkeypatch.setattr("oltr_ext.estimator.scaling.PIECE", 7)
     for name, answer in zip(names, whole, strict=True):
-        np.testing.assert_allclose(getattr(model, name)(known[0]), answer, rtol=1e-9)
-    again = OLTRClassifier(outlier_label=-1, random_state=0).fit(*data)
-    np.testing.assert_allclose(again.score_samples(known[0]), whole[3], rtol=1e-6)
+        np.testing.assert_allclose(getattr(model, name)(KNOWN[0]), answer, rtol=1e-9)
+    again = OLTRClassifier(outlier_label=-1, random_state=0).fit(*DATA)
+    np.testing.assert_allclose(again.score_samples(KNOWN[0]), whole[3], rtol=1e-6)
 
 
-def test_threads_and_copies_answer_alike(data: Data, known: Data) -> None:
-    model = OLTRClassifier(outlier_label=-1, test_prior=1.0, random_state=0).fit(*data)
-    expected, held = model.score_samples(known[0]), pickle.dumps(model)
+def test_threads_and_copies_answer_alike() -> None:
+    model = OLTRClassifier(outlier_label=-1, test_prior=1.0, random_state=0).fit(*DATA)
+    expected, held = model.score_samples(KNOWN[0]), pickle.dumps(model)
     versions = [buffer._version for buffer in model.head_.buffers()]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: model.score_samples(known[0]), range(16)))
+        found = list(pool.map(lambda _: model.score_samples(KNOWN[0]), range(16)))
     for each in found:
         np.testing.assert_array_equal(each, expected)
     assert [
@@ -208,11 +183,11 @@ def test_threads_and_copies_answer_alike(data: Data, known: Data) -> None:
     copies = [pickle.loads(held), deepcopy(model)]
     for each in copies:
         each.partial_fit(*drawn((5,), seed=3, first=9))
-    np.testing.assert_array_equal(*[each.predict_proba(known[0]) for each in copies])
-    np.testing.assert_array_equal(model.score_samples(known[0]), expected)
+    np.testing.assert_array_equal(*[each.predict_proba(KNOWN[0]) for each in copies])
+    np.testing.assert_array_equal(model.score_samples(KNOWN[0]), expected)
 
 
-def test_the_bar_ends_where_it_should(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_ends_where_it_should(capsys: pytest.CaptureFixture[str]) -> None:
     model = OLTRClassifier(epochs=3, verbose=True, random_state=0).fit(*drawn((200, 90)))
     model.partial_fit(*drawn((5,), seed=3, first=9))
     told = [line for line in capsys.readouterr().err.split("\r") if "100%" in line]
