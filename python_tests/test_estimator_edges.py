@@ -160,7 +160,7 @@ def test_answers_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     model = OLTRClassifier(outlier_label=-1, random_state=0).fit(*DATA)
     names = ("predict", "predict_proba", "decision_function", "score_samples")
     whole = [getattr(model, name)(KNOWN[0]) for name in names]
-    monkeypatch.setattr("oltr_ext.nn.heads.LOGITS", 4 * 7)
+    monkeypatch.setattr("oltr_ext.estimator.classifier.LOGITS", 4 * 7)
     monkeypatch.setattr("oltr_ext.estimator.classifier.PIECE", 7)
     monkeypatch.setattr("oltr_ext.estimator.scaling.PIECE", 7)
     for name, answer in zip(names, whole, strict=True):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
-from tqdm import tqdm
 
 from oltr_ext import ops
+from oltr_ext.estimator.blending import Blend, class_similarity, judges
 from oltr_ext.estimator.checks import answer_dtype, check_parameters, checked_rows, sorted_classes
 from oltr_ext.estimator.rows import held_out, kept, shuffled_order
+from oltr_ext.estimator.running import bar, threads
 from oltr_ext.estimator.scaling import Scaling
 from oltr_ext.estimator.sets import PredictsSets
-from oltr_ext.estimator.training import Plan, class_statistics, extended, started, train
+from oltr_ext.estimator.training import LEAST, Plan, class_statistics, extended, started, train
 from oltr_ext.nn import OLTRHead
+from oltr_ext.nn.heads import LOGITS
 
 __all__ = ["OLTRClassifier"]
 
@@ -33,9 +33,8 @@ PIECE = 8192
 NEVER = -1e4
 """Logit of a class that no row was given of; those of the head lie within 16 and its prior."""
 FIRST = 0.5
-"""Of the epochs, those before calibration, without the rows that it takes."""
-AGAIN = 0.3
-"""Times the epochs and the learning rate, in `partial_fit`."""
+"""Of the epochs, those before calibration, without the rows that it takes; the others begin anew,
+so that what calibrates is like what answers. Also those of `partial_fit`."""
 
 
 class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
@@ -44,7 +43,8 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
     A memory head (`oltr_ext.nn.OLTRHead`) on features as they are, but for their mean and length:
     it starts at the class means and learns on natural batches under the class prior. A tenth of
     the distinct rows of each class, at least one of a class that has two, calibrate the rejection
-    before they are trained on.
+    before they are trained on, and say how much the nearest training row of each class is worth
+    beside the head.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
         How frequent classes are in what is predicted: all alike, or a share of the training's tail,
         1 being its frequencies.
     epochs : "auto" or int, default="auto"
-        Passes over the data; by the number of rows from 60 to 6.
+        Passes over the data; by the number of rows from 30 to 4.
     batch_size : int, default=128
     bank_size : int, default=16384
-        Rows kept for the score, and for `partial_fit` to go on from; of more, the largest classes
-        keep as many each as fit.
+        Rows kept for answers and scores, and for `partial_fit` to go on from; of more, the largest
+        classes keep as many each as fit.
     random_state : int, RandomState or None, default=None
         Orders the batches and chooses what calibrates.
     n_jobs : int or None, default=None
@@ -100,6 +100,7 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
     _bank_order: NDArray[np.uint64]
     _means: Tensor
     _total: Tensor
+    _blend: Blend
     _pairs: Tensor
 
     def __init__(
@@ -187,7 +188,7 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
         x = self._asked(X)
         if label is not None:
             dtype = answer_dtype(self.classes_, label)
-        with self._threads():
+        with threads(self.n_jobs):
             largest, found = self._best(x)
             answer = self.classes_[self.seen_[found.numpy()]]
             if label is None:
@@ -211,10 +212,10 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
         return found[:, 1] - found[:, 0] if len(self.classes_) == 2 else found
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """(N,), higher for known classes: largest logit less distance to the nearest training row's
-        direction, each in deviations of the rows that calibrated it."""
+        """(N,), higher for known classes: the head's largest logit less distance to the nearest
+        training row's direction, each in deviations of the rows that calibrated it."""
         x = self._asked(X)
-        with self._threads():
+        with threads(self.n_jobs):
             return self._score(self._best(x)[0], self._nearness(x))
 
     # --- beneath ------------------------------------------------------------------------------
@@ -243,26 +244,29 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
         out = torch.from_numpy(held_out(order, y.numpy(), len(self.seen_)))
         here, calibrated = ~out, bool(out.any())
         plan, some = Plan.of(len(x), self.epochs, self.batch_size), int(here.sum())
-        self.n_iter_, steps = plan.epochs, 0
+        self.n_iter_, steps, self._blend = plan.epochs, 0, Blend()
         if calibrated:
             first = Plan(max(1, round(FIRST * plan.epochs)), min(plan.batch_size, some))
             plan = Plan(max(1, plan.epochs - first.epochs), plan.batch_size)
             steps = first.steps(some)
-        with self._threads(), self._bar(name, steps + plan.steps(len(x))) as tick:
+        with (
+            threads(self.n_jobs),
+            bar(name, steps + plan.steps(len(x)), shown=self.verbose) as tick,
+        ):
             if calibrated:
                 part = (x[here], y[here], weight[here])
-                self._start(*part, None)
+                self._start(*part)
                 self._keep(*part[:2], order[here.numpy()])
                 train(self.head_, *part, first, generator, tick=tick)
-                self._pairs = self._pair(x[out])
-                self._judge(x[out], y[out], anew=True)
-            self._start(x, y, weight, self.head_ if calibrated else None)
+                self._judge(x[out], y[out], weight[out], order[out.numpy()])
+                self._hold(x[out], y[out], anew=True)
+            self._start(x, y, weight)
             train(self.head_, x, y, weight, plan, generator, tick=tick)
             self._keep(x, y, order)
             if not calibrated:
                 self._pairs = self._pair(x)
                 self._pairs[:, 1] = 0  # of rows that it was trained on, nothing is known
-                self._judge(x[:0], y[:0], anew=True)
+                self._hold(x[:0], y[:0], anew=True)
             self._settle(calibrated)
 
     def _more(self, rows: NDArray[Any], labels: NDArray[Any], weight: Tensor, known: int) -> None:
@@ -286,11 +290,14 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
         x = self._scaling(rows)
         both = torch.cat([self._bank, x])
         plan = Plan.of(len(both), self.epochs, self.batch_size)
-        plan = Plan(max(1, round(AGAIN * plan.epochs)), plan.batch_size)
-        with self._threads(), self._bar("partial_fit", plan.steps(len(both))) as tick:
+        plan = Plan(max(1, round(FIRST * plan.epochs)), plan.batch_size)
+        with (
+            threads(self.n_jobs),
+            bar("partial_fit", plan.steps(len(both)), shown=self.verbose) as tick,
+        ):
             if asked.any():
                 self._pairs = torch.cat([self._pairs, self._pair(x[asked])])[-4096:]
-                self._judge(x[asked], y[asked], anew=False)
+                self._hold(x[asked], y[asked], anew=False)
                 self._settle(calibrated=True)
             sums = torch.zeros(len(names), x.shape[1], dtype=torch.float64)
             total = torch.zeros(len(names), dtype=torch.float64)
@@ -302,16 +309,13 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
             self._means, self._total = sums / total[:, None], total
             self.head_ = extended(self.head_, self._means, total, x.dtype)
             generator = self._generator()
-            train(self.head_, both, both_y, worth, plan, generator, rate=AGAIN, tick=tick)
+            train(self.head_, both, both_y, worth, plan, generator, tick=tick)
             self._keep(both, both_y, orders)
 
-    def _start(self, x: Tensor, y: Tensor, weight: Tensor, old: OLTRHead | None) -> None:
+    def _start(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         self._means, self._total = class_statistics(x, y, weight, len(self.seen_))
-        if old is None:
-            share = 0.0 if self.test_prior == "balanced" else float(self.test_prior)
-            self.head_ = started(self._means, self._total, x.dtype, share)
-        else:
-            self.head_ = extended(old, self._means, self._total, x.dtype)
+        share = 0.0 if self.test_prior == "balanced" else float(self.test_prior)
+        self.head_ = started(self._means, self._total, x.dtype, share)
 
     def _keep(self, x: Tensor, y: Tensor, order: NDArray[np.uint64]) -> None:
         places = kept(order, y.numpy(), len(self.seen_), self.bank_size)
@@ -323,16 +327,41 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
         return self._scaling(rows)
 
     @torch.no_grad()
+    def _judge(self, x: Tensor, y: Tensor, weight: Tensor, order: NDArray[np.uint64]) -> None:
+        """What calibrates, and the blend, by rows that were not trained on."""
+        self._pairs = self._pair(x)
+        if len(self.seen_) > 1:
+            some = torch.from_numpy(judges(order, len(self.seen_)))
+            x, y, weight = x[some], y[some], weight[some]
+            logits = self.head_.classifier.cosnorm_classifier(self.head_.outputs(x).embedding)
+            similarity = class_similarity(x, self._bank, self._bank_y)
+            self._blend = Blend.of(logits, similarity, self._share(), y, weight)
+
+    def _share(self) -> Tensor:
+        """(C,) of the weight seen, by class."""
+        return (self._total / self._total.sum()).clamp_min(LEAST)
+
+    def _pieces(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (B, C) of the head, and those that answer, for pieces of scaled rows."""
+        share, expected = self._share(), float(self.head_.prior_share)
+        for rows in x.split(max(1, LOGITS // max(len(self.seen_), len(self._bank)) // 4)):
+            logits = self.head_.outputs(rows).logits
+            similarity = None
+            if self._blend.rows > 0:
+                similarity = class_similarity(rows, self._bank, self._bank_y)
+            yield logits, self._blend(logits, similarity, share, expected)
+
+    @torch.no_grad()
     def _logits(self, X: ArrayLike) -> Tensor:
         x = self._asked(X)
-        with self._threads():
-            return torch.cat([self.head_.outputs(rows).logits for rows in self.head_.pieces(x)])
+        with threads(self.n_jobs):
+            return torch.cat([answer for _, answer in self._pieces(x)])
 
     @torch.no_grad()
     def _best(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest logit (N,) float64 of scaled rows, and whose it is, (N,)."""
-        best = [self.head_.outputs(rows).logits.max(1) for rows in self.head_.pieces(x)]
-        return torch.cat([b.values for b in best]).double(), torch.cat([b.indices for b in best])
+        """Largest logit of the head (N,) float64 for scaled rows, and whose the answer is, (N,)."""
+        best = [(head.amax(1), answer.argmax(1)) for head, answer in self._pieces(x)]
+        return torch.cat([b[0] for b in best]).double(), torch.cat([b[1] for b in best])
 
     def _nearness(self, x: Tensor) -> Tensor:
         """(N,) float64 distance to the nearest direction of the bank with its sign turned; where
@@ -363,27 +392,3 @@ class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed)
-
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        if self.n_jobs is None:
-            yield
-            return
-        before, processors = torch.get_num_threads(), os.cpu_count() or 1
-        jobs = int(self.n_jobs)
-        torch.set_num_threads(jobs if jobs > 0 else max(1, processors + 1 + jobs))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-    @contextmanager
-    def _bar(self, name: str, steps: int) -> Iterator[Callable[[float], None]]:
-        name = f"OLTRClassifier.{name}"
-        with tqdm(desc=name, total=steps, unit="step", disable=not self.verbose) as bar:
-
-            def tick(loss: float) -> None:
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update()
-
-            yield tick

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 from torch import Tensor
 
+from oltr_ext.estimator.running import threads
 from oltr_ext.metrics import SHOT_NAMES, PredictionSets, fitting_bounds, shot_groups
 from oltr_ext.nn import OLTRHead
 from oltr_ext.nn.sets import set_members, set_thresholds, true_log_probability
@@ -27,6 +28,7 @@ class PredictsSets:
     classes_: NDArray[Any]
     seen_: NDArray[np.int64]
     head_: OLTRHead
+    n_jobs: int | None
     offset_: float
     _total: Tensor
     _judged: Tensor
@@ -59,11 +61,8 @@ class PredictsSets:
         """
         x = self._asked(X)
         lowest = self._lowest(method, alpha)
-        with self._threads(), torch.no_grad():
-            parts = [
-                set_members(self.head_.outputs(rows).logits, lowest)
-                for rows in self.head_.pieces(x)
-            ]
+        with threads(self.n_jobs), torch.no_grad():
+            parts = [set_members(answer, lowest) for _, answer in self._pieces(x)]
             score = self._score(self._best(x)[0], self._nearness(x))
         sizes, members, log_prob = map(torch.cat, zip(*parts, strict=True))
         always = np.zeros(len(self.classes_), np.bool_)
@@ -98,14 +97,16 @@ class PredictsSets:
             )
         order = np.argsort(known)
         places = order[np.searchsorted(known, labels, sorter=order)]
-        self._judge(x, torch.from_numpy(places), anew=True)
+        self._hold(x, torch.from_numpy(places), anew=True)
         return self
 
-    def _judge(self, x: Tensor, y: Tensor, *, anew: bool) -> None:
+    def _hold(self, x: Tensor, y: Tensor, *, anew: bool) -> None:
         """Calibrate on scaled rows (N, D) of classes (N,), places in `seen_`."""
-        with self._threads(), torch.no_grad():
-            pieces = zip(self.head_.pieces(x), self.head_.pieces(y), strict=True)
-            parts = [true_log_probability(self.head_.outputs(a).logits, b) for a, b in pieces]
+        parts, done = [], 0
+        with threads(self.n_jobs), torch.no_grad():
+            for _, answer in self._pieces(x):
+                parts.append(true_log_probability(answer, y[done : done + len(answer)]))
+                done += len(answer)
         old, old_y = ([], []) if anew else ([self._judged], [self._judged_y])
         self._judged = torch.cat([*old, *parts])
         self._judged_y = torch.cat([*old_y, y])
@@ -144,5 +145,5 @@ class PredictsSets:
     def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]:
         raise NotImplementedError
 
-    def _threads(self) -> AbstractContextManager[None]:
+    def _pieces(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
