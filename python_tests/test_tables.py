@@ -150,3 +150,13 @@ def test_another_set_keeps_its_own_rates_unless_they_belong_to_the_method(tmp_pa
     found["glyphs-2000"] = {"methods": {"logit-adjustment": {"chosen": ["stage2.tau=0.75"]}}}
     (tmp_path / "tuning.json").write_text(json.dumps(found))
     assert tune.chosen("logit-adjustment", "icons-large") == ["stage2.tau=0.75"]
+
+
+def test_a_set_without_open_images_has_its_closed_numbers():
+    point = {"known_accepted": 0.95, "open_rejected": None, "oltr2019": None, "oltr2020": 0.5}
+    score = {"auroc": None, "fpr95": None, "oscr": None, "operating_points": {"calibrated": point}}
+    closed = {"overall": 0.6, "many": 0.9, "medium": 0.5, "few": 0.25}
+    found = runs.numbers({"closed": closed, "scores": {"energy": score}}, {"score": "energy"})
+    assert found["overall"] == 60 and found["known kept"] == 95 and found["F oltr2020"] == 50
+    assert found["auroc"] is None and found["open out"] is None
+    assert found["auroc of"] == {"energy": None}

@@ -93,9 +93,14 @@ def numbers(summary: dict[str, Any], threshold: dict[str, Any]) -> dict[str, Any
     point = chosen["operating_points"]["calibrated"]
     return {
         **{k: 100 * summary["closed"][k] for k in CLOSED},
-        **{k: 100 * chosen[k] for k in OPEN},
-        **{f"F {rule}": 100 * point[rule] for rule in F_RULES},
+        **{k: percent(chosen[k]) for k in OPEN},
+        **{f"F {rule}": percent(point[rule]) for rule in F_RULES},
         "known kept": 100 * point["known_accepted"],
-        "open out": 100 * point["open_rejected"],
-        "auroc of": {name: 100 * score["auroc"] for name, score in scores.items()},
+        "open out": percent(point["open_rejected"]),
+        "auroc of": {name: percent(score["auroc"]) for name, score in scores.items()},
     }
+
+
+def percent(share: float | None) -> float | None:
+    """None of what there are no open images to count by."""
+    return None if share is None else 100 * share
