@@ -197,28 +197,6 @@ def test_a_finished_run_is_settled_anew_without_training(data, runs, tmp_path, m
         train(settings(data, "memory", seed=1), tmp_path / "run")
 
 
-def test_a_run_of_before_gets_today_s_scores_by_the_same_command(data, runs, tmp_path, monkeypatch):
-    shutil.copytree(runs / "memory", tmp_path / "run")
-    path = tmp_path / "run" / "model.safetensors"
-    tensors, header = checkpoint.load(path)
-    whole = set(tensors)
-    for name in ("background", "middle", "neighbours", "residual", "origin", "alpha"):
-        del tensors[f"model.head.bank.{name}"]
-    del header["settled"]
-    header["threshold"] = {**header["threshold"], "score": "nearest_feature", "value": -0.1}
-    tensors["model.head.score_index"].fill_(7)
-    checkpoint.save(path, tensors, header)
-    old = load_trained(path, device="cpu")  # it answers as it did
-    assert old.model.head.score == "nearest_feature" and "vim" not in old.model.head.bank.names
-    monkeypatch.setattr(_Run, "step", None)
-    train(settings(data, "memory"), tmp_path / "run")
-    assert path.read_bytes() == (runs / "memory" / "model.safetensors").read_bytes()
-    assert set(checkpoint.load(path)[0]) == whole
-    written = path.stat().st_mtime_ns
-    train(settings(data, "memory"), tmp_path / "run")
-    assert path.stat().st_mtime_ns == written
-
-
 @pytest.mark.parametrize("score", BANK_SCORES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_answers_by_what_it_keeps_of_the_training(data, runs, tmp_path, method, score):
