@@ -36,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(args: argparse.Namespace) -> str:
-    if args.run not in (commands.run_demo, commands.run_train, commands.run_embed):
+    resumable = (
+        commands.run_demo,
+        commands.run_train,
+        commands.run_embed,
+        commands.run_discover,
+    )
+    if args.run not in resumable:
         return "interrupted"
     again = "the same command"
     if getattr(args, "fresh", False):

@@ -7,9 +7,11 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from oltr_ext.config.paths import path_of
 
 if TYPE_CHECKING:
     from oltr_ext.nn import Roster
@@ -19,6 +21,68 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]
 """An image, and the name of its class."""
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """`oltr enroll` and `oltr classes`, made by the parser's `command`."""
+    sub = command(
+        "enroll",
+        run_enroll,
+        "let new classes join a trained run, from a few images of each, without training",
+        "  oltr enroll runs/demo/oltr-plus --name snail snails/*.png --dry-run\n"
+        "  oltr enroll runs/demo/oltr-plus --name snail snails/ --name crab crab1.png crab2.png\n"
+        "  oltr enroll runs/demo/oltr-plus --from groups.csv\n"
+        "  oltr enroll runs/demo/oltr-plus --name snail another.png --more\n"
+        "  oltr enroll runs/on_embeddings --name snail snails.npy",
+    )
+    sub.add_argument(
+        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
+    )
+    sub.add_argument(
+        "--name",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "IMAGE"),
+        help="a class, and its images: files or folders; for a run on embeddings .npy files (N, D) "
+        "too; may be repeated",
+    )
+    sub.add_argument(
+        "--from",
+        dest="source",
+        action="append",
+        type=path_of,
+        metavar="FILE",
+        help="a table (CSV) with columns path and name, of which rows without a name are passed "
+        "over; or a folder of folders, each named as its class; may be repeated",
+    )
+    sub.add_argument(
+        "--more", action="store_true", help="add images to names that were enrolled before"
+    )
+    sub.add_argument("--dry-run", action="store_true", help="say what it would do; write nothing")
+    sub.add_argument("--json", action="store_true", help="one JSON object a class, a line each")
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    sub = command(
+        "classes",
+        run_classes,
+        "list the classes of a trained run; rename or remove them, or undo the last change",
+        "  oltr classes runs/demo/oltr-plus\n"
+        "  oltr classes runs/demo/oltr-plus --rename snail slug\n"
+        "  oltr classes runs/demo/oltr-plus --remove slug crab\n"
+        "  oltr classes runs/demo/oltr-plus --undo",
+    )
+    sub.add_argument(
+        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
+    )
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="call a class otherwise")
+    what.add_argument("--remove", nargs="+", metavar="NAME", help="make classes no answer any more")
+    what.add_argument(
+        "--undo",
+        action="store_true",
+        help="take back the last change, also an enrolment; again: bring it back",
+    )
+    sub.add_argument("--json", action="store_true", help="one JSON object a class, a line each")
 
 
 def run_enroll(args: argparse.Namespace) -> int:

@@ -152,6 +152,37 @@ def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:
     return 1 if bad else 0
 
 
+def run_discover(args: argparse.Namespace) -> int:
+    from oltr_ext.serve.discover import discover
+    from oltr_ext.serve.discover_files import CSV, PAGE
+    from oltr_ext.serve.trained import load_trained
+
+    trained = load_trained(args.checkpoint, device=args.device)
+    out = args.out or trained.path.parent / "discovered"
+    found = discover(trained, args.images, out=out, nearest=args.nearest, say=_tell)
+    print(f"{len(found):,} of {found.seen:,} images are unknown")
+    if found.groups:
+        print(
+            f"{len(found.groups):,} groups, {len(found.believed):,} of them at least "
+            f"{found.limit} sure; {len(found.odd):,} odd ones out\n"
+        )
+    for group in found.groups[:20]:
+        near = ", ".join(f"{name} {value:.2f}" for name, value in group.nearest)
+        print(f"group {group.number}: {group.size:,} images, sure {group.sure:.2f}, near {near}")
+    if len(found.groups) > 20:
+        print(f"... and {len(found.groups) - 20:,} smaller ones")
+    for line in found.notes:
+        print(f"oltr: {line}", file=sys.stderr)
+    print(f"\nnames   {out / CSV}\nsheets  {out / PAGE}")
+    if found.bad:
+        print(f"oltr: {len(found.bad):,} could not be read:", file=sys.stderr)
+    for text in found.bad[:20]:
+        print(f"oltr: {shorten(text, 240, placeholder=' ...')}", file=sys.stderr)
+    if len(found.bad) > 20:
+        print(f"oltr: ... and {len(found.bad) - 20:,} more", file=sys.stderr)
+    return 1 if found.bad else 0
+
+
 def run_data_check(args: argparse.Namespace) -> int:
     from oltr_ext.config.loading import load_config
     from oltr_ext.config.schema import ListData

@@ -175,64 +175,31 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
-    sub = command(
-        "enroll",
-        classes.run_enroll,
-        "let new classes join a trained run, from a few images of each, without training",
-        "  oltr enroll runs/demo/oltr-plus --name snail snails/*.png --dry-run\n"
-        "  oltr enroll runs/demo/oltr-plus --name snail snails/ --name crab crab1.png crab2.png\n"
-        "  oltr enroll runs/demo/oltr-plus --from groups.csv\n"
-        "  oltr enroll runs/demo/oltr-plus --name snail another.png --more\n"
-        "  oltr enroll runs/on_embeddings --name snail snails.npy",
-    )
-    sub.add_argument(
-        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
-    )
-    sub.add_argument(
-        "--name",
-        nargs="+",
-        action="append",
-        metavar=("NAME", "IMAGE"),
-        help="a class, and its images: files or folders; for a run on embeddings .npy files (N, D) "
-        "too; may be repeated",
-    )
-    sub.add_argument(
-        "--from",
-        dest="source",
-        action="append",
-        type=path_of,
-        metavar="FILE",
-        help="a table (CSV) with columns path and name, of which rows without a name are passed "
-        "over; or a folder of folders, each named as its class; may be repeated",
-    )
-    sub.add_argument(
-        "--more", action="store_true", help="add images to names that were enrolled before"
-    )
-    sub.add_argument("--dry-run", action="store_true", help="say what it would do; write nothing")
-    sub.add_argument("--json", action="store_true", help="one JSON object a class, a line each")
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    classes.add_commands(command)
 
     sub = command(
-        "classes",
-        classes.run_classes,
-        "list the classes of a trained run; rename or remove them, or undo the last change",
-        "  oltr classes runs/demo/oltr-plus\n"
-        "  oltr classes runs/demo/oltr-plus --rename snail slug\n"
-        "  oltr classes runs/demo/oltr-plus --remove slug crab\n"
-        "  oltr classes runs/demo/oltr-plus --undo",
+        "discover",
+        commands.run_discover,
+        "group what a run rejects among images, for a person to name; goes on when killed",
+        "  oltr discover runs/demo/oltr-plus photos/\n"
+        "  oltr discover runs/mine *.png --out found\n"
+        "  oltr discover runs/on_embeddings features.npy",
+    )
+    sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
+    sub.add_argument(
+        "images",
+        nargs="+",
+        type=expanded,
+        metavar="IMAGE",
+        help="image files, folders of them, or .npy files of embeddings (N, D)",
     )
     sub.add_argument(
-        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
+        "--out", type=path_of, metavar="FOLDER", help="default: discovered, in the run's folder"
     )
-    what = sub.add_mutually_exclusive_group()
-    what.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="call a class otherwise")
-    what.add_argument("--remove", nargs="+", metavar="NAME", help="make classes no answer any more")
-    what.add_argument(
-        "--undo",
-        action="store_true",
-        help="take back the last change, also an enrolment; again: bring it back",
+    sub.add_argument(
+        "--nearest", type=_positive, default=3, metavar="K", help="known classes to name a group"
     )
-    sub.add_argument("--json", action="store_true", help="one JSON object a class, a line each")
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
 
     sub = command(
         "export",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .groups import write_groups
 from .picture import write_picture
 from .render import write_report
-from .samples import KINDS, choose_samples
+from .samples import KINDS, choose_samples, png_uri
 from .types import MethodResult, ReportFiles, Sample
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "ReportFiles",
     "Sample",
     "choose_samples",
+    "png_uri",
+    "write_groups",
     "write_picture",
     "write_report",
 ]

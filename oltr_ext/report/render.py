@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .content import build
@@ -72,13 +72,27 @@ def write_report(
         good=GOOD,
         json_name=side.name,
     )
-    _replace(html, page)
-    _replace(side, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    replace(html, page)
+    replace(side, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return ReportFiles(html, side)
 
 
+def templates() -> Environment:
+    """Of the package's pages; what they are given is shown as text, never as markup."""
+
+    def source(name: str) -> str:
+        return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+    return Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        lstrip_blocks=True,
+        loader=FunctionLoader(source),
+    )
+
+
 def _environment(data: Mapping[str, Any]) -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, lstrip_blocks=True)
+    environment = templates()
 
     def num(pointer: str, style: str = "plain") -> Markup:
         """A number of the JSON by its pointer, so that page and JSON cannot differ."""
@@ -87,8 +101,7 @@ def _environment(data: Mapping[str, Any]) -> Any:
 
     environment.globals.update(num=num, strip=gate_strip)
     environment.filters["pretty"] = lambda name: str(name).replace("_", " ")
-    source = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template("page.html")
 
 
 def _by_kind(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -115,7 +128,8 @@ def gate_strip(strongest: Sequence[Mapping[str, Any]]) -> Markup:
     )
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a file whole, or leave what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     partial.write_text(text, encoding="utf-8")

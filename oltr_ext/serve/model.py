@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oltr_ext.engine.build import own_defaults
+from oltr_ext.serve.discover import Discovery, discover
 from oltr_ext.serve.enroll import (
     Class,
     Enrolled,
@@ -255,6 +256,23 @@ class Model:
                 run trains on from.
         """
         return save(self.trained)
+
+    def discover(
+        self,
+        inputs: Any,
+        *,
+        out: str | Path | None = None,
+        nearest: int = 3,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Discovery:
+        """Group what is unknown among images or features; `oltr discover` as a function.
+
+        Args: as of `oltr_ext.serve.discover.discover`; `inputs` may also be folders.
+
+        Returns:
+            ``path``, ``group``, ``sure``, ``nearest``, ... of what is rejected, and ``groups``.
+        """
+        return discover(self.trained, inputs, out=out, nearest=nearest, say=say)
 
     def _given(self, inputs: Any, where: str) -> tuple[bool, Iterable[Named]]:
         """Whether it is one, and features under their names."""

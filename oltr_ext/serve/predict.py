@@ -162,8 +162,8 @@ def image_features(
     batch_size: int = 64,
     on_error: Callable[[Exception], None] | None = None,
 ) -> Iterator[Named]:
-    """What the head is asked about images, or about rows of .npy files, batch by batch; for
-    functions of `own_defaults`, which a generator cannot set.
+    """What the head is asked about images, or about rows of .npy files, batch by batch, with their
+    names; for functions of `own_defaults`, which a generator cannot set.
 
     Args, Raises: as of `predict_images`.
     """
@@ -178,29 +178,48 @@ def image_features(
                     raise
                 on_error(error)
         return
+    for numbers, _, features in image_batches(trained, images, batch_size, on_error):
+        yield [name_of(images[n], n) for n in numbers], features
+
+
+def name_of(image: Picture, number: int) -> str:
+    """What an answer calls an image: its file, or ``image[n]``."""
+    return str(image) if isinstance(image, str | Path) else f"image[{number}]"
+
+
+@torch.no_grad()
+def image_batches(
+    trained: Trained,
+    images: Sequence[Picture],
+    batch_size: int,
+    on_error: Callable[[Exception], None] | None = None,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Of each batch the places of its images in `images`, their pixels uint8 (B, C, H, W) as they
+    are read, and features (B, D) float32 on the model's device; as `image_features`."""
     embedder = _embedder_of(trained)
     seen_by = trained if embedder is None else embedder
     data, shape = seen_by.config.data, seen_by.image_shape
     for begin in range(0, len(images), batch_size):
-        read: list[tuple[str, Tensor]] = []
+        read: list[tuple[int, Tensor]] = []
         for number, image in enumerate(images[begin : begin + batch_size], begin):
             try:
                 if isinstance(image, str | Path):
-                    read.append((str(image), _pixels(data, shape, Path(image))))
+                    read.append((number, _pixels(data, shape, Path(image))))
                 else:
-                    name = f"image[{number}]"
-                    read.append((name, _pixels(data, shape, _pil(image, name), name)))
+                    name = name_of(image, number)
+                    read.append((number, _pixels(data, shape, pil_image(image, name), name)))
             except (FileNotFoundError, ValueError) as error:
                 if on_error is None:
                     raise
                 on_error(error)
         if not read:
             continue
-        names, stack = zip(*read, strict=True)
-        pixels = network_input(torch.stack(stack).to(trained.device))
+        numbers, stack = zip(*read, strict=True)
+        seen = torch.stack(stack)
+        pixels = network_input(seen.to(trained.device))
         if embedder is not None:
             pixels = embedder.model.features(pixels).float()[:, :, None, None]
-        yield list(names), trained.model.features(pixels).float()
+        yield list(numbers), seen, trained.model.features(pixels).float()
 
 
 @torch.no_grad()
@@ -240,12 +259,7 @@ def _file_features(trained: Trained, path: str) -> Iterator[Named]:
     _check_embedded(trained)
     row = None if Path(path).is_file() else ROW.fullmatch(path)
     file = Path(path if row is None else row["file"])
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}")
-    try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"cannot read {file}: {error}") from None
+    rows = open_rows(file)
     if row is None:
         yield from row_features(trained, rows, name=str(path))
         return
@@ -254,6 +268,20 @@ def _file_features(trained: Trained, path: str) -> Iterator[Named]:
         raise ValueError(f"{path}: expected a row of (N, D), got {rows.shape}")
     for _, part in row_features(trained, rows[number : number + 1], name=str(file)):
         yield [path], part
+
+
+def open_rows(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, as a memory map.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: it is damaged, or no .npy file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
 
 
 def _check_embedded(trained: Trained) -> None:
@@ -285,7 +313,7 @@ def _embedder_of(trained: Trained) -> Embedder | None:
     return trained.maker
 
 
-def _pil(image: object, name: str) -> Image.Image:
+def pil_image(image: object, name: str) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     pixels: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)

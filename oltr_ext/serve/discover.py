@@ -1,0 +1,251 @@
+"""What the unknown is: groups among the images that a run rejects, for a person to name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oltr_ext.engine.build import own_defaults
+from oltr_ext.engine.lock import locked
+from oltr_ext.serve import discover_files as files
+from oltr_ext.serve.discover_groups import ROWS, group_features, known_means
+from oltr_ext.serve.discover_parts import Part, files_of, rejected, split
+from oltr_ext.serve.predict import Picture
+from oltr_ext.serve.trained import Trained
+
+__all__ = ["Discovery", "Group", "discover"]
+
+BELIEVED = 0.25
+HANDFUL = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that seem to be of one kind.
+
+    Attributes:
+        number: from 1 on, the largest first.
+        members: (M,) where its images are in the discovery, the surest first.
+        sure: mean of theirs.
+        nearest: known classes and their mean distance (1 - cosine) to it, nearest first.
+    """
+
+    number: int
+    members: NDArray[np.int64]
+    sure: float
+    nearest: list[tuple[str, float]]
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
+
+@dataclass
+class Discovery:
+    """What was rejected, and the groups in it.
+
+    Attributes:
+        path: (N,) the file, or ``image[n]`` or ``row[n]``, of each image that was rejected.
+        group: (N,) int64, the number of its group; 0: none, it is one of the odd ones out.
+        sure: (N,) silhouette in its group: 1 where its others are at no distance, 0 where the
+            nearest other group or known class is as near, negative where that is nearer.
+        confidence: (N,) by the run's score; below its threshold.
+        features: (N, D) float32, as the run's head gets them.
+        groups: in order of their numbers.
+        seen: images that were asked about, those left out that could not be read.
+        copies: how many of the rejected the network sees as it sees another, whose group is theirs.
+        bad: what is wrong with each image that could not be read.
+        cut: mean distance (1 - cosine) up to which groups were joined; NaN: none were.
+        notes: what else to know of the result, in lines.
+    """
+
+    path: NDArray[np.object_]
+    group: NDArray[np.int64]
+    sure: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    features: NDArray[np.float32] = field(repr=False)
+    groups: list[Group]
+    seen: int
+    copies: int
+    bad: list[str]
+    cut: float
+    notes: list[str]
+    limit: ClassVar[float] = BELIEVED
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @property
+    def odd(self) -> NDArray[np.int64]:
+        """Where the odd ones out are."""
+        return np.flatnonzero(self.group == 0)
+
+    @property
+    def believed(self) -> list[Group]:
+        """Groups at least 0.25 sure, below which a silhouette shows no structure to speak of
+        (Kaufman & Rousseeuw 1990): of images a quarter nearer to one another than to any other."""
+        return [each for each in self.groups if each.sure >= self.limit]
+
+    @property
+    def nearest(self) -> list[list[tuple[str, float]]]:
+        """The known classes nearest to each image's group; none for the odd ones."""
+        return [self.groups[number - 1].nearest if number else [] for number in self.group]
+
+
+@own_defaults()
+@torch.no_grad()
+def discover(
+    trained: Trained,
+    inputs: Any,
+    *,
+    out: str | Path | None = None,
+    nearest: int = 3,
+    least: int = 2,
+    say: Callable[[str], None] = lambda _: None,
+) -> Discovery:
+    """Group what a run rejects; see `group_features` for how, and its scale.
+
+    Args:
+        inputs: files, folders and .npy files of features, images as `Model.predict` takes them, or
+            features (N, D).
+        out: folder of what is found: ``groups.csv``, with a row for each image that was rejected
+            and room for its name; ``groups.html``, which shows the groups; and ``parts``, by which
+            a call that was killed goes on and one with more images asks of these alone. Names that
+            are in ``groups.csv`` stay. None: nothing is written.
+        nearest: how many known classes to name for a group.
+        least: images in a group; smaller ones are odd ones out.
+        say: gets a line of text where there is something to know.
+
+    Raises:
+        ValueError: a model without the means of its classes; features of another width, NaN or
+            infinity; a folder without an image; a groups.csv of another make in `out`.
+        BusyError: another process writes to `out`.
+    """
+    if least < 2 or nearest < 1:
+        raise ValueError(
+            f"discover: expected least from 2 and nearest from 1, got {least} and {nearest}"
+        )
+    known = known_means(trained.model.head.bank)
+    if out is None:
+        return _discover(trained, inputs, known, None, nearest, least)[0]
+    out = Path(out)
+    with locked(out, say):
+        names = files.read_names(out)
+        found, pictures = _discover(trained, inputs, known, out, nearest, least)
+        found.notes += files.write(out, found, pictures, names, trained)
+    return found
+
+
+def _discover(
+    trained: Trained, inputs: Any, known: Tensor, out: Path | None, nearest: int, least: int
+) -> tuple[Discovery, files.Pictures]:
+    bad: list[str] = []
+    whole, path, where = rejected(trained, _parts(inputs, bad), out)
+    first, copy = _copies(whole.pixels)
+    features = torch.from_numpy(whole.features)
+    if len(first) < len(features):
+        features = features[torch.from_numpy(first)]
+    made = group_features(features, known, least=least)
+    group, sure = made.group[copy], made.sure[copy]
+    by_name, distance = _nearest(trained, made.means, known, nearest)
+    groups = []
+    for n in range(len(made.means)):
+        members = np.flatnonzero(group == n + 1)
+        members = members[np.argsort(-sure[members], kind="stable")]
+        near = [(name, float(d)) for name, d in zip(by_name[n], distance[n], strict=True)]
+        groups.append(Group(n + 1, members, float(sure[members].mean()), near))
+    names = np.empty(len(path), np.object_)
+    names[:] = path
+    found = Discovery(
+        path=names,
+        group=group,
+        sure=sure,
+        confidence=whole.confidence,
+        features=whole.features,
+        groups=groups,
+        seen=whole.seen,
+        copies=len(copy) - len(first),
+        bad=bad + whole.bad,
+        cut=made.cut,
+        notes=[],
+    )
+    found.notes = _notes(found, len(first), made.cells)
+    return found, lambda index: _picture(*where[index])
+
+
+def _parts(inputs: Any, bad: list[str]) -> list[Part]:
+    """What may be asked, in parts."""
+    if isinstance(inputs, torch.Tensor):
+        inputs = inputs.detach().cpu().numpy()
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
+        return list(split([], bad.append, rows=inputs))
+    one = isinstance(inputs, str | Path)
+    if not one and not isinstance(inputs, Sequence | np.ndarray):
+        raise TypeError(
+            f"discover: expected files, images or features, got {type(inputs).__name__}"
+        )
+    images: list[Picture] = [inputs] if one else list(inputs)
+    if all(isinstance(each, str | Path) for each in images):
+        images = list(files_of(images))  # type: ignore[arg-type]
+    return list(split(images, bad.append))
+
+
+def _copies(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each different image is met first, and which of these each image is."""
+    if len(pixels) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    _, first, which = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order].astype(np.int64), place[which.reshape(-1)].astype(np.int64)
+
+
+def _nearest(
+    trained: Trained, means: Tensor, known: Tensor, count: int
+) -> tuple[list[list[str]], NDArray[np.float64]]:
+    """Names (G, count) of the known classes nearest to each group, and distances."""
+    labels = np.flatnonzero(np.asarray(trained.train_counts) > 0).tolist()  # others have no mean
+    joined = getattr(trained.model.head.bank, "members", None)  # classes that were enrolled
+    labels += [] if joined is None else joined.cpu().long().tolist()
+    names, value = [], np.empty((0, min(count, len(known))))
+    for rows in means.split(ROWS):
+        near, index = (1 - rows @ known.t()).topk(value.shape[1], dim=1, largest=False)
+        names += [[trained.names[labels[c]] for c in row] for row in index.tolist()]
+        value = np.concatenate([value, near.clamp_min(0).numpy()])
+    return names, value
+
+
+def _notes(found: Discovery, different: int, cells: int) -> list[str]:
+    """What the numbers alone do not say."""
+    notes = []
+    if found.seen == 0:
+        notes.append("no image could be read")
+    elif len(found) == 0:
+        notes.append(f"none of the {found.seen:,} images is rejected: there is nothing unknown")
+    elif different == 1 and len(found) > 1:
+        notes.append(f"all {len(found):,} that are rejected are one image: there is no group")
+    elif different < HANDFUL:
+        what = "image is" if different == 1 else "different images are"
+        notes.append(f"only {different} {what} rejected: too few to tell much about groups")
+    elif not found.groups:
+        notes.append("no two of the rejected images are near enough to one another for a group")
+    if found.copies and different > 1:
+        notes.append(f"{found.copies:,} of the rejected are copies of others, counted once")
+    if cells:
+        notes.append(
+            f"{different:,} images are too many to compare all pairs: {cells:,} means of them were"
+        )
+    return notes
+
+
+def _picture(part: Part, place: int) -> Picture | None:
+    """What to show of an image; None for a row of features."""
+    return None if part.rows is not None else part.images[place]
