@@ -280,8 +280,8 @@ def table(held: dict[str, Any]) -> str:
         "they are, and its own way to reject. Few-shot: mean over the classes of the third with "
         "the fewest rows. AUROC and OSCR: known test rows against strangers. Seconds of one "
         "processor (one thread, time of the process, on a shared machine, rows in different "
-        "hours) to fit, and to predict the test rows, rejection included for `OLTRClassifier`. Bold: the best, and what is "
-        "within half a point of it.\n"
+        "hours) to fit, and to predict the test rows, rejection included for `OLTRClassifier`. "
+        "Bold: the best, and what is within half a point of it.\n"
     )
     for each in held.values():
         most, least = each["counts"]
