@@ -93,6 +93,29 @@ def test_a_set_holds_what_the_model_s_probabilities_say(runs, parts, name, metho
     assert one.labels.tolist() == found[7].labels.tolist()
 
 
+@pytest.mark.parametrize("name", ["plain", "memory"])
+@pytest.mark.parametrize("method", SET_METHODS)
+def test_classes_that_join_and_go(runs, parts, name, method):
+    """A new one goes by the classes of as few images, one that went is in no set, and the numbers of
+    the others stay; the bytes that sets go by do, too."""
+    model = oltr_ext.load(runs / name)
+    rows, strangers = parts["test"][0], parts["open_test"][0]
+    before = model.predict_set(rows, alpha=0.2, method=method)
+    model.enroll(strangers[:6], "newt")
+    found = model.predict_set(np.concatenate([rows, strangers[6:]]), alpha=0.2, method=method)
+    assert found.classes.tolist() == [*before.classes, "newt"]
+    assert any("newt" in each.labels.tolist() for each in found)
+    assert found.always.tolist() == [*before.always, method == "class"]
+    first = before.classes[0]
+    model.remove([first])
+    gone = model.predict_set(rows, alpha=0.2, method=method)
+    assert not any(first in each.labels.tolist() for each in gone)
+    model.undo()
+    model.remove(["newt"])
+    again = model.predict_set(rows, alpha=0.2, method=method)
+    assert again.indices.tolist() == before.indices.tolist()
+
+
 def test_prevalence_is_what_the_probabilities_are_under(runs, data):
     frequency = torch.tensor(TRAIN).double() / sum(TRAIN)
     for name, expected in (("plain", frequency), ("memory", torch.full((4,), 0.25))):
