@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 MOVED = {
-    "oltr_ext.engine.assess": ("oltr_ext.serve.assess",),
+    "oltr_ext.engine.assess": ("oltr_ext.serve.assess", "oltr_ext.serve.tables"),
     "oltr_ext.engine.check": ("oltr_ext.engine.verify",),
     "oltr_ext.engine.config": ("oltr_ext.config.loading",),
     "oltr_ext.engine.demo": ("oltr_ext.cli.demo",),

@@ -14,8 +14,9 @@ from strangers import KNOWN, SETTINGS, STAGE_1, STRANGERS, rows, train_on_rows
 
 import oltr_ext
 from oltr_ext.engine import checkpoint, enrolment
-from oltr_ext.serve.assess import assess, compare, report, table
+from oltr_ext.serve.assess import assess, compare, report
 from oltr_ext.serve.export import ABOUT, export
+from oltr_ext.serve.tables import table
 from oltr_ext.serve.trained import load_trained
 
 MODEL = "model.safetensors"

@@ -25,7 +25,7 @@ from oltr_ext.nn import (
     open_score,
     prior_share,
 )
-from oltr_ext.nn.scores import LOGIT_SCORES
+from oltr_ext.nn.scores import LOGIT_SCORES, SUMMED
 
 NAN, INF = math.nan, math.inf
 
@@ -74,7 +74,7 @@ def test_scores_of_no_class_are_told(shape):
 
 def test_scores_of_no_row_and_of_one_class():
     for scores in (all_scores(torch.zeros(0, 3)), logit_scores(torch.zeros(0, 3))):
-        assert [len(score) for score in scores.values()] == [0, 0, 0]
+        assert {len(score) for score in scores.values()} == {0}
     one = all_scores(torch.tensor([[2.0], [-5.0]]))
     assert one["max_softmax"].tolist() == [1, 1] and one["max_logit"].tolist() == [2, -5]
     assert one["energy"].tolist() == [2, -5]
@@ -137,7 +137,7 @@ def test_a_bank_of_less_than_it_was_told_to_expect():
         bank.fit([(torch.rand(5, 4), y)], [3, 0], most=4)
     bank.fit([(torch.rand(5, 4), y)], [7, 0])  # two of them could not be read
     assert len(bank.rows) == 5 and len(bank.means) == 1
-    good = {name: torch.rand(2) for name in ("max_logit", "mahalanobis", "nearest_feature")}
+    good = {name: torch.rand(2) for name in SUMMED}
     for name in good:
         for bad, got in ((torch.rand(0), "none"), (torch.tensor([1, NAN]), "others")):
             with pytest.raises(ValueError, match=f"expected finite scores {name}, got {got}"):
@@ -146,7 +146,7 @@ def test_a_bank_of_less_than_it_was_told_to_expect():
             bank.standardise({k: v for k, v in good.items() if k != name})
     assert bank.location is None
     bank.fit([(torch.rand(5, 4), y)], [5, 0], most=0)
-    bank.standardise({name: good[name] for name in ("max_logit", "mahalanobis")})
+    bank.standardise({name: each for name, each in good.items() if name != "nearest_feature"})
     assert torch.isfinite(bank.location).all()
 
 

@@ -56,7 +56,7 @@ def test_small_case_by_hand() -> None:
     assert points["calibrated"]["oltr2020"] == pytest.approx(0.8)
     assert points["calibrated"]["few"] == 0.5
     assert "released" not in result["scores"]["energy"]["operating_points"]
-    assert set(result["scores"]) == {"max_softmax", "max_logit", "energy"}
+    assert set(result["scores"]) == {"max_softmax", "max_logit", "energy", "gen"}
 
 
 def test_agrees_with_the_single_metrics_and_with_torch() -> None:

@@ -96,8 +96,8 @@ def test_a_set_holds_what_the_model_s_probabilities_say(runs, parts, name, metho
 @pytest.mark.parametrize("name", ["plain", "memory"])
 @pytest.mark.parametrize("method", SET_METHODS)
 def test_classes_that_join_and_go(runs, parts, name, method):
-    """A new one goes by the classes of as few images, one that went is in no set, and the numbers of
-    the others stay; the bytes that sets go by do, too."""
+    """A new one goes by the classes of as few images, one that went is in no set, and the numbers
+    of the others stay; the bytes that sets go by do, too."""
     model = oltr_ext.load(runs / name)
     rows, strangers = parts["test"][0], parts["open_test"][0]
     before = model.predict_set(rows, alpha=0.2, method=method)

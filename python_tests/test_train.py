@@ -42,7 +42,7 @@ def test_a_run_leaves_model_checkpoints_and_logs(finished):
     assert float(rows[-1]["lr_centroid"]) > 0 and rows[0]["lr_centroid"] == ""
     assert float(rows[-1]["val_overall"]) > 0.3  # four classes, six steps a stage
     tensors, header = checkpoint.load(finished / "model.safetensors")
-    assert all(key.startswith("model.") for key in tensors)
+    assert all(key.startswith(("model.", "sets.")) for key in tensors)
     assert set(header["threshold"]) == {"score", "value", "rule", "words"}
 
 

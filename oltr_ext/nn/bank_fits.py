@@ -34,11 +34,13 @@ def whitening(scatter: Tensor, free: int) -> Tensor:
 def null_space(rows: Tensor) -> Tensor:
     """(D, D - P) float64, an orthonormal basis of what is left of (N, D) rows beside the P
     directions in which they are longest: 1,000 of more than 1,500, 512 of 768 or more (Wang et al.,
-    Sec. 4), half of fewer."""
+    Sec. 4), half of fewer; and of fewer rows than that all that they have, for which further ones
+    would be principal is arbitrary."""
     width = rows.shape[1]
     principal = 1000 if width > 1500 else 512 if width >= 768 else width // 2
-    basis: Tensor = torch.linalg.eigh(rows.t() @ rows).eigenvectors
-    return basis[:, : width - principal]
+    values, basis = torch.linalg.eigh(rows.t() @ rows)
+    there = values > values[-1] * max(rows.shape) * torch.finfo(values.dtype).eps
+    return basis[:, : width - min(principal, int(there.sum()))]
 
 
 def default_neighbours(counts: Tensor) -> int:
