@@ -69,7 +69,9 @@ def judged(config: Config, folder: Path) -> dict[str, Any]:
         model = load_trained(run / MODEL)
         with own_defaults():
             model.threshold, _ = settle(model.model, config, splits, model.device)
-        seen = dataclasses.replace(splits, test=splits.val, open_test=splits.open_val)
+        seen = dataclasses.replace(
+            splits, test=splits.val, open_test=splits.open_val, open_names=None, test_ids=None
+        )
         test = assess(model, name="test", splits=splits).summary
         row.write_text(
             json.dumps(
