@@ -18,6 +18,7 @@ from torch import Tensor
 from oltr_ext import ops
 from oltr_ext.estimator.blending import Blend, class_similarity, judges
 from oltr_ext.estimator.checks import answer_dtype, check_parameters, checked_rows, sorted_classes
+from oltr_ext.estimator.joining import Joins
 from oltr_ext.estimator.rows import held_out, kept, shuffled_order
 from oltr_ext.estimator.running import bar, threads
 from oltr_ext.estimator.scaling import Scaling
@@ -37,7 +38,7 @@ FIRST = 0.5
 so that what calibrates is like what answers. Also those of `partial_fit`."""
 
 
-class OLTRClassifier(PredictsSets, ClassifierMixin, BaseEstimator):
+class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
     """Rare classes as well as common ones, and on request an outlier label for everything else.
 
     A memory head (`oltr_ext.nn.OLTRHead`) on features as they are, but for their mean and length:

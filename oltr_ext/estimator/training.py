@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oltr_ext.nn import OLTRHead
 
-__all__ = ["LEAST", "Plan", "class_statistics", "extended", "started", "train"]
+__all__ = ["LEAST", "Plan", "class_statistics", "extended", "part_of", "started", "train"]
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 LEAST = 1e-30
@@ -88,6 +88,16 @@ def extended(old: OLTRHead, means: Tensor, total: Tensor, dtype: torch.dtype) ->
     with torch.no_grad():
         weight = old.classifier.cosnorm_classifier.weight
         head.classifier.cosnorm_classifier.weight[:first] = weight
+    return head
+
+
+def part_of(old: OLTRHead, keep: Tensor, means: Tensor, total: Tensor) -> OLTRHead:
+    """`started` on some of the classes of an older head, with what that has learned of them."""
+    weight = old.classifier.cosnorm_classifier.weight
+    head = started(means, total, weight.dtype, float(old.prior_share))
+    with torch.no_grad():
+        head.classifier.cosnorm_classifier.weight.copy_(weight[keep])
+        head.memory.centroids.copy_(old.memory.centroids[keep])
     return head
 
 
