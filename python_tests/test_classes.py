@@ -222,3 +222,17 @@ def test_the_trained_tensors_stay_what_training_wrote(model: Model, run: Path) -
     assert there.pop("classes")["now"]["names"] == ["A", *KNOWN[1:], "d"]
     assert there == json.loads(json.dumps(header))
     assert model.predict(rows("a", 1)[0]).closed == "A"
+
+
+def test_who_joined_beside_a_removed_class_is_who_is_read_again(model: Model, run: Path) -> None:
+    """The removed one is among the rivals in both."""
+    model.remove("a")
+    found = model.enroll(rows("d", 5), "d")
+    model.save()
+    again = oltr_ext.load(run, device="cpu")
+    assert answers(again) == answers(model)
+    taken = again.predict(rows("d", 5))
+    assert found.recognised == sum(label == "d" for label in taken.label)
+    model.remove("b")
+    model.save()
+    assert answers(oltr_ext.load(run, device="cpu")) == answers(model)

@@ -101,6 +101,14 @@ def test_the_nearest_known_classes_are_those_of_training(trained: Trained, folde
         np.testing.assert_allclose([d for _, d in group.nearest], distance[order], atol=1e-5)
 
 
+def test_a_class_that_was_removed_is_no_known_one(trained: Trained, folder: Path) -> None:
+    gone = trained.names[0]
+    trained.model.head.remove([0])
+    found = discover(trained, folder)
+    assert found.groups and all(len(group.nearest) for group in found.groups)
+    assert all(gone != name for group in found.groups for name, _ in group.nearest)
+
+
 def test_a_kill_loses_no_part_and_changes_no_bit(
     trained: Trained, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,39 @@ def test_a_trained_class_goes(model):
     assert (model.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.85
 
 
+def test_what_is_left_scores_what_it_scored():
+    model = OLTRClassifier(outlier_label=-1, test_prior=1.0, random_state=0).fit(*DATA)
+    model.enroll(NEW, NEW_Y)
+    rows = KNOWN[0][100:]
+    before, largest = model.score_samples(rows), model.decision_function(rows).argmax(1)
+    stays = largest != 1
+    model.remove(1)
+    np.testing.assert_allclose(model.score_samples(rows)[stays], before[stays], rtol=1e-6)
+
+
+def test_sets_of_known_classes_hold_whatever_joins():
+    rng = np.random.default_rng(0)
+    middle = rng.normal(size=(12, 6))
+
+    def part(classes, count, seed):
+        label = np.repeat(classes, count)
+        return middle[label] + np.random.default_rng(seed).normal(size=(len(label), 6)), label
+
+    known, new = np.arange(6), np.arange(6, 12)
+    model = OLTRClassifier(random_state=0).fit(*part(known, 60, 1))
+    model.calibrate_sets(*part(known, 60, 2))
+    rows, label = part(known, 100, 3)
+
+    def covered():
+        return model.predict_set(rows, alpha=0.1, method="marginal").covers(label).mean()
+
+    before = covered()
+    model.enroll(*part(new, 5, 4))
+    assert before > 0.85 and covered() == before
+    model.remove(6)
+    assert covered() == before
+
+
 def test_renaming_moves_a_label_and_nothing_else(model):
     before = model.predict_proba(KNOWN[0])
     model.rename(0, 7)
@@ -103,5 +136,8 @@ def test_what_cannot_be_leaves_all_as_it_was(model):
     alone = OLTRClassifier().fit(DATA[0][:9], DATA[1][:9])
     with pytest.raises(ValueError, match="expected a model of two classes or more, got one"):
         alone.enroll(NEW, NEW_Y)
-    with pytest.raises(ValueError, match="expected a class to stay, got the only one, 0"):
+    with pytest.raises(ValueError, match=r"expected two classes to stay .* got 0 without 0"):
         alone.remove(0)
+    two = OLTRClassifier(random_state=0).fit(DATA[0][:70], DATA[1][:70])
+    with pytest.raises(ValueError, match=r"expected two classes to stay .* got 1 without 1"):
+        two.remove(1)

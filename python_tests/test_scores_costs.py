@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from test_scores_open_sets import run  # noqa: F401
 
 from oltr_ext.cli import main
@@ -13,6 +14,7 @@ from oltr_ext.engine.evaluate import collect
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.metrics import cheapest_threshold, expected_cost, read_costs
 from oltr_ext.serve.assess import assess
+from oltr_ext.serve.costs import price
 from oltr_ext.serve.trained import load_trained
 
 TABLE = """true,b,unknown,a
@@ -111,3 +113,23 @@ def test_eval_says_both_costs(run, tmp_path, capsys):  # noqa: F811
     (tmp_path / "costs.csv").write_text(",unknown\n")
     assert main(args) == 1
     assert "expected a column for each of 4 classes and unknown" in capsys.readouterr().err
+
+
+def test_who_joined_costs_the_dearest_and_who_went_chooses_nothing(run, tmp_path):  # noqa: F811
+    names = [*(f"class {c}" for c in range(4)), "unknown"]
+    costs = np.arange(25.0).reshape(5, 5)
+    lines = [",".join(["", *names])]
+    lines += [",".join([n, *map(repr, r)]) for n, r in zip(names, costs.tolist(), strict=True)]
+    (tmp_path / "costs.csv").write_text("\n".join(lines))
+    trained = load_trained(run / "one", device="cpu")
+    head = trained.model.head
+    head.enroll(torch.randn(4, trained.model.feature_dim), ["d", "d", "e", "e"])
+    head.remove([0])
+    result = assess(trained, name="one")
+    price(result, tmp_path / "costs.csv")
+    seen, level = result.seen, trained.threshold["value"]
+    accepted = seen.scores[trained.threshold["score"]] >= level
+    assert 0 not in seen.target
+    wide = np.concatenate([costs[:, :4], costs.max(1)[:, None].repeat(2, 1), costs[:, 4:]], 1)
+    want = wide[seen.target, np.where(accepted, seen.pred, -1)].mean()
+    assert result.summary["costs"]["calibrated"]["test"] == pytest.approx(want)

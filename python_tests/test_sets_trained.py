@@ -99,13 +99,15 @@ def test_classes_that_join_and_go(runs, parts, name, method):
     """A new one goes by the classes of as few images, one that went is in no set, and the numbers
     of the others stay; the bytes that sets go by do, too."""
     model = oltr_ext.load(runs / name)
-    rows, strangers = parts["test"][0], parts["open_test"][0]
+    (rows, target), strangers = parts["test"], parts["open_test"][0]
     before = model.predict_set(rows, alpha=0.2, method=method)
     model.enroll(strangers[:6], "newt")
     found = model.predict_set(np.concatenate([rows, strangers[6:]]), alpha=0.2, method=method)
     assert found.classes.tolist() == [*before.classes, "newt"]
     assert any("newt" in each.labels.tolist() for each in found)
     assert found.always.tolist() == [*before.always, method == "class"]
+    covers = model.predict_set(rows, alpha=0.2, method=method).covers(target)
+    assert abs(covers.mean() - before.covers(target).mean()) < 0.06  # a memory recalls the new one
     first = before.classes[0]
     model.remove([first])
     gone = model.predict_set(rows, alpha=0.2, method=method)
@@ -187,6 +189,9 @@ def test_a_run_from_before(runs, data, tmp_path):
     rows = np.load(data / "test_features.npy")
     expected = oltr_ext.load(runs / "memory").predict_set(rows)
     assert oltr_ext.load(old).predict_set(rows).size.tolist() == expected.size.tolist()
+    fewer = oltr_ext.load(old)
+    fewer.remove(fewer.class_names[0])
+    assert fewer.predict_set(rows, method="marginal").size.mean() < 3  # not all of them
     moved = Model(load_trained(old, overrides=[f"data.root={tmp_path / 'nowhere'}"]))
     with pytest.raises(ValueError, match=r"no calibration scores.*oltr train .*--out .*old"):
         moved.predict_set(rows)

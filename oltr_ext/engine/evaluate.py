@@ -70,8 +70,8 @@ def answers(head: Head, features: Tensor, target: Tensor, sets: Tensor | None = 
         out.logits.argmax(dim=1).cpu().numpy(),
         target.cpu().numpy(),
         {name: score.cpu().numpy() for name, score in head.scores(out).items()},
-        true_log_probability(out.logits, target).cpu().numpy(),
-        set_sizes(out.logits, sets).cpu().numpy(),
+        true_log_probability(out.logits, target, head.num_trained).cpu().numpy(),
+        set_sizes(out.logits, sets, head.num_trained).cpu().numpy(),
     )
 
 

@@ -36,6 +36,7 @@ class Joins:
     _total: Tensor
     _judged: Tensor
     _judged_y: Tensor
+    _calibrated: int
 
     def enroll(self, X: ArrayLike, y: ArrayLike) -> Any:
         """Let new classes join from a few rows of each, without training: see `Head.enroll`.
@@ -108,14 +109,17 @@ class Joins:
 
         Raises
         ------
-        ValueError : no class of that name, or the last one that there were rows of.
+        ValueError : no class of that name, or one of the last two that there were rows of.
         """
         check_is_fitted(self)
         place = self._place("remove", label)
         before = self.classes_[self.seen_]
         stays = self.seen_ != place
-        if not stays.any():
-            raise ValueError(f"remove: expected a class to stay, got the only one, {label!r}")
+        if stays.sum() < 2 and not stays.all():  # one alone is known by other means
+            raise ValueError(
+                f"remove: expected two classes to stay that there were rows of, got "
+                f"{stays.sum()} without {label!r}; fit anew"
+            )
         self.classes_ = np.delete(self.classes_, place)
         self.seen_ = np.searchsorted(self.classes_, before[stays])
         if stays.all():  # no row was of it
@@ -124,6 +128,7 @@ class Joins:
         number = torch.full((len(stays),), -1)
         number[keep] = torch.arange(len(keep))
         self.head_ = part_of(self.head_, keep, self._means[keep], self._total[keep])
+        self._calibrated = int((keep < self._calibrated).sum())
         self._means, self._total = self._means[keep], self._total[keep]
         here = number[self._bank_y] >= 0
         self._bank, self._bank_y = self._bank[here], number[self._bank_y[here]]

@@ -33,6 +33,8 @@ class PredictsSets:
     _total: Tensor
     _judged: Tensor
     _judged_y: Tensor
+    _calibrated: int
+    """Of how many first classes of `seen_` the probabilities are by which it was calibrated."""
 
     def predict_set(self, X: ArrayLike, alpha: float = 0.1, *, method: str = "shots") -> Any:
         """The classes that each row may be of: of rows of known classes, a share of 1 - alpha has
@@ -62,7 +64,8 @@ class PredictsSets:
         x = self._asked(X)
         lowest = self._lowest(method, alpha)
         with threads(self.n_jobs), torch.no_grad():
-            parts = [set_members(answer, lowest) for _, answer in self._pieces(x)]
+            known = self._calibrated
+            parts = [set_members(answer, lowest, known) for _, answer in self._pieces(x)]
             score = self._score(self._best(x)[0], self._nearness(x))
         sizes, members, log_prob = map(torch.cat, zip(*parts, strict=True))
         always = np.zeros(len(self.classes_), np.bool_)
@@ -102,10 +105,13 @@ class PredictsSets:
 
     def _hold(self, x: Tensor, y: Tensor, *, anew: bool) -> None:
         """Calibrate on scaled rows (N, D) of classes (N,), places in `seen_`."""
+        if anew:
+            self._calibrated = len(self.seen_)
         parts, done = [], 0
         with threads(self.n_jobs), torch.no_grad():
             for _, answer in self._pieces(x):
-                parts.append(true_log_probability(answer, y[done : done + len(answer)]))
+                own = y[done : done + len(answer)]
+                parts.append(true_log_probability(answer, own, self._calibrated))
                 done += len(answer)
         old, old_y = ([], []) if anew else ([self._judged], [self._judged_y])
         self._judged = torch.cat([*old, *parts])

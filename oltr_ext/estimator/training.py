@@ -98,6 +98,8 @@ def part_of(old: OLTRHead, keep: Tensor, means: Tensor, total: Tensor) -> OLTRHe
     with torch.no_grad():
         head.classifier.cosnorm_classifier.weight.copy_(weight[keep])
         head.memory.centroids.copy_(old.memory.centroids[keep])
+        assert head.class_prior is not None and old.class_prior is not None
+        head.class_prior.copy_(old.class_prior[keep])  # what is left scores what it scored
     return head
 
 

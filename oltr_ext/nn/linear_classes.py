@@ -42,6 +42,11 @@ class LinearClasses(Enrolling):
             )
         gone = torch.tensor(self._removed_ids(), dtype=torch.int64)
         living = torch.arange(first)[~torch.isin(torch.arange(first), gone)]
+        if len(living) == 0:
+            raise ValueError(
+                f"{type(self).__name__}.enroll: expected a trained class to set new ones against, "
+                "got none: all were removed"
+            )
         kept = spaced(living, RIVALS).to(means.device)
         weight, bias = (part.float()[kept] for part in self._rows())
         usual = bias.median()

@@ -136,6 +136,11 @@ class OLTRHead(PriorHead):
 
     def _make_rivals(self) -> Rivals:
         layer, there = self.classifier, self.memory.counts[: self.num_trained].nonzero()[:, 0]
+        if len(there) == 0:
+            raise ValueError(
+                f"{type(self).__name__}.enroll: expected a trained class to set new ones against, "
+                "got none: all were removed"
+            )
         kept = spaced(there, RIVALS)
         keys, rows = layer.fc_hallucinator, layer.cosnorm_classifier
         bank = [part[kept] for part in (self.memory.centroids, keys.weight, keys.bias)]

@@ -115,10 +115,13 @@ class Gate:
         """While nobody reads."""
         with self._changed:
             self._waiting += 1
-            while self._readers or self._swapping:
-                self._changed.wait()
-            self._waiting -= 1
-            self._swapping = True
+            try:
+                while self._readers or self._swapping:
+                    self._changed.wait()
+                self._swapping = True
+            finally:  # a wait may be interrupted, and must not keep readers out
+                self._waiting -= 1
+                self._changed.notify_all()
         try:
             yield
         finally:

@@ -31,16 +31,20 @@ def rank(rows: int, alpha: float) -> int:
     return int(Fraction(repr(float(alpha))) * (rows + 1))
 
 
-def true_log_probability(logits: Tensor, target: Tensor) -> Tensor:
+def true_log_probability(logits: Tensor, target: Tensor, known: int | None = None) -> Tensor:
     """(B,) float32 log-probability of the true class, of logits (B, C) and labels (B,); what is no
     number is -inf, the lowest, and so is that of an open row (-1).
+
+    Args:
+        known: of how many first classes the probabilities are, that of a further one being what it
+            would be in their place; None: all. What joins a model then leaves these as they were.
 
     It is summed in float64, a part of the rows at a time. The logarithm tells probabilities apart
     that are 1 in float32.
     """
     parts = []
     for z, y in _parts(logits, target):
-        true = z.gather(1, y.clamp_min(0)[:, None])[:, 0] - z.logsumexp(1)
+        true = z.gather(1, y.clamp_min(0)[:, None])[:, 0] - z[:, :known].logsumexp(1)
         parts.append(torch.where(y < 0, -torch.inf, true))
     return _number(torch.cat(parts)) if parts else logits.new_empty(0, dtype=torch.float32)
 
@@ -122,8 +126,13 @@ def set_thresholds(
     return found.float().to(log_prob.device)
 
 
-def set_members(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def set_members(
+    logits: Tensor, thresholds: Tensor, known: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sets of logits (B, C) under thresholds (C,), likeliest class first.
+
+    Args:
+        known: see `true_log_probability`, for what is in; the log-probabilities are of all.
 
     Returns:
         sizes (B,) int64; classes (sum of sizes,) int64, row after row; their log-probabilities,
@@ -131,8 +140,8 @@ def set_members(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     sizes, classes, values = [], [], []
     for z, _ in _parts(logits, logits):
+        inside = _number(z - z[:, :known].logsumexp(1, keepdim=True)) >= thresholds
         log_prob = _number(z - z.logsumexp(1, keepdim=True))
-        inside = log_prob >= thresholds
         row, column = inside.nonzero(as_tuple=True)
         value = log_prob[row, column]
         order = value.argsort(descending=True, stable=True)
@@ -146,14 +155,15 @@ def set_members(logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor, Ten
     return torch.cat(sizes), torch.cat(classes), torch.cat(values)
 
 
-def set_sizes(logits: Tensor, thresholds: Tensor) -> Tensor:
-    """(B, M) int64, how many classes are in the sets under M thresholds (M, C) each."""
+def set_sizes(logits: Tensor, thresholds: Tensor, known: int | None = None) -> Tensor:
+    """(B, M) int64, how many classes are in the sets under M thresholds (M, C) each; as
+    `set_members`."""
     shape = (len(logits), len(thresholds))
     if 0 in shape:
         return torch.empty(shape, dtype=torch.int64, device=logits.device)
     found = []
     for z, _ in _parts(logits, logits):
-        log_prob = _number(z - z.logsumexp(1, keepdim=True))
+        log_prob = _number(z - z[:, :known].logsumexp(1, keepdim=True))
         found.append(torch.stack([(log_prob >= each).sum(1) for each in thresholds], 1))
     return torch.cat(found)
 

@@ -34,6 +34,12 @@ def price(result: Assessment, path: str | Path) -> str:
     val = Outputs.join(
         [collect(trained.model, p, trained.device, workers=splits.workers) for p in parts]
     )
+    known = len(trained.class_names)
+    val = val.only(np.flatnonzero(~np.isin(val.target, trained.roster.removed)))
+    # an enrolled class has no column, and is no right answer to what is judged here: the dearest
+    columns = len(trained.roster) - known
+    dearest = np.repeat(costs.max(axis=1, keepdims=True), columns, axis=1)
+    costs = np.concatenate([costs[:, :known], dearest, costs[:, known:]], axis=1)
     cheapest, least = cheapest_threshold(costs, val.scores[name], val.pred, val.target)
     found = {}
     for key, level in (("calibrated", calibrated), ("cheapest", cheapest)):

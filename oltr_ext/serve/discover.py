@@ -133,6 +133,7 @@ def discover(
             f"discover: expected least from 2 and nearest from 1, got {least} and {nearest}"
         )
     known = known_means(trained.model.head.bank)
+    known = known[torch.from_numpy(~np.isin(_labels(trained), trained.roster.removed))]
     if out is None:
         return _discover(trained, inputs, known, None, nearest, least)[0]
     out = Path(out)
@@ -208,13 +209,19 @@ def _copies(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.in
     return first[order].astype(np.int64), place[which.reshape(-1)].astype(np.int64)
 
 
+def _labels(trained: Trained) -> NDArray[np.int64]:
+    """Whose the means of the bank are."""
+    labels = np.flatnonzero(np.asarray(trained.train_counts) > 0)  # others have no mean
+    joined = trained.model.head.bank.members  # classes that were enrolled
+    return labels if joined is None else np.append(labels, joined.cpu().long().numpy())
+
+
 def _nearest(
     trained: Trained, means: Tensor, known: Tensor, count: int
 ) -> tuple[list[list[str]], NDArray[np.float64]]:
     """Names (G, count) of the known classes nearest to each group, and distances."""
-    labels = np.flatnonzero(np.asarray(trained.train_counts) > 0).tolist()  # others have no mean
-    joined = getattr(trained.model.head.bank, "members", None)  # classes that were enrolled
-    labels += [] if joined is None else joined.cpu().long().tolist()
+    labels = _labels(trained)
+    labels = labels[np.isin(labels, trained.roster.removed, invert=True)]
     names, value = [], np.empty((0, min(count, len(known))))
     for rows in means.split(ROWS):
         near, index = (1 - rows @ known.t()).topk(value.shape[1], dim=1, largest=False)

@@ -283,6 +283,12 @@ def _target(trained: Trained) -> Path:
 def _changed(trained: Trained, features: Tensor | None = None, ids: Sequence[int] = ()) -> None:
     """Keep what has happened to the head."""
     trained.enrolment = trained.enrolment.after(trained.roster, features, ids)
+    roster = trained.roster
+    if trained.enrolment.joined and any(id < roster.num_trained for id in roster.removed):
+        # who joined beside a class that is gone by now or before: as the file is read
+        tensors, header = checkpoint.load(trained.path)
+        _check_same_model(trained, header)
+        _take_up(trained, trained.enrolment, tensors, header)
     trained.threshold = {**trained.threshold, "value": float(trained.model.head.threshold)}
 
 

@@ -61,7 +61,9 @@ class SetAnswer:
         for piece in self.head.pieces(features):
             out = self.head.outputs(piece)
             label, _ = self.head.answer(out)
-            sizes, indices, values = set_members(out.logits, self.thresholds.to(out.logits.device))
+            sizes, indices, values = set_members(
+                out.logits, self.thresholds.to(out.logits.device), self.head.num_trained
+            )
             ends = sizes.cumsum(0)[:-1].tolist()
             parts = zip(
                 paths[len(found) : len(found) + len(piece)],
@@ -125,5 +127,6 @@ def calibration_of(trained: Trained, splits: Splits | None = None) -> Calibratio
                 f"({error}): where they are, oltr train with its configuration and --out "
                 f"{trained.path.parent} settles a finished run anew without training"
             ) from None
-        trained.calibration = Calibration.of(seen)
+        gone = np.isin(seen.target, trained.roster.removed)
+        trained.calibration = Calibration.of(seen.only(np.flatnonzero(~gone)))
     return trained.calibration
