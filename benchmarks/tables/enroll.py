@@ -21,7 +21,7 @@ from compare import RESULTS
 from enroll_data import NEW, glyphs_unseen, icons_unseen
 from enroll_runs import SETS, base, joined
 from numpy.typing import NDArray
-from runs import digest, splits_of, trained
+from runs import folder_of, splits_of, trained
 from torch import Tensor
 
 from oltr_ext import __version__, use_backend
@@ -96,9 +96,11 @@ def enrolled(model: Trained, case: Case, count: int) -> Numbers:
         names = [name for name in case.unseen.names for _ in range(count)]
         head.enroll(case.of(case.unseen.taken(count)), names)
     x, y = case.judged()
+    there = torch.where(y < head.num_classes, y, -1)  # before, the new classes are not
     known = Outputs.join(
-        [answers(head, a, b) for a, b in zip(head.pieces(x), head.pieces(y), strict=True)]
+        [answers(head, a, b) for a, b in zip(head.pieces(x), head.pieces(there), strict=True)]
     )
+    known.target = y.numpy()
     strangers = answers(head, case.unknown, torch.full((len(case.unknown),), -1))
     if count:
         head.remove(range(case.classes, case.classes + NEW))
@@ -169,7 +171,7 @@ def numbers(
 def measured(name: str, seed: int, counts: list[int], folder: Path, train: bool) -> dict[str, Any]:
     """Every row of a set and seed that can be had."""
     own, config = folder / "enroll", base(name, METHOD, seed, folder / "enroll")
-    run = folder / digest(config)
+    run = folder_of(config, folder)
     if not train and not (run / MODEL).exists():
         return {}
     if train:
@@ -181,7 +183,7 @@ def measured(name: str, seed: int, counts: list[int], folder: Path, train: bool)
     rows: dict[str, Any] = {"before": {"0": enrolled(model, case, 0)}}
     for count in counts:
         settings = joined(name, METHOD, seed, own, count)
-        other = folder / digest(settings)
+        other = folder_of(settings, folder)
         if train or (other / "seconds.json").exists():
             other, _ = trained(settings, folder)
             told = again(load_trained(other / MODEL), settings, case, unknown)

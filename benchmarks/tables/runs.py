@@ -43,9 +43,14 @@ def splits_of(data: Data) -> Splits:
     return load_splits(data)
 
 
+def folder_of(config: Config, folder: Path) -> Path:
+    """Of a run, by all but `open_set`, which acts once it is trained."""
+    return folder / digest(config, without="open_set")
+
+
 def trained(config: Config, folder: Path) -> tuple[Path, float]:
     """Folder of the finished run, and the seconds that its training took (stage 1 included)."""
-    run = folder / digest(config, without="open_set")  # which acts once it is trained
+    run = folder_of(config, folder)
     took = run / "seconds.json"
     if not took.exists():
         first, before = None, 0.0
