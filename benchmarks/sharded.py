@@ -113,8 +113,7 @@ def peak(step: Step) -> int:
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     result = step()
-    beyond = status("VmHWM") - before - sum(t.nbytes for t in result)
-    return beyond
+    return max(0, status("VmHWM") - before - sum(t.nbytes for t in result))
 
 
 def member(rank: int, rounds: int, store: str, results: Any) -> None:
