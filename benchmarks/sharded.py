@@ -2,8 +2,8 @@
 
     python benchmarks/sharded.py [--rounds 5]
 
-Writes sharded.json and sharded.md into the machine's folder of results. Times are medians of rounds
-in turn, the slower process of each; memory is the high-water mark of resident memory beyond inputs
+Writes results/sharded.json and results/sharded.md. Times are medians of rounds in turn, the slower
+process of each; memory is the high-water mark of resident memory beyond inputs
 and gradients, in the process that needs most.
 """
 
@@ -228,11 +228,9 @@ def main() -> None:
             }
         )
     about = {"machine": machine(), "rounds": rounds, "batch": B, "width": D, "rows": rows}
-    folder = RESULTS / about["machine"]["slug"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sharded.json").write_text(json.dumps(about, indent=1) + "\n")
-    (folder / "sharded.md").write_text(markdown(about))
-    print((folder / "sharded.md").read_text())
+    (RESULTS / "sharded.json").write_text(json.dumps(about, indent=1) + "\n")
+    (RESULTS / "sharded.md").write_text(markdown(about))
+    print((RESULTS / "sharded.md").read_text())
 
 
 def markdown(about: dict[str, Any]) -> str:
@@ -255,7 +253,8 @@ def markdown(about: dict[str, Any]) -> str:
             f"| {row['what']} | {row['classes']:,} | {row['seconds'] * 1e3:.0f} | "
             f"{cell(row.get('peak'), 1e6)} | {cell(row.get('bytes'), 1e3)} |"
         )
-    lines += ["", f"`python benchmarks/sharded.py`, {about['machine']['date'][:10]}.", ""]
+    when, what = about["machine"]["date"][:10], about["machine"]["processor"]
+    lines += ["", f"`python benchmarks/sharded.py`, {when}, {what}.", ""]
     return "\n".join(lines)
 
 
