@@ -17,7 +17,8 @@
 #> LAC, 2 at once: 90 % covered, 8.2 classes, at most 16
 #> LAC, 5 at once: 90 % covered, 8.2 classes, at most 16
 #> LAC, 100 at once: 90 % covered, 8.2 classes, at most 16
-# Here: an image alone gets the answer that it gets in a batch;
+# Here: an image alone gets the set and the answer that it gets in a batch;
+# python_tests/test_sets_trained.py::test_a_set_holds_what_the_model_s_probabilities_say,
 # python_tests/test_neighbours.py::test_openmax_scores_a_row_alike_alone_and_in_a_batch,
 # ::test_medium_precision_answers_a_row_alike_alone_and_in_a_batch.
 pins="puncc==0.9.3 scikit-learn==1.9.1 scipy==1.17.1 numpy==1.26.4 pandas==2.3.3"

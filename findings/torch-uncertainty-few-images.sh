@@ -11,7 +11,8 @@
 #> ConformalClsTHR: 5: 0.78, 20: 0.86, 100: 0.89
 #> ConformalClsAPS: 5: 0.79, 20: 0.87, 100: 0.90
 #> macro coverage of 10 classes, all covered, where 90 others have no image: 0.1
-# Here: `calibrate_threshold` keeps its share of the validation images themselves, not of new ones; means over classes leave
+# Here: sets take the finite-sample rank, and all classes where there are too few images for one;
+# python_tests/test_sets.py::test_few_rows_and_none. Means over classes leave
 # out those without images; python_tests/test_metrics_shots.py::test_means_over_classes.
 pins="torch==2.14.1 torchvision==0.29.1 matplotlib==3.11.2 scipy==1.17.1 fsspec==2026.9.0 PyYAML==6.0.4 python-dateutil==4.0.0 tqdm==4.70.1 numpy==2.4.6"
 alone="torch-uncertainty==0.13.0 lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0

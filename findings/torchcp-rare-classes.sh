@@ -14,7 +14,8 @@
 #> RC3PPredictor: 0: 1.00, 1: 0.51, 2: 0.70, 5: 0.84, 20: 0.90, 200: 0.90; 36 classes
 #> ClusteredPredictor: 0: 1.00, 1: 1.00, 2: 1.00, 5: 1.00, 20: 1.00, 200: 1.00; 100 classes
 # Its graph and ranking-loss parts, and what only they need (torch_geometric, torchsort, transformers), are left out.
-# Here: `calibrate_threshold` keeps a share of all known validation images and does not promise it of each class.
+# Here: a class of too few calibration images has no threshold of its own and is in every set, or joins others (`nn/sets.py`);
+# python_tests/test_sets.py::test_few_rows_and_none, ::test_a_group_of_too_few_rows_joins_the_next.
 pins="torch==2.14.1 torchvision==0.29.1 scikit-learn==1.9.1 pandas==3.1.1 tqdm==4.70.1 numpy==2.4.6"
 set -euo pipefail
 tmp=$(mktemp -d) && trap 'rm -rf "$tmp"' EXIT
