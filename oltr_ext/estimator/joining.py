@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -143,10 +143,7 @@ class Joins:
             raise ValueError(f"{where}: no class {label!r} among the {len(self.classes_)}")
         return found[0]
 
-    # --- of the estimator ---------------------------------------------------------------------
+    if TYPE_CHECKING:  # the estimator has them
 
-    def _check_outlier_label(self, classes: NDArray[Any]) -> None:
-        raise NotImplementedError
-
-    def _keep(self, x: Tensor, y: Tensor, order: NDArray[np.uint64]) -> None:
-        raise NotImplementedError
+        def _check_outlier_label(self, classes: NDArray[Any]) -> None: ...
+        def _keep(self, x: Tensor, y: Tensor, order: NDArray[np.uint64]) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -137,19 +137,10 @@ class PredictsSets:
             prevalence=frequency / frequency.sum(),
         )
 
-    # --- of the estimator ---------------------------------------------------------------------
+    if TYPE_CHECKING:  # the estimator has them
 
-    def _asked(self, X: ArrayLike) -> Tensor:
-        raise NotImplementedError
-
-    def _best(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _nearness(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]:
-        raise NotImplementedError
-
-    def _pieces(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
+        def _asked(self, X: ArrayLike) -> Tensor: ...
+        def _best(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+        def _nearness(self, x: Tensor) -> Tensor: ...
+        def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]: ...
+        def _pieces(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]: ...

@@ -27,11 +27,24 @@ def meta_embedding(
     if not memory_grad:
         centroids = centroids.detach()
     recalled = memory_attention(wide, k, b, centroids, memory_grad=memory_grad)
-    selector = torch.tanh(wide @ w_s.t() + b_s)
     distance, nearest = nearest_centroid(wide, centroids)
+    embedding, selector, distance = joined(wide, recalled, distance, w_s, b_s, scale, eps)
+    out = (embedding, recalled, selector)
+    return (*(t.to(x.dtype) for t in out), distance, nearest)  # type: ignore[return-value]
+
+
+def joined(
+    x: Tensor,
+    recalled: Tensor,
+    distance: Tensor,
+    selector_weight: Tensor,
+    selector_bias: Tensor,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The embedding of what was recalled and how far it is, the gate, and the floored distance."""
+    selector = torch.tanh(x @ selector_weight.t() + selector_bias)
     # where, not clamp: at the floor itself the gradient is zero too.
     distance = torch.where(distance <= eps, torch.full_like(distance, eps), distance)
     # scale / distance, and more so its gradient, may overflow where this does not.
-    embedding = scale * ((wide + selector * recalled) / distance.unsqueeze(1))
-    out = (embedding, recalled, selector)
-    return (*(t.to(x.dtype) for t in out), distance, nearest)  # type: ignore[return-value]
+    return scale * ((x + selector * recalled) / distance.unsqueeze(1)), selector, distance

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from oltr_ext.ops.shard import Shard, summed
 from oltr_ext.ops.sharded import formulas, native
 from oltr_ext.reference._common import check_labels, widen
+from oltr_ext.reference.meta_embedding import joined
 
 
 def possible_elsewhere(log_prior: Tensor | None, label_smoothing: float, shard: Shard) -> int:
@@ -49,7 +49,5 @@ def meta_embedding(
             x, memory, keys, key_bias, memory_grad=memory_grad, shard=shard
         )
     wide, w_s, b_s, m = widen(x, selector_weight, selector_bias, recalled)
-    selector = torch.tanh(wide @ w_s.t() + b_s)
-    distance = torch.where(distance <= eps, torch.full_like(distance, eps), distance)
-    embedding = scale * ((wide + selector * m) / distance[:, None])
+    embedding, selector, distance = joined(wide, m, distance, w_s, b_s, scale, eps)
     return (*(t.to(x.dtype) for t in (embedding, m, selector)), distance, found)
