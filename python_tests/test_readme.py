@@ -1,4 +1,4 @@
-"""The examples of the README, and of the pages it leads to, run as they stand."""
+"""The examples of the README, and of the pages beside the code, run as they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from oltr_ext.config.methods import apply_method
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / p for p in ("README.md", "oltr_ext/data/README.md", "oltr_ext/serve/README.md")]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in ROOT.glob("oltr_ext/**/*.md") if p.stem.isupper()),
+    *sorted(ROOT.glob("benchmarks/**/README.md")),
+]
 BLOCKS = [
     code
     for page in PAGES
