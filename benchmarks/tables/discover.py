@@ -1,10 +1,11 @@
-"""What `oltr discover` finds among the open test classes of the icons, and what naming it is worth:
+"""What `oltr discover` finds among open test classes, and what naming it is worth:
 
-    python benchmarks/tables/discover.py
+    python benchmarks/tables/discover.py             # all sets, or `--sets characters`
     python benchmarks/tables/discover.py --large     # time and memory of 100,000, alone
 
-Takes up the runs of `icons_scores.py` and `icons_embedded.py`, or trains them. Every choice in
-`oltr_ext.serve.discover_groups` was made on open validation classes, which are others.
+Takes up the runs of `icons_scores.py`, `icons_embedded.py` and `glyphs_2000.py`, or trains them.
+Every choice in `oltr_ext.serve.discover_groups` was made on open validation classes of the icons,
+which are others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from compare import RESULTS, Row, Table, configured
 from embedded import OVERRIDES, embed_icons
 from numpy.typing import NDArray
-from runs import splits_of, trained
+from runs import SLOW, splits_of, trained
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -37,9 +38,13 @@ from oltr_ext.serve.discover import BELIEVED, discover
 from oltr_ext.serve.discover_groups import group_features, known_means
 from oltr_ext.serve.trained import Trained, load_trained
 
-TITLE = "What the unknown is: the open test classes of the icons, grouped"
-SETS = {"icons": ("icons", ()), "ImageNet features": ("embeddings", OVERRIDES)}
-METHODS, SEEDS, FOLDS = ("plain", "oltr-plus"), (0, 1, 2), 5
+TITLE = "What the unknown is: open test classes, grouped"
+SETS = {  # configuration, overrides, seeds
+    "icons": ("icons", (), (0, 1, 2)),
+    "ImageNet features": ("embeddings", OVERRIDES, (0, 1, 2)),
+    "characters": ("glyphs-2000", SLOW, (0,)),
+}
+METHODS, FOLDS = ("plain", "oltr-plus"), 5
 LARGE, WIDTH, KINDS = 100_000, 256, 2000
 Labels = NDArray[np.int64]
 
@@ -217,6 +222,7 @@ def large() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=TITLE)
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--large", action="store_true", help="measure 100,000 and nothing else")
     args = parser.parse_args()
     file = RESULTS / "discover.json"
@@ -224,16 +230,19 @@ def main() -> None:
     if args.large:
         made["large"] = large()
     else:
-        embed_icons()
-        made["rows"] = []
-        for name, (config, overrides) in SETS.items():
+        made["rows"] = [row for row in made.get("rows", []) if row["set"] not in args.sets]
+        for name in args.sets:
+            config, overrides, seeds = SETS[name]
+            if config == "embeddings":
+                embed_icons()
             for method in METHODS:
-                table = Table(name, "", config, SEEDS, (), overrides)
-                for seed in SEEDS:
+                table = Table(name, "", config, seeds, (), overrides)
+                for seed in seeds:
                     run, _ = trained(configured(table, Row(method, method), seed), args.runs)
                     found = judged(load_trained(run, device="cpu"))
                     made["rows"].append({"set": name, "method": method, "seed": seed, **found})
                     print(name, method, seed, file=sys.stderr, flush=True)
+        made["rows"].sort(key=lambda row: list(SETS).index(row["set"]))  # stable
         made["date"] = datetime.date.today().isoformat()
     from discover_page import markdown
 

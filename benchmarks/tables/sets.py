@@ -1,6 +1,7 @@
 """Prediction sets of trained runs beside MAPIE's on the same probabilities: `python
-benchmarks/tables/sets.py features icons letters`, and `--runs` where they are. What is not trained
-yet is trained. MAPIE is in `benchmarks/requirements.txt`; where it is missing, so are its rows."""
+benchmarks/tables/sets.py features icons letters characters`, and `--runs` where they are. What is
+not trained yet is trained. MAPIE is in `benchmarks/requirements.txt`; where it is missing, so are
+its rows."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from compare import EVERY, RESULTS, Row, Table, configured
 from embedded import OVERRIDES
 from letters import table as letters_table
 from numpy.typing import NDArray
-from runs import splits_of, trained
+from runs import SLOW, splits_of, trained
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from oltr_ext.engine.evaluate import stream
@@ -40,10 +41,12 @@ def tables() -> dict[str, Callable[[], tuple[Table, int]]]:
     features = Table(
         "features", "ImageNet features of the icons", "embeddings", (), METHODS, OVERRIDES
     )
+    characters = Table("characters", "2,000 characters", "glyphs-2000", (), METHODS, SLOW)
     return {
         "features": lambda: (features, 5),
         "icons": lambda: (Table("icons", "The embedded icons", "icons", (), METHODS), 2),
         "letters": lambda: (letters_table("letters", "192 letters", (), METHODS), 2),
+        "characters": lambda: (characters, 1),
     }
 
 
