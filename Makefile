@@ -17,8 +17,9 @@ PYTEST_ARGS ?=
 PRESET ?= debug
 BENCH_ARGS ?=
 OLDEST_TORCH := 2.11.0
+OLDEST_VISION := 0.26.0
 OP_TESTS := test_ops.py test_precision.py test_op_arguments.py test_nearest_centroid.py test_meta_embedding.py \
-  test_cosine_cross_entropy.py test_disc_centroids_loss.py
+  test_cosine_cross_entropy.py test_disc_centroids_loss.py test_sharded_ops.py
 
 ENV := $(VENV)/.env-done
 BUILD := $(VENV)/.build-done
@@ -76,8 +77,9 @@ arm-test: $(ENV)  ## CPU kernels for 64-bit Arm: Debian's cross compiler, run by
 # the sources compile against the oldest one too.
 test-oldest: wheel  ## wheel and sources under the oldest torch; about 3 GB more to download
 	test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
-	build/oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy pytest hypothesis safetensors
+	build/oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) torchvision==$(OLDEST_VISION) pytest hypothesis
 	build/oldest/bin/pip install --quiet --no-deps --force-reinstall dist/*.whl
+	build/oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) dist/*.whl
 	cd build/oldest && OMP_NUM_THREADS=1 OLTR_EXT_BACKEND=native bin/pytest -q -p no:cacheprovider \
 	  $(addprefix ../../python_tests/,$(OP_TESTS))
 	build/oldest/bin/pip install --quiet "setuptools>=77,<82" ninja pybind11

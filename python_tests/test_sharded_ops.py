@@ -84,7 +84,8 @@ def _all_cases(rank, folder, number):
                         _compare(case, classes, dtype, backend)
         _extremes()
         _agree()
-        _compiled()
+        if number == 2:
+            _compiled()
         _refusals()
 
 
@@ -131,23 +132,40 @@ def _agree():
 
 
 def _compiled():
+    """Gradients in float64, where no `.to` of a forward changes anything, too."""
     shard = Shard.of(7)
-    torch.manual_seed(4)
     here = slice(shard.start, shard.stop)
-    x, bank = torch.randn(4, 5), torch.randn(7, 5)[here].requires_grad_()
+    torch.manual_seed(4)
+    gate = (torch.randn(5, 5), torch.randn(5))
     keys, bias, target = torch.randn(7, 5)[here], torch.randn(7)[here], torch.arange(4)
+    x, bank = torch.randn(4, 5), torch.randn(7, 5)[here]
+    tensors = (x, bank, keys, bias, *gate)
 
-    def loss(x, bank):
-        found = ops.memory_attention(x, keys, bias, bank, shard=shard)
-        distance = ops.nearest_centroid(x, bank, shard=shard).distance
-        entropy = ops.cosine_cross_entropy(found, bank, target, label_smoothing=0.1, shard=shard)
-        return entropy + distance.sum()
+    def attention(x, bank, keys, bias, *_):
+        return ops.memory_attention(x, keys, bias, bank, shard=shard, memory_grad=True)
 
-    graph = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    want, got = loss(x, bank), graph(x, bank)
-    torch.testing.assert_close(got, want)
-    grads = [torch.autograd.grad(value, bank)[0] for value in (want, got)]
-    torch.testing.assert_close(*grads)
+    def nearest(x, bank, *_):
+        return ops.nearest_centroid(x, bank, shard=shard).distance
+
+    def entropy(x, bank, *_):
+        return ops.cosine_cross_entropy(x, bank, target, label_smoothing=0.1, shard=shard)
+
+    def centroids(x, bank, *_):
+        return ops.disc_centroids_loss(x, target, bank, shard=shard)
+
+    def meta(x, bank, keys, bias, *gate):
+        return ops.meta_embedding(x, bank, keys, bias, *gate, memory_grad=True, shard=shard)
+
+    for loss in (attention, nearest, entropy, centroids, meta):
+        for dtype in (torch.float32, torch.float64):
+            inputs = [t.to(dtype).requires_grad_() for t in tensors]
+            graph = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
+            found = []
+            for call in (loss, graph):
+                value = call(*inputs).square().sum()
+                grads = torch.autograd.grad(value, inputs, allow_unused=True)
+                found.append([value, *(g for g in grads if g is not None)])
+            torch.testing.assert_close(*found)
 
 
 def _refusals():

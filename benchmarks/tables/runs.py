@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from oltr_ext.config.schema import Config, Data
+from oltr_ext.config.schema import Config, Data, OpenSet
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import MODEL
@@ -55,8 +55,9 @@ def trained(config: Config, folder: Path) -> tuple[Path, float]:
     if not took.exists():
         first, before = None, 0.0
         if config.stage2 is not None:
-            alone = {"stage2": None, "test_prior": "balanced"}  # which acts after stage 2
-            first, before = trained(config.model_copy(update=alone), folder)
+            # what acts after stage 2, and may be of its head alone
+            after = {"test_prior": "balanced", "open_set": OpenSet()}
+            first, before = trained(config.model_copy(update={"stage2": None, **after}), folder)
         begin = time.perf_counter()
         train(config, run, stage1=first)
         took.write_text(json.dumps(before + time.perf_counter() - begin))

@@ -87,7 +87,13 @@ def _reduce(shard: Shard, value: Tensor, how: str) -> Tensor:
     group = shard.group if shard.group is not None else dist.group.WORLD
     wide = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     found = collectives.all_reduce(wide.contiguous(), how, group)  # type: ignore[arg-type]
-    return collectives.wait_tensor(found).to(value.dtype)
+    return cast(collectives.wait_tensor(found), value.dtype)
+
+
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`value.to(dtype)`, for what a `Function`'s forward returns: compiled by torch 2.11, one that
+    returns a `.to` without effect has a gradient of zero (findings/compiled-function-dtype.sh)."""
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 class _Enter(torch.autograd.Function):
@@ -130,4 +136,4 @@ def nearest_of(shard: Shard, distance: Tensor, index: Tensor) -> tuple[Tensor, T
     ranked = distance.masked_fill(distance.isnan(), -1)
     least = smallest(shard, ranked)
     own = torch.where(ranked == least, index + shard.start, torch.full_like(index, shard.total))
-    return torch.where(least < 0, torch.nan, least).to(distance.dtype), smallest(shard, own)
+    return torch.where(least < 0, torch.nan, least), smallest(shard, own)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oltr_ext.ops._register import accumulator
-from oltr_ext.ops.shard import Shard, summed
+from oltr_ext.ops.shard import Shard, cast, summed
 
 
 class Disc(torch.autograd.Function):
@@ -27,10 +27,8 @@ class Disc(torch.autograd.Function):
         shard: Shard,
     ) -> Tensor:
         rows, wide = len(x), torch.float64
-        here = target < shard.size
         centre = _centre(x)  # R does not change by a shift, its rounding error does
-        a, own = x.to(wide) - centre, target[here]
-        gap = a[here] - (centroids[own].to(wide) - centre)
+        a, gap = x.to(wide) - centre, _gap(x, target, centroids, shard)
         sum_a, sum_c, squares = a.sum(0), a.new_zeros(a.shape[1]), a.new_zeros(())
         for piece in centroids.split(8192):
             c = piece.to(wide) - centre
@@ -45,36 +43,48 @@ class Disc(torch.autograd.Function):
         # labels that are no class (a GPU's are not looked at)
         bad = (target < 0).any()
         loss = attract / (2 * rows) + repel_weight * room.clamp(0, 1e6)
-        return torch.where(bad, torch.nan, loss).to(accumulator(x.dtype))
+        return cast(torch.where(bad, torch.nan, loss), accumulator(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, target, centroids, sum_a, sum_c, is_open = ctx.saved_tensors
         repel_weight, official, shard = ctx.settings
         rows, g = len(x), grads[0].double()
-        here = target < shard.size
-        own, centre = target[here], _centre(x)
+        centre = _centre(x)
         # R's pairs are all but a row's own class
         repel = -2 * repel_weight * is_open * g / (rows * shard.total)
-        gap = x[here].double() - centroids[own].double()
-        grad_x = torch.zeros_like(x, dtype=torch.float64)
-        grad_x[here] = gap * (g / rows - repel)
-        grad_x = summed(shard, grad_x)
-        grad_x += repel * (shard.total * (x.double() - centre) - sum_c)
-        grad_c = torch.empty_like(centroids)
+        gap = _gap(x, target, centroids, shard)
+        grad_x = summed(shard, gap * (g / rows - repel))
+        grad_x = grad_x + repel * (shard.total * (x.double() - centre) - sum_c)
+        grad_c = centroids.new_empty(shard.size + 1, x.shape[1])  # the last, of rows elsewhere
         for first, piece in enumerate(centroids.split(8192)):
             shifted = piece.double() - centre
             grad_c[first * 8192 :][: len(piece)] = repel * (rows * shifted - sum_a)
+        # rows of a class together; nothing here has a shape that the labels decide
+        own, order = torch.where(_here(target, shard), target, shard.size).sort(stable=True)
+        at = (own.diff(prepend=own[:1]) != 0).cumsum(0)
         pull = gap * repel  # takes a row's own class out of R
         if official:
-            counts = torch.bincount(own, minlength=shard.size)
-            pull = pull - gap / (rows * (counts[own, None] + 1))
+            counts = gap.new_zeros(rows).index_add_(0, at, gap.new_ones(rows))
+            pull = pull[order] - gap[order] / (rows * (counts[at, None] + 1))
         else:
-            pull = pull - gap * g / rows
-        classes, at = own.unique(return_inverse=True)
-        sums = pull.new_zeros(len(classes), x.shape[1]).index_add_(0, at, pull)
-        grad_c[classes] = (grad_c[classes].double() + sums).to(grad_c.dtype)
-        return grad_x.to(x.dtype), None, grad_c, None, None, None, None
+            pull = (pull - gap * g / rows)[order]
+        sums = torch.zeros_like(gap).index_add_(0, at, pull)
+        grad_c[-1] = 0
+        grad_c[own] = (grad_c[own].double() + sums[at]).to(grad_c.dtype)
+        return grad_x.to(x.dtype), None, grad_c[:-1], None, None, None, None
+
+
+def _here(target: Tensor, shard: Shard) -> Tensor:
+    return (target >= 0) & (target < shard.size)
+
+
+def _gap(x: Tensor, target: Tensor, centroids: Tensor, shard: Shard) -> Tensor:
+    """(B, D) float64 from the row's own centroid; 0 where that is another process's."""
+    if shard.size == 0:
+        return torch.zeros_like(x, dtype=torch.float64)
+    own = centroids[target.clamp(0, shard.size - 1)].double()
+    return torch.where(_here(target, shard)[:, None], x.double() - own, 0)
 
 
 def _centre(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oltr_ext.ops._register import accumulator, precision
-from oltr_ext.ops.shard import Shard, largest, nearest_of, summed
+from oltr_ext.ops.shard import Shard, cast, largest, nearest_of, summed
 
 
 class Recall(torch.autograd.Function):
@@ -82,7 +82,7 @@ class Nearest(torch.autograd.Function):
         ctx.save_for_backward(x, memory, found)
         ctx.shard = shard
         ctx.mark_non_differentiable(found)
-        return distance.to(x.dtype), found
+        return cast(distance, x.dtype), found
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -227,4 +227,4 @@ def merged(shard: Shard, part: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     # a shard without weight may have recalled NaN: of no class, nothing
     recalled = torch.where(weight == 0, 0, weight * part.to(lse.dtype))
     both = summed(shard, torch.cat([weight, recalled], dim=1))
-    return (both[:, 1:] / both[:, :1]).to(part.dtype), high + both[:, 0].log()
+    return cast(both[:, 1:] / both[:, :1], part.dtype), high + both[:, 0].log()
