@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from oltr_ext.cli import commands
+from oltr_ext.cli import commands, importing
 from oltr_ext.cli.commands import one_line
 from oltr_ext.cli.parser import make_parser
 
@@ -41,6 +41,7 @@ def _interrupted(args: argparse.Namespace) -> str:
         commands.run_train,
         commands.run_embed,
         commands.run_discover,
+        importing.run_import,
     )
     if args.run not in resumable:
         return "interrupted"

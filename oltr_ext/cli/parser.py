@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oltr_ext._version import __version__
-from oltr_ext.cli import classes, commands
+from oltr_ext.cli import classes, commands, importing
 from oltr_ext.config.methods import DEFAULT, DEMO
 from oltr_ext.config.paths import expanded, path_of
 
@@ -260,6 +260,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=path_of,
         help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
     )
+
+    importing.add_commands(command, parts)
 
     sub = command(
         "embed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .class_counts import write_class_counts
 from .groups import write_groups
 from .picture import write_picture
 from .render import write_report
@@ -15,6 +16,7 @@ __all__ = [
     "Sample",
     "choose_samples",
     "png_uri",
+    "write_class_counts",
     "write_groups",
     "write_picture",
     "write_report",

@@ -1,0 +1,134 @@
+"""`oltr data from-...`: sets as people have them, made lists that `oltr train` takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from oltr_ext.config.paths import path_of
+
+if TYPE_CHECKING:
+    from oltr_ext.data.importing import Notes, Record
+
+NEVER = {"run", "read", "root_of", "out", "debug", "workers", "val", "test", "seed", "open",
+         "deal_anew", "quick"}  # fmt: skip
+"""Arguments that a reader does not see, for the plan of the import has them."""
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) -> None:
+    """A command for each format, made by the parser's `command` within `oltr data`."""
+    sub = command(
+        "from-folder",
+        run_import,
+        "make lists of images in folders, each class a folder",
+        "  oltr data from-folder photos --out birds && oltr train birds/data.yaml\n"
+        "  oltr data from-folder photos --out birds --open 10 --test 5\n"
+        "  oltr data from-folder photos --out birds --class-by leaf --open magpie 'carrion crow'",
+        within=parts,
+    )
+    sub.add_argument("source", type=path_of, metavar="FOLDER", help="holds a folder for each class")
+    sub.add_argument(
+        "--class-by",
+        choices=("top", "leaf", "path"),
+        default="top",
+        help="of nested folders the topmost names the class, the innermost, or all of them; "
+        "default: %(default)s",
+    )
+    sub.add_argument(
+        "--observation-folders",
+        action="store_true",
+        help="a folder within that of a class holds the photos of one observation",
+    )
+    sub.add_argument("--follow-links", action="store_true", help="follow links to folders too")
+    _add_plan(sub, read=_folder, root_of=lambda args: args.source)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from oltr_ext.data.importing import Plan
+    from oltr_ext.engine.importing import import_set
+
+    asked = {k: v for k, v in vars(args).items() if k not in NEVER}
+    plan = Plan(args.val, args.test, args.seed, args.open, not args.deal_anew, not args.quick)
+    made = import_set(
+        lambda notes: args.read(args, notes),
+        args.out,
+        root=args.root_of(args),
+        about={"read": args.read.__name__.lstrip("_"), **_jsonable(asked)},
+        plan=plan,
+        workers=args.workers,
+    )
+    for line in made.words:
+        print(line)
+    print(f"\nlists   {made.folder}\nreport  {made.folder / 'report.png'}")
+    print(f"train   oltr train {made.folder / 'data.yaml'}")
+    return 0
+
+
+def _folder(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
+    from oltr_ext.data.importing import read_folder
+
+    return read_folder(
+        args.source,
+        notes,
+        class_by=args.class_by,
+        observations=args.observation_folders,
+        follow_links=args.follow_links,
+        given=not args.deal_anew,
+    )
+
+
+def _add_plan(sub: argparse.ArgumentParser, *, read: object, root_of: object) -> None:
+    """What every one of them has."""
+    sub.set_defaults(read=read, root_of=root_of)
+    sub.add_argument(
+        "--out", type=path_of, required=True, help="a new folder, for lists, names and report"
+    )
+    for part, default in (("val", 0.1), ("test", 0.2)):
+        sub.add_argument(
+            f"--{part}",
+            type=_share,
+            default=default,
+            metavar="SHARE",
+            help="below 1 a share of each class, else so many images of it"
+            f"{'; 0: none' if part == 'test' else ''}; default: %(default)s",
+        )
+    sub.add_argument("--seed", type=int, default=0, help="of the deal; default: %(default)s")
+    sub.add_argument(
+        "--open",
+        nargs="+",
+        default=(),
+        action=_Open,
+        metavar="NAME",
+        help="classes to hold out as unknown, by name; or a number of them, which the seed draws",
+    )
+    sub.add_argument(
+        "--deal-anew", action="store_true", help="whatever splits the source has, deal all anew"
+    )
+    sub.add_argument(
+        "--quick", action="store_true", help="read the head of each image, do not decode all of it"
+    )
+    sub.add_argument("--workers", type=int, default=4, metavar="N", help="default: %(default)s")
+
+
+class _Open(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        one = len(values) == 1 and values[0].isdecimal()
+        setattr(namespace, self.dest, int(values[0]) if one else tuple(values))
+
+
+def _share(text: str) -> float | int:
+    value = float(text)
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise argparse.ArgumentTypeError(f"must be a share below 1 or a whole number, got {text}")
+    return int(value) if value >= 1 else value
+
+
+def _jsonable(asked: dict[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, os.PathLike):
+            return os.path.abspath(value)
+        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return {key: plain(value) for key, value in asked.items()}

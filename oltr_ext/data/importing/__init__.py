@@ -1,0 +1,17 @@
+"""Sets as people have them, made list files: readers of their formats, and one way from there."""
+
+from oltr_ext.data.importing.core import Imported, Plan, import_records
+from oltr_ext.data.importing.folder import CLASS_BY, read_folder
+from oltr_ext.data.importing.records import Notes, Record
+from oltr_ext.data.importing.words import describe
+
+__all__ = [
+    "CLASS_BY",
+    "Imported",
+    "Notes",
+    "Plan",
+    "Record",
+    "describe",
+    "import_records",
+    "read_folder",
+]

@@ -1,0 +1,129 @@
+"""What an import found, in lines."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from oltr_ext.data.importing.core import LARGE, PARTS, Entry, Imported
+from oltr_ext.data.importing.deal import RULE, half_of_the_images
+from oltr_ext.data.importing.records import tidy
+
+__all__ = ["describe"]
+
+EXAMPLES = 5
+FEW = 20
+
+
+def describe(made: Imported) -> list[str]:
+    """The report."""
+    return [*_counts(made), *_lacking(made), *_together(made), *_left_out(made), *_rule(made)]
+
+
+def _counts(made: Imported) -> Iterator[str]:
+    total = {part: sum(made.counts[part]) for part in PARTS[:3]}
+    yield (
+        f"{sum(total.values()):,} images of {len(made.names):,} known classes: "
+        + ", ".join(f"{part} {count:,}" for part, count in total.items())
+    )
+    train = made.counts["train"]
+    few = sum(count < FEW for count in train)
+    yield (
+        f"tail: {max(train):,} to {min(train):,} training images a class; the largest "
+        f"{half_of_the_images(train):,} classes hold half of them, {few:,} have fewer than {FEW}"
+    )
+    for part, classes in made.opened.items():
+        if classes:
+            yield (
+                f"{part}: {classes.total():,} images of {len(classes):,} unknown classes: "
+                + some(sorted(classes))
+            )
+
+
+def _lacking(made: Imported) -> Iterator[str]:
+    for part in PARTS[1:3]:
+        lacking = [name for name, n in zip(made.names, made.counts[part], strict=True) if n == 0]
+        if lacking and sum(made.counts[part]):
+            yield f"no {part} image of {len(lacking):,} classes: {some(lacking)}"
+    if not sum(made.counts["test"]):
+        yield "no test images: the configuration tests on those of validation"
+    for name, spelt in sorted(made.spelt.items()):
+        if len(spelt) > 1:
+            yield f"one class, spelt in {len(spelt)} ways that look alike: {name}"
+    folded: dict[str, list[str]] = defaultdict(list)
+    for name in made.names:
+        folded[name.casefold()].append(name)
+    alike = [" / ".join(names) for names in folded.values() if len(names) > 1]
+    if alike:
+        yield f"classes whose names differ in capitals alone: {some(alike)}"
+
+
+def _together(made: Imported) -> Iterator[str]:
+    """Contents, observations and groups, within and across splits."""
+    by_content: dict[str, list[Entry]] = defaultdict(list)
+    for entry in made.entries:
+        by_content[entry.look.sha256].append(entry)
+    several = [e for e in by_content.values() if len({x.label for x in e}) > 1]
+    if several:
+        yield (
+            f"PROBLEM: {len(several):,} images are in several classes: "
+            + some(" = ".join(f"{tidy(x.record.name)} ({x.label})" for x in e) for e in several)
+        )
+    kinds = {
+        "image": {k: {x.split for x in e} for k, e in by_content.items()},
+        "observation": _splits_by(made, "observation"),
+        "group": _splits_by(made, "group"),
+    }
+    for what, found in kinds.items():
+        if what != "image" and found:
+            yield f"{len(found):,} {what}s"
+        across = Counter(
+            " and ".join(part for part in PARTS if part in splits)
+            for splits in found.values()
+            if len(splits) > 1
+        )
+        for where, count in across.items():
+            named = [key for key, s in found.items() if len(s) > 1]
+            names = [by_content[k][0].record.name for k in named] if what == "image" else named
+            yield f"PROBLEM: {count:,} {what}s are in {where}: {some(names)}"
+
+
+def _splits_by(made: Imported, what: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for entry in made.entries:
+        if key := getattr(entry.record, what):
+            found[key].add(entry.split)
+    return found
+
+
+def _left_out(made: Imported) -> Iterator[str]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, reason in made.left_out:
+        kind, _, detail = reason.partition(": ")
+        if kind.startswith("copy of "):
+            reasons["copies of others of their class"].append(f"{name} = {reason[8:]}")
+        else:
+            reasons[kind].append(f"{name}: {detail}" if detail else name)
+    for kind, names in reasons.items():
+        yield f"left out, {kind}: {len(names):,} ({some(names)}); all in left_out.csv"
+    yield from (f"passed over, {line}" for line in made.notes.lines())
+    large = [entry.record.name for entry in made.entries if entry.look.pixels > LARGE]
+    if large:
+        yield f"larger than {LARGE / 1e6:.0f} megapixels: {len(large):,} ({some(large)})"
+
+
+def _rule(made: Imported) -> Iterator[str]:
+    plan = made.plan
+    given = sorted({e.record.split for e in made.entries if e.record.split}) if plan.given else []
+    if given:
+        yield f"splits of the source are kept: {', '.join(given)}"
+    asked = [f"{part} {share:g}" for part, share in (("val", plan.val), ("test", plan.test))
+             if part not in given and share]  # fmt: skip
+    if asked:
+        yield f"rule ({', '.join(asked)}, seed {plan.seed}): {RULE}"
+
+
+def some(items: Iterable[str] | Sequence[str]) -> str:
+    """The first few."""
+    named = list(items)
+    return ", ".join(map(tidy, named[:EXAMPLES])) + (", ..." if len(named) > EXAMPLES else "")

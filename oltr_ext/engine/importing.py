@@ -1,0 +1,52 @@
+"""Other people's formats to a folder that `oltr train` takes: lists, words and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from oltr_ext.data.importing import Imported, Notes, Plan, Record, describe, import_records
+from oltr_ext.report import write_class_counts
+
+__all__ = ["import_set"]
+
+Reader = Callable[[Notes], Iterator[Record]]
+
+
+def import_set(
+    read: Reader,
+    out: str | Path,
+    *,
+    root: str | Path | None,
+    about: Mapping[str, Any],
+    plan: Plan | None = None,
+    workers: int = 4,
+) -> Imported:
+    """`oltr data from-...` as a function: what a reader gives, in a folder of its own.
+
+    Args:
+        read: gives records, and notes what it passes over.
+        root: what files are listed relative to; None where all images come as bytes.
+        about: JSON-able; where a folder holds an import of something else, that is an error.
+
+    Raises:
+        ValueError, FileNotFoundError: see `import_records` and the readers.
+    """
+    notes = Notes()
+    made = import_records(
+        read(notes),
+        out,
+        root=root,
+        about=about,
+        plan=plan or Plan(),
+        notes=notes,
+        describe=describe,
+        workers=workers,
+    )
+    picture = made.folder / "report.png"
+    if not picture.exists():
+        title = f"{sum(made.counts['train']):,} training images of {len(made.names):,} classes"
+        opened = {part: list(found.values()) for part, found in made.opened.items()}
+        write_class_counts(picture, made.counts, opened, title=title)
+    return made
