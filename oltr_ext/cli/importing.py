@@ -44,6 +44,29 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
     sub.add_argument("--follow-links", action="store_true", help="follow links to folders too")
     _add_plan(sub, read=_folder, root_of=lambda args: args.source)
 
+    sub = command(
+        "from-csv",
+        run_import,
+        "make lists of images named in a table",
+        "  oltr data from-csv labels.csv --out birds\n"
+        "  oltr data from-csv FungiTastic.csv --out fungi --root images --path-column filename \\\n"
+        "      --label-column species --observation-column observationID\n"
+        "  oltr data from-csv traps.csv --out traps --group-column location --split-column split",
+        within=parts,
+    )
+    sub.add_argument("source", type=path_of, metavar="FILE", help="its first row names the columns")
+    _add_root(sub, "the file's folder")
+    usual = {"path": "path, file, ...", "label": "label, class, ..."}
+    for what in ("path", "label", "observation", "group", "split"):
+        sub.add_argument(
+            f"--{what}-column",
+            metavar="NAME",
+            help=f"default: {usual.get(what, 'there is none')}",
+        )
+    sub.add_argument("--suffix", default="", help="put after each path, such as .jpg")
+    sub.add_argument("--delimiter", metavar="CHARACTER", help="default: what the head tells")
+    _add_plan(sub, read=_csv, root_of=lambda args: args.root or args.source.parent)
+
 
 def run_import(args: argparse.Namespace) -> int:
     from oltr_ext.data.importing import Plan
@@ -76,6 +99,29 @@ def _folder(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
         observations=args.observation_folders,
         follow_links=args.follow_links,
         given=not args.deal_anew,
+    )
+
+
+def _csv(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
+    from oltr_ext.data.importing import read_table
+
+    return read_table(
+        args.source,
+        notes,
+        root=args.root,
+        path=args.path_column,
+        label=args.label_column,
+        observation=args.observation_column,
+        group=args.group_column,
+        split=None if args.deal_anew else args.split_column,
+        suffix=args.suffix,
+        delimiter=args.delimiter,
+    )
+
+
+def _add_root(sub: argparse.ArgumentParser, default: str) -> None:
+    sub.add_argument(
+        "--root", type=path_of, metavar="FOLDER", help=f"of the images; default: {default}"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from .style import BLUE, GREEN, MUTED, ORANGE, PURPLE, drawing
 
@@ -66,7 +66,7 @@ def write_class_counts(
         if begin > len(train) + 1:
             axes.axvline(len(train) + 0.5, color=MUTED, linewidth=0.8)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set(title=title, xlabel="class, by training images", ylabel="images")
         axes.set_xlim(0.5, begin - 0.5)
         axes.legend(ncols=2)

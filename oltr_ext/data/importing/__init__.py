@@ -3,6 +3,7 @@
 from oltr_ext.data.importing.core import Imported, Plan, import_records
 from oltr_ext.data.importing.folder import CLASS_BY, read_folder
 from oltr_ext.data.importing.records import Notes, Record
+from oltr_ext.data.importing.table import read_table
 from oltr_ext.data.importing.words import describe
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "describe",
     "import_records",
     "read_folder",
+    "read_table",
 ]

@@ -52,6 +52,11 @@ class Notes:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, list[str]] = {}
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        """Of how the source was read."""
+        self.said.append(tidy(line))
 
     def add(self, reason: str, name: str) -> None:
         self.counts[reason] += 1

@@ -17,7 +17,14 @@ FEW = 20
 
 def describe(made: Imported) -> list[str]:
     """The report."""
-    return [*_counts(made), *_lacking(made), *_together(made), *_left_out(made), *_rule(made)]
+    return [
+        *_counts(made),
+        *made.notes.said,
+        *_lacking(made),
+        *_together(made),
+        *_left_out(made),
+        *_rule(made),
+    ]
 
 
 def _counts(made: Imported) -> Iterator[str]:

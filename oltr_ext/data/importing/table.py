@@ -1,0 +1,131 @@
+"""Images named in a table: CSV, or with any other mark between its columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from oltr_ext.data.importing.records import Notes, Record, split_of
+
+__all__ = ["LABELS", "PATHS", "column_of", "read_table"]
+
+PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
+LABELS = ("label", "class", "class_name", "category", "species", "scientific_name", "name")
+"""Columns that are taken unless another is named: the first of these that is there."""
+
+MARKS = (",", ";", "\t", "|")
+
+
+def read_table(
+    file: Path,
+    notes: Notes,
+    *,
+    root: Path | None = None,
+    path: str | None = None,
+    label: str | None = None,
+    observation: str | None = None,
+    group: str | None = None,
+    split: str | None = None,
+    suffix: str = "",
+    delimiter: str | None = None,
+) -> Iterator[Record]:
+    """A record for each row, in order.
+
+    Args:
+        file: UTF-8, with or without a BOM; its first row names the columns.
+        root: what paths are relative to; None is the file's folder.
+        path, label: columns; None takes the first of `PATHS`, of `LABELS`.
+        observation, group, split: columns, if any.
+        suffix: put after each path, for tables of names without one: ``.jpg``.
+        delimiter: None takes that of `MARKS` which gives the head most columns.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not UTF-8; a column that is not there (those
+            that are get named) or twice; a split that is none; a row that cannot be read.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    base = file.parent if root is None else root
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            mark = delimiter or _mark(lines.readline())
+            lines.seek(0)
+            rows = csv.reader(lines, delimiter=mark, strict=True)
+            head = [name.strip() for name in next(rows, [])]
+            where = {
+                "path": column_of(head, path, PATHS, "--path-column", str(file)),
+                "label": column_of(head, label, LABELS, "--label-column", str(file)),
+            }
+            for what, name in (("observation", observation), ("group", group), ("split", split)):
+                if name is not None:
+                    where[what] = column_of(head, name, (), f"--{what}-column", str(file))
+            said = ", ".join(f"{what} is {head[n]}" for what, n in where.items())
+            notes.say(f"{file.name}: {said}")
+            for row in rows:
+                if not any(map(str.strip, row)):
+                    continue
+                line = f"line {rows.line_num}"
+                if len(row) != len(head):
+                    reason = "fewer" if len(row) < len(head) else "more"
+                    notes.add(f"rows of {reason} columns than the head", line)
+                    continue
+                values = {what: row[n].strip() for what, n in where.items()}
+                if not values["path"]:
+                    notes.add("rows without a path", line)
+                    continue
+                yield _record(values, base, suffix, f"{file}:{rows.line_num}")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
+    except csv.Error as error:
+        raise ValueError(f"{file}:{rows.line_num}: {error}") from None
+
+
+def _record(values: dict[str, str], base: Path, suffix: str, line: str) -> Record:
+    word = values.get("split", "")
+    if word and split_of(word) is None:
+        raise ValueError(f"{line}: expected a split of train, val or test, got {word!r}")
+    name = values["path"] + suffix
+    image = base / name
+    if "\\" in name and not image.exists():  # written on Windows
+        image = base / name.replace("\\", "/")
+    return Record(
+        name,
+        values["label"] or None,
+        image,
+        values.get("observation") or None,
+        values.get("group") or None,
+        split_of(word) if word else None,
+    )
+
+
+def _mark(head: str) -> str:
+    def columns(mark: str) -> int:
+        try:
+            return len(next(csv.reader([head], delimiter=mark)))
+        except (csv.Error, StopIteration):
+            return 0
+
+    return max(MARKS, key=columns)
+
+
+def column_of(
+    head: Sequence[str], name: str | None, usual: Sequence[str], option: str, where: str
+) -> int:
+    """The place of a column, by its name or, where that is None, by what it usually is called.
+
+    Raises:
+        ValueError: it is not there, or twice.
+    """
+    lower = [each.casefold() for each in head]
+    known = [each for each in usual if each in lower] if name is None else [name.casefold()]
+    # a name as it is written goes before one of other capitals
+    places = [n for n, each in enumerate(head) if each == name]
+    places = places or [n for n, each in enumerate(lower) if known and each == known[0]]
+    if len(places) == 1:
+        return places[0]
+    wanted = name or f"one of {', '.join(usual)}"
+    problem = f"column {wanted} is there {len(places)} times" if places else f"no column {wanted}"
+    raise ValueError(
+        f"{where}: {problem}; there are {', '.join(head) or 'none'}: say which by {option}"
+    )
