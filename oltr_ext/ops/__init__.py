@@ -6,6 +6,7 @@ the native kernels and the reference.
 """
 
 from oltr_ext.ops._backend import backend, use_backend
+from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.class_means import class_means
 from oltr_ext.ops.cosine_cross_entropy import cosine_cross_entropy
 from oltr_ext.ops.cosine_logits import cosine_logits
@@ -18,6 +19,7 @@ from oltr_ext.ops.shard import Shard
 __all__ = [
     "MetaEmbeddingDetails",
     "Shard",
+    "StreamedBank",
     "backend",
     "class_means",
     "cosine_cross_entropy",

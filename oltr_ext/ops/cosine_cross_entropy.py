@@ -11,9 +11,11 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.shard import Shard
 from oltr_ext.ops.sharded import both, formulas
 from oltr_ext.ops.sharded import native as kernels
+from oltr_ext.ops.streamed import passes
 
 _OP = "cosine_cross_entropy"
 _REDUCTIONS = ("mean", "sum", "none")
@@ -58,7 +60,7 @@ register(_OP, CosineCrossEntropy, _fake, _fake_backward)
 
 def cosine_cross_entropy(
     v: Tensor,
-    weight: Tensor,
+    weight: Tensor | StreamedBank,
     target: Tensor,
     *,
     scale: float = 16.0,
@@ -77,7 +79,8 @@ def cosine_cross_entropy(
 
     Args:
         v: embeddings (B, D); float32, float64, bfloat16 or float16.
-        weight: class directions (C, D), same dtype and device.
+        weight: class directions (C, D), same dtype and device, or a
+            :class:`StreamedBank`, which gets no gradient.
         target: class of each row, (B,) int64 in [0, C), or ``ignore_index``.
         scale: scale of the logits.
         class_prior: class frequencies (C,), counts or shares, finite and not negative; a class of
@@ -100,7 +103,11 @@ def cosine_cross_entropy(
             prior all losses.
     """
     rows, width = _check.matrix(_OP, "v", v)
-    classes = _check.bank(_OP, "weight", weight, width, v, shard)
+    if isinstance(weight, StreamedBank):
+        passes.no_shard(_OP, shard)
+        classes = len(weight)
+    else:
+        classes = _check.bank(_OP, "weight", weight, width, v, shard)
     _check.labels(_OP, target, rows, v)
     scale = _check.number(_OP, "scale", scale, 0)
     label_smoothing = _check.number(_OP, "label_smoothing", label_smoothing, 0, 1)
@@ -120,9 +127,12 @@ def cosine_cross_entropy(
             )
         _check.on_device(_OP, "class_prior", class_prior, v)
         log_prior = class_prior.detach().to(accumulator(v.dtype)).log()
-    arguments = (v, weight, target, log_prior, scale, label_smoothing, ignore_index)
-    native = use_native(_OP, v, weight)
-    if shard is not None:
+    counted = (target != ignore_index).sum()
+    arguments = (target, log_prior, scale, label_smoothing, ignore_index)
+    if isinstance(weight, StreamedBank):
+        loss = passes.cosine_cross_entropy(v, weight, *arguments)
+    elif shard is not None:
+        native = use_native(_OP, v, weight)
         both.checked_labels(_OP, target, shard, ignore_index)
         others = both.possible_elsewhere(log_prior, label_smoothing, shard)
         local = shard.local(target, ignore_index)
@@ -131,13 +141,12 @@ def cosine_cross_entropy(
             kernels.CrossEntropy.apply if native else formulas.cross_entropy,
             *(v, weight, local, log_prior, scale, label_smoothing, others, shard),
         )
-        counted = (target != ignore_index).sum()
-    elif native:
+    elif use_native(_OP, v, weight):
         loss, _, counted = torch.ops.oltr_ext.cosine_cross_entropy(
-            *arguments, _WHOLE, precision(v.device.type)
+            v, weight, *arguments, _WHOLE, precision(v.device.type)
         )
     else:
-        loss, counted = call_reference(_OP, reference.cosine_cross_entropy, *arguments)
+        loss, counted = call_reference(_OP, reference.cosine_cross_entropy, v, weight, *arguments)
     if reduction == "none":
         return loss
     total = loss.sum()

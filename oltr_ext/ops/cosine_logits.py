@@ -11,7 +11,9 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import call_reference, precision, register
+from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.shard import Shard, enter
+from oltr_ext.ops.streamed import passes
 
 _OP = "cosine_logits"
 
@@ -48,7 +50,11 @@ register(_OP, CosineLogits, _fake, _fake_backward)
 
 
 def cosine_logits(
-    v: Tensor, weight: Tensor, *, scale: float = 16.0, shard: Shard | None = None
+    v: Tensor,
+    weight: Tensor | StreamedBank,
+    *,
+    scale: float = 16.0,
+    shard: Shard | None = None,
 ) -> Tensor:
     r"""Scores an embedding against every class by direction.
 
@@ -61,7 +67,8 @@ def cosine_logits(
 
     Args:
         v: embeddings (B, D); float32, float64, bfloat16 or float16. B may be 0.
-        weight: class directions (C, D), same dtype and device.
+        weight: class directions (C, D), same dtype and device, or a
+            :class:`StreamedBank`, which gets no gradient.
         scale: s.
         shard: which classes ``weight`` is of, where other processes hold the others. The logits
             are of these alone, and so must be what is made of them: ``v`` gets the sum of what each
@@ -75,6 +82,9 @@ def cosine_logits(
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``v``.
         ValueError: a shape, device or scale that does not fit.
     """
+    if isinstance(weight, StreamedBank):
+        passes.no_shard(_OP, shard)
+        return passes.cosine_logits(v, weight, _check.number(_OP, "scale", scale, 0))
     _, width = _check.matrix(_OP, "v", v)
     _check.bank(_OP, "weight", weight, width, v, shard)
     scale = _check.number(_OP, "scale", scale, 0)

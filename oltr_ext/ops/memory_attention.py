@@ -11,9 +11,11 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.shard import Shard
 from oltr_ext.ops.sharded import formulas
 from oltr_ext.ops.sharded import native as kernels
+from oltr_ext.ops.streamed import passes
 
 _OP = "memory_attention"
 
@@ -70,9 +72,9 @@ register(_OP, MemoryAttention, _fake, _fake_backward)
 
 def memory_attention(
     x: Tensor,
-    keys: Tensor,
+    keys: Tensor | StreamedBank,
     key_bias: Tensor,
-    memory: Tensor,
+    memory: Tensor | StreamedBank,
     *,
     memory_grad: bool = True,
     shard: Shard | None = None,
@@ -88,7 +90,8 @@ def memory_attention(
         x: direct features (B, D); float32, float64, bfloat16 or float16. B may be 0.
         keys: hallucinator weight W_h (C, D), same dtype and device.
         key_bias: hallucinator bias b_h (C,).
-        memory: class centroids M (C, D).
+        memory: class centroids M (C, D). Keys or memory may be a :class:`StreamedBank`; then
+            neither, nor the bias, gets a gradient.
         memory_grad: whether ``memory`` gets a gradient (the released code detaches it here).
         shard: which classes keys, bias and memory are of, where other processes hold the others.
 
@@ -100,6 +103,9 @@ def memory_attention(
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
         ValueError: a shape or device that does not fit.
     """
+    if isinstance(keys, StreamedBank) or isinstance(memory, StreamedBank):
+        passes.no_shard(_OP, shard)
+        return passes.memory_attention(x, keys, key_bias, memory)
     _, width = _check.matrix(_OP, "x", x)
     classes = _check.bank(_OP, "keys", keys, width, x, shard)
     _check.same(_OP, "key_bias", key_bias, (classes,), x)

@@ -11,8 +11,10 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.shard import Shard
 from oltr_ext.ops.sharded import both
+from oltr_ext.ops.streamed import passes
 
 _OP = "meta_embedding"
 
@@ -98,8 +100,8 @@ register(_OP, MetaEmbedding, _fake, _fake_backward)
 @overload
 def meta_embedding(
     x: Tensor,
-    memory: Tensor,
-    keys: Tensor,
+    memory: Tensor | StreamedBank,
+    keys: Tensor | StreamedBank,
     key_bias: Tensor,
     selector_weight: Tensor,
     selector_bias: Tensor,
@@ -115,8 +117,8 @@ def meta_embedding(
 @overload
 def meta_embedding(
     x: Tensor,
-    memory: Tensor,
-    keys: Tensor,
+    memory: Tensor | StreamedBank,
+    keys: Tensor | StreamedBank,
     key_bias: Tensor,
     selector_weight: Tensor,
     selector_bias: Tensor,
@@ -131,8 +133,8 @@ def meta_embedding(
 
 def meta_embedding(
     x: Tensor,
-    memory: Tensor,
-    keys: Tensor,
+    memory: Tensor | StreamedBank,
+    keys: Tensor | StreamedBank,
     key_bias: Tensor,
     selector_weight: Tensor,
     selector_bias: Tensor,
@@ -157,7 +159,8 @@ def meta_embedding(
     Args:
         x: direct features (B, D); float32, float64, bfloat16 or float16. B may be 0.
         memory: class centroids M (C, D), same dtype and device, as all that follow.
-        keys: hallucinator weight W_h (C, D).
+        keys: hallucinator weight W_h (C, D). Keys or memory may be a :class:`StreamedBank`; then
+            neither, nor the bias, gets a gradient.
         key_bias: hallucinator bias b_h (C,).
         selector_weight: concept selector W_s (D, D).
         selector_bias: b_s (D,).
@@ -175,14 +178,19 @@ def meta_embedding(
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
         ValueError: a shape, device, scale or eps that does not fit.
     """
+    scale = _check.number(_OP, "scale", scale, 0)
+    eps = _check.number(_OP, "eps", eps, 0)
+    if isinstance(memory, StreamedBank) or isinstance(keys, StreamedBank):
+        passes.no_shard(_OP, shard)
+        gate = (key_bias, selector_weight, selector_bias)
+        outputs = passes.meta_embedding(x, memory, keys, *gate, scale, eps)
+        return MetaEmbeddingDetails(*outputs) if return_details else outputs[0]
     _, width = _check.matrix(_OP, "x", x)
     classes = _check.bank(_OP, "memory", memory, width, x, shard)
     _check.same(_OP, "keys", keys, (classes, width), x)
     _check.same(_OP, "key_bias", key_bias, (classes,), x)
     _check.same(_OP, "selector_weight", selector_weight, (width, width), x)
     _check.same(_OP, "selector_bias", selector_bias, (width,), x)
-    scale = _check.number(_OP, "scale", scale, 0)
-    eps = _check.number(_OP, "eps", eps, 0)
     banks = (x, memory, keys, key_bias, selector_weight, selector_bias)
     native = use_native(_OP, *banks)
     if shard is not None:

@@ -11,9 +11,11 @@ from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
 from oltr_ext.ops._register import call_reference, precision, register
+from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.shard import Shard
 from oltr_ext.ops.sharded import formulas
 from oltr_ext.ops.sharded import native as kernels
+from oltr_ext.ops.streamed import passes
 
 _OP = "nearest_centroid"
 
@@ -60,7 +62,9 @@ def _fake_backward(
 register(_OP, NearestCentroid, _fake, _fake_backward)
 
 
-def nearest_centroid(x: Tensor, memory: Tensor, *, shard: Shard | None = None) -> Nearest:
+def nearest_centroid(
+    x: Tensor, memory: Tensor | StreamedBank, *, shard: Shard | None = None
+) -> Nearest:
     r"""Finds for each feature the nearest class centroid.
 
     .. math:: d_i = \min_c \lVert x_i - M_c \rVert_2
@@ -72,7 +76,8 @@ def nearest_centroid(x: Tensor, memory: Tensor, *, shard: Shard | None = None) -
 
     Args:
         x: features (B, D); float32, float64, bfloat16 or float16. B may be 0.
-        memory: class centroids (C, D), same dtype and device.
+        memory: class centroids (C, D), same dtype and device, or a
+            :class:`StreamedBank`, which gets no gradient.
         shard: which classes ``memory`` is of, where other processes hold the others. The index
             counts over all.
 
@@ -88,6 +93,9 @@ def nearest_centroid(x: Tensor, memory: Tensor, *, shard: Shard | None = None) -
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
         ValueError: a shape or device that does not fit.
     """
+    if isinstance(memory, StreamedBank):
+        passes.no_shard(_OP, shard)
+        return Nearest(*passes.nearest_centroid(x, memory))
     _, width = _check.matrix(_OP, "x", x)
     _check.bank(_OP, "memory", memory, width, x, shard)
     native = use_native(_OP, x, memory)
