@@ -19,6 +19,7 @@ from oltr_ext.data.transforms import MEAN, STD
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import train
+from oltr_ext.models import Wants
 from oltr_ext.serve.trained import load_trained
 
 PRESETS = ("photo", "gentle", "randaugment", "trivialaugment", "augmix")
@@ -217,12 +218,12 @@ def test_pictures_are_fitted_as_said(tmp_path):
 
 
 def test_the_size_of_the_images_chooses(tmp_path):
-    def chosen(side, pretrained=False, **keys):
+    def chosen(side, wants=None, **keys):
         for n in range(5):  # one large among small is no matter
             Image.new("RGB", (side if n else 500, 8)).save(tmp_path / f"{n}.png")
         (tmp_path / "l.txt").write_text("".join(f"{n}.png 0\n" for n in range(5)))
         parts = {part: tmp_path / "l.txt" for part in ("train", "val", "test")}
-        found = settled(ListData(kind="lists", **parts, **keys), pretrained=pretrained)
+        found = settled(ListData(kind="lists", **parts, **keys), wants)
         assert settled(found) is found
         return found.image_size, found.augment.preset, found.augment.fit
 
@@ -230,7 +231,7 @@ def test_the_size_of_the_images_chooses(tmp_path):
     assert chosen(9) == (16, "gentle", "pad")
     assert chosen(128) == (128, "gentle", "pad")
     assert chosen(129) == (224, "photo", "crop")
-    assert chosen(32, pretrained=True) == (224, "gentle", "pad")
+    assert chosen(32, Wants(224, "bicubic")) == (224, "gentle", "pad")
     assert chosen(300, image_size=64) == (64, "gentle", "pad")
     assert chosen(32, image_size=224) == (224, "gentle", "pad")
     assert chosen(300, image_size=224) == (224, "photo", "crop")

@@ -83,7 +83,10 @@ def run_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, sour
     was done then, where that is not today's default."""
     data = values["data"]
     if data["kind"] == "lists":
-        values = {**values, "data": {"image_size": 224, "augment": "photo", **data}}
+        values = {
+            **values,
+            "data": {"image_size": 224, "augment": "photo", "interpolation": "bilinear", **data},
+        }
     config = make_config(values, overrides, source=source)
     if isinstance(config.data, ListData):
         config = config.model_copy(update={"data": settled(config.data)})

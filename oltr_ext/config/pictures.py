@@ -13,6 +13,7 @@ from oltr_ext.config.augment_keys import ListAugment
 from oltr_ext.config.schema import ListData
 from oltr_ext.data import GENTLE, Augment, Recipe, read_list
 from oltr_ext.data.transforms import Policy
+from oltr_ext.models import Wants
 
 __all__ = ["SMALL", "described", "recipe", "settled", "spelt"]
 
@@ -20,7 +21,7 @@ SMALL = 128
 """Images of at most so many pixels on their longer side are taken whole by default."""
 
 LARGE = 224
-"""Side of the squares that larger ones become."""
+"""Side of the squares that larger ones become, unless published weights want another."""
 
 SMALLEST = 16
 """Smaller images are enlarged to so many, for a backbone halves them several times."""
@@ -36,23 +37,26 @@ KEYS = tuple(key for key in ListAugment.model_fields if key != "preset")
 LOOKED_AT = 200  # images of the training list, evenly spaced, of which the size is read
 
 
-def settled(data: ListData, *, pretrained: bool = False) -> ListData:
+def settled(data: ListData, wants: Wants | None = None) -> ListData:
     """The same with every choice made that is left to the size of the images.
 
     They are small where some training images are at most `SMALL` pixels on the longer side (their
     median), or `image_size` is.
 
     Args:
-        pretrained: published weights, which want `LARGE` images, however small they come.
+        wants: the images that published weights want, however small they come.
     """
+    if data.interpolation == "auto":
+        smooth = "bilinear" if wants is None else wants.interpolation
+        data = data.model_copy(update={"interpolation": smooth})
     size, augment = data.image_size, data.augment
     if size != "auto" and None not in augment.model_dump().values():
         return data
-    side = LARGE if size == "auto" else size
+    side = (LARGE if wants is None else wants.size) if size == "auto" else size
     if size == "auto" or (size > SMALL and augment.preset not in ("photo", "gentle", "none")):
         median = _longer_side(data)
         small = min(median, side) <= SMALL
-        if size == "auto" and small and not pretrained:
+        if size == "auto" and small and wants is None:
             side = max(SMALLEST, median)
     else:
         small = size <= SMALL
@@ -107,7 +111,8 @@ def described(asked: ListData, found: ListData) -> str:
     augment = found.augment
     asks = (("image_size", asked.image_size), ("augment", asked.augment.preset))
     chosen = [f"data.{key}" for key, value in asks if value == "auto"]
-    how = f"({augment.fit}), augmented by `{augment.preset}`"
+    smooth = f", {found.interpolation}" if found.interpolation != "bilinear" else ""
+    how = f"({augment.fit}{smooth}), augmented by `{augment.preset}`"
     line = f"images: {found.image_size} x {found.image_size} {how}"
     drawn = spelt(augment.model_dump(exclude={"preset", "fit"}))
     line += f" ({drawn})" if drawn else ""

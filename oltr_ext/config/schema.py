@@ -24,6 +24,7 @@ from oltr_ext.config.augment_keys import (
 )
 from oltr_ext.config.open_set import Count, OpenSet
 from oltr_ext.config.paths import expanded, path_of
+from oltr_ext.data.transforms import Interpolation
 
 AnyPath = Annotated[Path, AfterValidator(path_of)]  # ~ and $NAME put in
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -94,9 +95,11 @@ class ListData(Strict):
     open_test: AnyPath | OpenSets | None = None
     open_root: AnyPath | None = None  # what the open lists' paths are relative to; default: root
     class_names: AnyPath | None = None  # one name a line, in order of the labels
-    # auto: the size of the training images where they are small and the backbone has no published
-    # weights, else 224
+    # auto: with published weights the size that they want, else that of the training images where
+    # these are small, or 224
     image_size: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
+    # how images that are cropped are resized; auto: as the network with published weights wants it
+    interpolation: Interpolation | Literal["auto"] = "auto"
     augment: Annotated[ListAugment, BeforeValidator(preset_alone)] = ListAugment()
     # loader processes, for each training process; no more than there are processors
     workers: Annotated[int, Field(ge=0)] = 4
@@ -146,8 +149,19 @@ Data = IconsData | PackData | ListData | EmbeddingsData
 
 class ModelConfig(Strict):
     backbone: str = "small_cnn"  # embeddings have none but `embedding`
-    # torchvision's name for them, such as DEFAULT, or the path of a file: a state dict
+    # the library's name for them, such as DEFAULT, or the path of a file: a state dict
     weights: Annotated[str, AfterValidator(expanded)] | None = None
+    channels_last: bool = True  # layout of images and convolutions; a sixth faster on a CPU
+    # forget what is inside the backbone's blocks, and compute it again for the gradient: a third
+    # more time, and memory for one block
+    gradient_checkpointing: bool = False
+    compile: bool = False  # the backbone, by torch.compile, in training
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ModelConfig:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile and gradient_checkpointing do not go together: choose one")
+        return self
 
 
 class LearningRates(Strict):

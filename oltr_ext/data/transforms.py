@@ -19,6 +19,7 @@ from oltr_ext.data.decode import ImageError, on_white
 
 __all__ = [
     "Fit",
+    "Interpolation",
     "Policy",
     "Recipe",
     "eval_transform",
@@ -30,6 +31,8 @@ __all__ = [
 
 Fit = Literal["crop", "pad", "resize"]
 Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
+Interpolation = Literal["bilinear", "bicubic"]
+"""Of images that are cropped; those that are taken whole are averaged, or enlarged bicubically."""
 Picture = Callable[[Image.Image], Tensor]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,19 +64,24 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
 
 
-def eval_transform(size: int = 224, fit: Fit = "crop") -> Picture:
+def eval_transform(
+    size: int = 224, fit: Fit = "crop", interpolation: Interpolation = "bilinear"
+) -> Picture:
     """PIL image (RGB) -> uint8 (3, size, size), as validation, test and prediction see it.
 
     The result raises `ImageError` for an image too long to be cropped.
     """
-    return v2.Compose(_fitted(size, fit))
+    return v2.Compose(_fitted(size, fit, interpolation))
 
 
-def train_transform(size: int, recipe: Recipe) -> Picture:
+def train_transform(
+    size: int, recipe: Recipe, interpolation: Interpolation = "bilinear"
+) -> Picture:
     """The same for training, up to `recipe.augment`; draws from torch's generator."""
-    steps = _fitted(size, recipe.fit)
+    steps = _fitted(size, recipe.fit, interpolation)
     if recipe.crop < 1:
-        cut = v2.RandomResizedCrop(size, scale=(recipe.crop, 1.0))
+        mode = v2.InterpolationMode(interpolation)
+        cut = v2.RandomResizedCrop(size, scale=(recipe.crop, 1.0), interpolation=mode)
         steps = [_not_too_long, v2.PILToTensor(), cut] if recipe.fit == "crop" else [*steps, cut]
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip(recipe.flip))
@@ -89,10 +97,10 @@ def train_transform(size: int, recipe: Recipe) -> Picture:
     return v2.Compose(steps)
 
 
-def _fitted(size: int, fit: Fit) -> list[Callable[..., object]]:
+def _fitted(size: int, fit: Fit, interpolation: Interpolation) -> list[Callable[..., object]]:
     """Steps on uint8 tensors where they cut, which is faster than on PIL images."""
     if fit == "crop":
-        resize = v2.Resize(round(size * 256 / 224))
+        resize = v2.Resize(round(size * 256 / 224), v2.InterpolationMode(interpolation))
         return [_not_too_long, v2.PILToTensor(), resize, v2.CenterCrop(size)]
     return [partial(square, size=size, fit=fit), v2.PILToTensor()]
 

@@ -34,7 +34,7 @@ class GlobalBatchNorm(_BatchNorm):
     """Another BatchNorm's parameters and statistics, with batches that all processes share.
 
     Every process must bring as many rows, and all of them or none be in training mode. In eval
-    mode it is the other BatchNorm.
+    mode it is the other BatchNorm. An activation that the other has inside comes along.
     """
 
     def __init__(self, other: _BatchNorm) -> None:
@@ -44,6 +44,8 @@ class GlobalBatchNorm(_BatchNorm):
         self.weight, self.bias = other.weight, other.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             setattr(self, name, getattr(other, name))
+        # timm's have their activation inside
+        self.drop, self.act = (getattr(other, n, None) or nn.Identity() for n in ("drop", "act"))
         self.train(other.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -52,12 +54,12 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(x)
+            return self.act(self.drop(super().forward(x)))
         self._check_input_dim(x)
         y, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._follow(mean, var, x.numel() // x.shape[1] * world())
-        return y
+        return self.act(self.drop(y))
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, count: int) -> None:

@@ -34,7 +34,8 @@ from oltr_ext.data import (
 )
 from oltr_ext.data.samplers import mix
 from oltr_ext.engine.splits import Splits
-from oltr_ext.models import OLTRModel, build_backbone, feature_layer
+from oltr_ext.models import OLTRModel, Wants, build_backbone, feature_layer, wants
+from oltr_ext.models.recompute import forget_inside_blocks
 from oltr_ext.nn import (
     FocalLoss,
     FSLwFHead,
@@ -55,12 +56,14 @@ __all__ = [
     "build_sampler",
     "class_frequencies",
     "lr_factor",
+    "memory_format",
     "model_shape",
     "own_defaults",
     "own_dtype",
     "pick_device",
     "prior_power",
     "seed_everything",
+    "wants_of",
 ]
 
 Ints = NDArray[np.int64]
@@ -85,6 +88,12 @@ def own_defaults() -> Iterator[None]:
     cpu = torch.device("cpu")
     with own_dtype(), nullcontext() if torch.get_default_device() == cpu else cpu:
         yield
+
+
+def wants_of(config: Config) -> Wants | None:
+    """The images that the network of a configuration wants, where it has published weights."""
+    model = config.model
+    return None if model.weights is None else wants(model.backbone, model.weights)
 
 
 def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:
@@ -116,6 +125,8 @@ def build_model(
         load=weights,
         image_size=shape["size"],
     )
+    if config.model.gradient_checkpointing:
+        forget_inside_blocks(backbone)
     width = int(backbone.feature_dim)  # type: ignore[arg-type]
     attention = None
     if isinstance(settings, MemoryStage) and settings.attention:
@@ -134,7 +145,13 @@ def build_model(
         model.freeze(settings.freeze)
     elif not isinstance(settings, FeatureStage):
         model.freeze(name for name, _ in model.named_children() if name != "head")
-    return model.train().to(memory_format=torch.channels_last)  # a sixth faster on a CPU
+    model.train()
+    return model.to(memory_format=memory_format(config))
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """Of images and convolutions in training."""
+    return torch.channels_last if config.model.channels_last else torch.contiguous_format
 
 
 def model_shape(splits: Splits) -> dict[str, Any]:

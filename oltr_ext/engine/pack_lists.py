@@ -14,6 +14,7 @@ from oltr_ext.config.schema import Config, ListData
 from oltr_ext.data import ImageList, read_list
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.data.pack import SPLITS, Pack, save_pack
+from oltr_ext.engine.build import wants_of
 from oltr_ext.engine.splits import load_splits
 
 __all__ = ["pack_lists"]
@@ -41,7 +42,7 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
         raise ValueError("data.open_test: a pack has one open test set, expected one list")
     if out.suffix != ".npz":
         raise ValueError(f"expected a file named .npz, got {out}")
-    splits = load_splits(data, pretrained=config.model.weights is not None)
+    splits = load_splits(data, wants_of(config))
     found = {name: getattr(splits, "plain" if name == "train" else name) for name in SPLITS}
     parts: dict[str, ImageList] = {k: v for k, v in found.items() if v is not None}
     size = splits.size

@@ -18,7 +18,7 @@ from oltr_ext.config.loading import run_config
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.engine import checkpoint, distributed, enrolment
-from oltr_ext.engine.build import build_model, model_shape, prior_power
+from oltr_ext.engine.build import build_model, model_shape, prior_power, wants_of
 from oltr_ext.engine.fingerprint import what_changed
 from oltr_ext.engine.settle import check_score, expectation, found_share, settled_by, share_of
 from oltr_ext.engine.splits import Splits
@@ -173,7 +173,7 @@ def check_backbone(config: Config) -> None:
     if isinstance(data, ListData | IconsData):
         channels, size = 1, 32
         if isinstance(data, ListData):
-            found = settled(data, pretrained=config.model.weights is not None)
+            found = settled(data, wants_of(config))
             channels, size = 3, int(found.image_size)
         with (
             suppress(NotImplementedError),  # of RegNets, whose plan is computed with tensors

@@ -35,6 +35,7 @@ from oltr_ext.data.icons import load_icons
 from oltr_ext.data.pack import Pack, load_pack
 from oltr_ext.data.samplers import mix
 from oltr_ext.engine.fingerprint import fingerprint_of
+from oltr_ext.models import Wants
 
 __all__ = ["Images", "Splits", "load_splits", "make_loader"]
 
@@ -119,18 +120,18 @@ class Splits:
         return [line for line in found if line is not None]
 
 
-def load_splits(data: Data, *, pretrained: bool = False) -> Splits:
+def load_splits(data: Data, wants: Wants | None = None) -> Splits:
     """Read the data a configuration names.
 
     Args:
-        pretrained: see `oltr_ext.config.pictures.settled`.
+        wants: see `oltr_ext.config.pictures.settled`.
 
     Raises:
         FileNotFoundError, ValueError: see `ImageList`, `load_pack` and `read_embeddings`; a label
             beyond the classes; no classes.
     """
     if isinstance(data, ListData):
-        return _list_splits(data, settled(data, pretrained=pretrained))
+        return _list_splits(data, settled(data, wants))
     if isinstance(data, EmbeddingsData):
         return _embedding_splits(data)
     pack = load_pack(data.name) if isinstance(data, PackData) else load_icons()
@@ -191,7 +192,9 @@ def _pack_splits(data: IconsData | PackData, pack: Pack) -> Splits:
 
 def _list_splits(asked: ListData, data: ListData) -> Splits:
     size, how = int(data.image_size), recipe(data)
-    augmented, plain = train_transform(size, how), eval_transform(size, how.fit)
+    smooth: Any = data.interpolation  # settled
+    augmented = train_transform(size, how, smooth)
+    plain = eval_transform(size, how.fit, smooth)
     parts, limit = data.parts(), data.max_bad_images
 
     def strangers(part: str) -> ImageList | None:

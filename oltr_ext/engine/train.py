@@ -34,9 +34,11 @@ from oltr_ext.engine.build import (
     build_optimizer,
     build_sampler,
     lr_factor,
+    memory_format,
     model_shape,
     own_defaults,
     seed_everything,
+    wants_of,
 )
 from oltr_ext.engine.checkpoint import State, read_model
 from oltr_ext.engine.evaluate import calibrate, collect, validate
@@ -94,7 +96,7 @@ def train(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
     preflight.check_backbone(config)
-    splits = load_splits(config.data, pretrained=config.model.weights is not None)
+    splits = load_splits(config.data, wants_of(config))
     config = config.model_copy(update={"data": splits.data})  # its checkpoints say what was chosen
     with locked(out, told) if distributed.lead() else nullcontext():
         first = None if stage1 is None else Path(stage1)
@@ -190,6 +192,8 @@ class _Run:
         if distributed.world() > 1:
             synchronise(model)
         expect(model.head, share_of(self.config.test_prior, self.splits))
+        if self.config.model.compile:
+            model.backbone.compile()
         self.model = model
         self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
         self.norm = torch.zeros(())
@@ -251,7 +255,7 @@ class _Run:
         for number, (images, target) in enumerate(parts):
             with torch.autocast(self.device.type, dtype=kind, enabled=config.amp != "off"):
                 self.reseed(number, 1 + distributed.rank())  # dropout of these rows
-                features = self.model.features(images.to(memory_format=torch.channels_last))
+                features = self.model.features(images.to(memory_format=memory_format(config)))
                 self.reseed(number, 0)  # what all processes draw alike
                 loss = self.model.head.loss(features, target, gather=distributed.gather)
                 loss = loss / stage.accumulate

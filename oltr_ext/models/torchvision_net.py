@@ -28,6 +28,8 @@ class TorchvisionBackbone(nn.Module):
     repeated to three channels first.
     """
 
+    base: w.Base | None = None
+
     def __init__(
         self,
         name: str,
@@ -45,7 +47,8 @@ class TorchvisionBackbone(nn.Module):
         size = image_size or SIZE
         net = _torchvision_model(name, weights, size)
         if weights is not None and load:
-            w.fill(net, *(w.read_file(weights) if w.is_file(weights) else w.fetch(name, weights)))
+            state, what = w.read_file(weights) if w.is_file(weights) else w.fetch(name, weights)
+            self.base = w.fill(net, state, what, convert=w.positions).below("body.")
         self.normalise = Renormalise(in_channels, *_published_mean_and_std(name))
         # only where a map is larger than a pixel can it be told from what was pooled
         node, shape = _last_map(net, size if _built_for_a_size(name) else SIZE)

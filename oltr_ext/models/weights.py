@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +18,72 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-__all__ = ["CUT_OFF", "fill", "is_file", "published", "read_file"]
+__all__ = [
+    "CUT_OFF",
+    "Base",
+    "digest",
+    "extra",
+    "fetch",
+    "fill",
+    "is_file",
+    "positions",
+    "published",
+    "read_file",
+]
 
 State = Mapping[str, Tensor]
+Convert = Callable[[dict[str, Tensor], nn.Module], Mapping[str, Tensor]]
 CUT_OFF = ("classifier", "fc", "head", "heads", "aux", "AuxLogits", "dropout", "avgpool")
 """Modules behind the last feature map of torchvision's classifiers: what a backbone leaves out."""
+NESTS = ("state_dict", "model", "model_state_dict", "teacher")
+"""Under which training programs save the weights, beside what else they save."""
+WRAPPERS = (
+    "module.",
+    "model.",
+    "backbone.",
+    "encoder.",
+    "_orig_mod.",
+    "visual.",
+    "trunk.",
+)
+"""What they leave before a weight's name."""
+TENTH = 0.1
+"""The most of a net's numbers, and of a file's, that may lack the other."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """Weights that a net started from.
+
+    Attributes:
+        sha256: of their names, dtypes, shapes and numbers, as `digest`.
+        keys: of the net's state dict, those that they filled.
+    """
+
+    sha256: str
+    keys: frozenset[str]
+
+    def below(self, prefix: str) -> Base:
+        """The same of a module that has the net under a name."""
+        return Base(self.sha256, frozenset(prefix + key for key in self.keys))
+
+
+def extra(module: str, name: str) -> Any:
+    """A package that an extra of this one brings, imported.
+
+    Raises:
+        RuntimeError: it is not installed; how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise RuntimeError(f"{module} is not installed: pip install oltr_ext[{name}]") from None
 
 
 def is_file(weights: str | None) -> bool:
     """Whether `model.weights` is a path, and not the name of published weights."""
     return weights is not None and (
-        os.sep in weights or weights.endswith((".pth", ".pt", ".bin", ".safetensors"))
+        os.sep in weights or weights.endswith((".pth", ".pt", ".bin", ".ckpt", ".safetensors"))
     )
 
 
@@ -63,7 +122,7 @@ def fetch(name: str, weights: str) -> tuple[State, str]:
 
 
 def read_file(path: str) -> tuple[State, str]:
-    """A state dict, as it is or under ``state_dict`` or ``model``; what to call it."""
+    """A state dict, as it is or under one of `NESTS`; what to call it."""
     what = f"model.weights: {path}"
     if not Path(path).is_file():
         raise ValueError(f"{what}: no such file")
@@ -77,35 +136,58 @@ def read_file(path: str) -> tuple[State, str]:
         raise ValueError(
             f"{what} is damaged, or holds more than tensors ({reason[:200]})"
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    while isinstance(state, dict):
+        inner = next((state[key] for key in NESTS if isinstance(state.get(key), dict)), None)
+        if inner is None:
+            break
+        state = inner
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{what} holds no tensors by name: expected a state dict")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}, what
+    return {str(key): value for key, value in state.items()}, what
 
 
-def fill(net: nn.Module, state: State, what: str) -> None:
-    """Load the weights of a net up to its classifier, which may be there, be another, or lack.
+def digest(state: State) -> str:
+    """SHA-256 of tensors and their names, whatever the order and the file."""
+    made = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        made.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
-    Position embeddings of a vision transformer are interpolated to the size of its images.
+
+def fill(
+    net: nn.Module,
+    state: State,
+    what: str,
+    *,
+    convert: Convert | None = None,
+    cut: tuple[str, ...] = CUT_OFF,
+) -> Base:
+    """Load the weights of a net, whose classifier may be there, be another, or lack.
+
+    Names are taken as they are and without the prefixes of `WRAPPERS`, whichever fits more.
+
+    Args:
+        convert: other names and sizes to this net's, for each of both.
+        cut: modules of the net that are not needed.
+
+    Warns:
+        UserWarning: tensors of the net that the weights lack, and of the weights that it lacks.
 
     Raises:
-        ValueError: the weights are of another net; `what` they are, and the first differences.
+        ValueError: the weights are of another net; `what` they are, and the first differences. They
+            are where a shape differs, or more than `TENTH` of the numbers of either lack the other.
     """
-    state = {_today(key): value for key, value in state.items()}
-    place = "encoder.pos_embedding"
-    if isinstance(net, VisionTransformer) and place in state:
-        try:
-            state = interpolate_embeddings(net.image_size, net.patch_size, state)
-        except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
     own = net.state_dict()
-    needed = {k: v.shape for k, v in own.items() if not k.startswith(CUT_OFF)}
-    given = {k: v for k, v in state.items() if not k.startswith(CUT_OFF)}
-    lacking = [k for k in needed if k not in given and not k.endswith("num_batches_tracked")]
-    strange = [k for k in given if k not in needed]
-    shapes = [k for k, shape in needed.items() if k in given and given[k].shape != shape]
+    needed = {k: v for k, v in own.items() if not k.startswith(cut)} if cut else own
+    plain = _unwrapped(state, needed)
+    found = max((_converted(each, net, convert) for each in (plain, state)), key=_fits(needed))
+    given = {k: v for k, v in found.items() if k in needed}
+    strange = [k for k in found if k not in own and not k.startswith(CUT_OFF)]
+    uncounted = ("num_batches_tracked", "relative_position_index", "attn_mask")
+    lacking = [k for k in needed if k not in given and not k.endswith(uncounted)]
+    shapes = [k for k in given if given[k].shape != needed[k].shape]
     differences = [
         f"{len(keys)} {words}, the first {keys[0]}"
         for keys, words in (
@@ -115,9 +197,60 @@ def fill(net: nn.Module, state: State, what: str) -> None:
         )
         if keys
     ]
-    if differences:
+    parts = ((lacking, needed), (strange, {**given, **{k: found[k] for k in strange}}))
+    if shapes or not given or any(_numbers(k, of) > TENTH * _numbers(of, of) for k, of in parts):
         raise ValueError(f"{what} holds the weights of another net: {'; '.join(differences)}")
+    if differences:
+        lists = [f"missing, so drawn at random: {_some(lacking)}"] if lacking else []
+        lists += [f"not in this net, so left out: {_some(strange)}"] if strange else []
+        warnings.warn(f"{what}: {'; '.join(lists)}", stacklevel=2)
     net.load_state_dict({**own, **given})
+    return Base(digest(state), frozenset(given))
+
+
+def _converted(state: State, net: nn.Module, convert: Convert | None) -> State:
+    if convert is None:
+        return state
+    try:
+        return convert(dict(state), net)
+    except (LookupError, ValueError, RuntimeError, AttributeError, AssertionError):
+        return state  # names that it does not know; what differs is told
+
+
+def _fits(needed: State) -> Callable[[State], int]:
+    return lambda state: sum(k in needed for k in state)
+
+
+def _unwrapped(state: State, needed: State) -> State:
+    """What lies under that chain of `WRAPPERS` below which most of the needed names are."""
+    chains = {"": 0}
+    for key in state:
+        chain, rest = "", key
+        while True:
+            chains[chain] = chains.get(chain, 0) + (rest in needed)
+            prefix = next((p for p in WRAPPERS if rest.startswith(p)), None)
+            if prefix is None:
+                break
+            chain, rest = chain + prefix, rest.removeprefix(prefix)
+    best = max(chains, key=lambda chain: (chains[chain], -len(chain)))
+    return {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
+
+
+def _numbers(keys: Any, tensors: State) -> int:
+    return sum(tensors[key].numel() for key in keys)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def positions(state: dict[str, Tensor], net: nn.Module) -> State:
+    """torchvision's published names are today's, and its position embeddings of the net's size."""
+    state = {_today(key): value for key, value in state.items()}
+    place = "encoder.pos_embedding"
+    if isinstance(net, VisionTransformer) and place in state:
+        return interpolate_embeddings(net.image_size, net.patch_size, state)
+    return state
 
 
 def _today(key: str) -> str:

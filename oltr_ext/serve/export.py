@@ -40,8 +40,10 @@ def _made_so(data: Data, channels: int, size: int) -> str | None:
     """How a file becomes the program's pixels, in words; None for embeddings."""
     if isinstance(data, EmbeddingsData):
         return None
+    cubic = isinstance(data, ListData) and data.interpolation == "bicubic"
+    by = f"{round(size * 256 / 224)}{' bicubically' if cubic else ''}"
     fits = {
-        "crop": f"short side resized to {round(size * 256 / 224)}, middle {size} x {size} cut out",
+        "crop": f"short side resized to {by}, middle {size} x {size} cut out",
         "pad": f"longer side resized to {size}, padded to a square with the median of the border",
         "resize": f"resized to {size} x {size}",
     }

@@ -327,6 +327,11 @@ def pil_image(image: object, name: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def _as_trained(data: ListData, size: int) -> Callable[[Image.Image], Tensor]:
+    smooth = "bilinear" if data.interpolation == "auto" else data.interpolation
+    return eval_transform(size, data.augment.fit or "crop", smooth)
+
+
 def _pixels(
     data: Data, shape: tuple[int, int, int], source: Path | Image.Image, name: str = ""
 ) -> Tensor:
@@ -336,7 +341,7 @@ def _pixels(
     channels, size, _ = shape
     try:
         if isinstance(data, ListData):
-            return eval_transform(size, data.augment.fit or "crop")(read_rgb(source))
+            return _as_trained(data, size)(read_rgb(source))
         if channels == 3:
             return eval_transform(size, "pad")(read_rgb(source))
         return torch.from_numpy(icon_image(read_image(source), size, invert=is_made(data)))[None]

@@ -17,7 +17,13 @@ from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackData
 from oltr_ext.data.pack import load_pack
 from oltr_ext.engine import checkpoint, enrolment
-from oltr_ext.engine.build import build_head, build_model, own_defaults, pick_device
+from oltr_ext.engine.build import (
+    build_head,
+    build_model,
+    own_defaults,
+    pick_device,
+    wants_of,
+)
 from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.engine.preflight import FREE
 from oltr_ext.engine.sets import Calibration
@@ -153,8 +159,7 @@ def load_embedder(
     if isinstance(config.data, EmbeddingsData):
         raise ValueError(f"{config.data.root} holds embeddings already: expected data of images")
     if isinstance(config.data, ListData):
-        pretrained = config.model.weights is not None
-        config = config.model_copy(update={"data": settled(config.data, pretrained=pretrained)})
+        config = config.model_copy(update={"data": settled(config.data, wants_of(config))})
     if trained is not None:
         model, shape = trained.model, trained.image_shape
     else:
