@@ -110,10 +110,10 @@ def test_features_of_a_model_of_images_are_those_of_its_head(
     model: Model, files: list[Path]
 ) -> None:
     from oltr_ext.data import network_input
-    from oltr_ext.serve.predict import _pixels
+    from oltr_ext.serve.inputs import pixels_of
 
     trained = model.trained
-    pixels = torch.stack([_pixels(trained.config.data, trained.image_shape, f) for f in files])
+    pixels = torch.stack([pixels_of(trained.config.data, trained.image_shape, f) for f in files])
     with torch.no_grad():
         features = trained.model.features(network_input(pixels)).float()
     by_file, by_feature = model.predict(files), model.predict(features)

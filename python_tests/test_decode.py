@@ -19,7 +19,7 @@ from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.data.transforms import LONGEST
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.verify import check_data
-from oltr_ext.serve.predict import _pixels
+from oltr_ext.serve.inputs import pixels_of
 
 TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,7 +70,7 @@ def test_images_are_upright_wherever_they_are_read(tmp_path, orientation, mode):
         (pack, (1, 32, 32)),
         (IconsData(kind="icons"), (1, 32, 32)),
     ):
-        one, other = (_pixels(asked, shape, tmp_path / f"{n}.png") for n in ("phone", "plain"))
+        one, other = (pixels_of(asked, shape, tmp_path / f"{n}.png") for n in ("phone", "plain"))
         assert one.shape == shape and torch.equal(one, other)
 
 
@@ -141,7 +141,7 @@ def test_damage_is_named_counted_and_found(tmp_path, name):
     problems = [p for p in check_data(data).problems if name in p and "cannot be decoded" in p]
     assert len(problems) == 2 and all(p.startswith(("train: 1", "val: 1")) for p in problems)
     with pytest.raises(ValueError, match=rf"cannot read image .*{name}: {message}"):
-        _pixels(splits.data, (3, 16, 16), tmp_path / name)
+        pixels_of(splits.data, (3, 16, 16), tmp_path / name)
     (tmp_path / "mine.yaml").write_text(str(values).replace("'", '"'))
     assert main(["data", "check", str(tmp_path / "mine.yaml")]) == 1
 
@@ -164,7 +164,7 @@ def test_a_long_image_taken_whole_is_none(tmp_path):
     (tmp_path / "a.png").write_bytes(too_long())
     shown, _ = load_splits(lists(tmp_path, "a.png", image_size=32)).test[0]
     assert shown.shape == (3, 32, 32)
-    image = _pixels(IconsData(kind="icons"), (1, 32, 32), tmp_path / "a.png")
+    image = pixels_of(IconsData(kind="icons"), (1, 32, 32), tmp_path / "a.png")
     assert image.shape == (1, 32, 32)
 
 

@@ -18,7 +18,8 @@ from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.serve import trained as reading
 from oltr_ext.serve.assess import assess
-from oltr_ext.serve.predict import _pixels, predict_images
+from oltr_ext.serve.inputs import pixels_of
+from oltr_ext.serve.predict import predict_images
 from oltr_ext.serve.trained import load_embedder, load_trained
 
 COUNTS = (14, 9, 4, 3)
@@ -261,7 +262,7 @@ def test_an_image_is_inverted_for_the_packages_own_packs_alone(tmp_path):
     pixels = torch.from_numpy(grey)[None]
     for name in (*MADE_BY, str(tmp_path / "mine.npz")):
         data = PackData(kind="pack", name=name)
-        seen = _pixels(data, (1, 32, 32), tmp_path / "light.png")
+        seen = pixels_of(data, (1, 32, 32), tmp_path / "light.png")
         assert torch.equal(seen, 255 - pixels if name in MADE_BY else pixels)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from oltr_ext.data import ImageError, read_rgb
 from oltr_ext.report import png_uri, write_groups
-from oltr_ext.serve.predict import Picture, pil_image
+from oltr_ext.serve.inputs import Picture, pil_image
 from oltr_ext.serve.trained import Trained
 
 if TYPE_CHECKING:

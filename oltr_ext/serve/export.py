@@ -13,7 +13,7 @@ from oltr_ext.config.schema import Data, EmbeddingsData, ListData
 from oltr_ext.data import network_input
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.models import OLTRModel
-from oltr_ext.serve.predict import is_made
+from oltr_ext.serve.inputs import is_made
 from oltr_ext.serve.trained import Trained
 
 __all__ = ["ABOUT", "export"]

@@ -11,23 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from torch import Tensor
 
-from oltr_ext.config.loading import run_config
-from oltr_ext.config.schema import Data, EmbeddingsData, ListData, PackData
-from oltr_ext.data import (
-    ImageError,
-    eval_transform,
-    icon_image,
-    network_input,
-    read_image,
-    read_rgb,
-)
-from oltr_ext.data.pack import MADE_BY
+from oltr_ext.config.schema import EmbeddingsData
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.nn import OLTRHead
-from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
+from oltr_ext.serve.inputs import (
+    Picture,
+    checked_rows,
+    features_of,
+    pil_image,
+    pixels_of,
+    reads,
+    rows_features,
+)
+from oltr_ext.serve.trained import Trained
 
 __all__ = [
     "Named",
@@ -42,9 +40,6 @@ __all__ = [
     "row_features",
 ]
 
-
-Picture = str | Path | Image.Image | NDArray[np.uint8]
-"""An image: its file, as PIL holds it, or pixels (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA."""
 
 Named = tuple[list[str], Tensor]
 """What to call each of some images, and their features (B, D) as the head sees them."""
@@ -196,18 +191,16 @@ def image_batches(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Of each batch the places of its images in `images`, their pixels uint8 (B, C, H, W) as they
     are read, and features (B, D) float32 on the model's device; as `image_features`."""
-    embedder = _embedder_of(trained)
-    seen_by = trained if embedder is None else embedder
-    data, shape = seen_by.config.data, seen_by.image_shape
+    data, shape = reads(trained)
     for begin in range(0, len(images), batch_size):
         read: list[tuple[int, Tensor]] = []
         for number, image in enumerate(images[begin : begin + batch_size], begin):
             try:
                 if isinstance(image, str | Path):
-                    read.append((number, _pixels(data, shape, Path(image))))
+                    read.append((number, pixels_of(data, shape, Path(image))))
                 else:
                     name = name_of(image, number)
-                    read.append((number, _pixels(data, shape, pil_image(image, name), name)))
+                    read.append((number, pixels_of(data, shape, pil_image(image, name), name)))
             except (FileNotFoundError, ValueError) as error:
                 if on_error is None:
                     raise
@@ -216,10 +209,7 @@ def image_batches(
             continue
         numbers, stack = zip(*read, strict=True)
         seen = torch.stack(stack)
-        pixels = network_input(seen.to(trained.device))
-        if embedder is not None:
-            pixels = embedder.model.features(pixels).float()[:, :, None, None]
-        yield list(numbers), seen, trained.model.features(pixels).float()
+        yield list(numbers), seen, features_of(trained, seen)
 
 
 @torch.no_grad()
@@ -230,23 +220,10 @@ def row_features(
 
     Args, Raises: as of `predict_features`.
     """
-    embedded = isinstance(trained.config.data, EmbeddingsData)
-    width = trained.model.backbone.feature_dim if embedded else trained.model.feature_dim
-    rows = np.asarray(features)
-    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind != "f":
-        raise ValueError(
-            f"{name}: expected embeddings of shape (N, {width}), floats, got {rows.shape} of "
-            f"{rows.dtype}"
-        )
+    rows = checked_rows(trained, features, name)
     pieces = [slice(begin, begin + batch_size) for begin in range(0, len(rows), batch_size)]
-    if not all(
-        np.isfinite(rows[piece].astype(np.float32)).all() for piece in pieces
-    ):  # all or none
-        raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity")
     for piece in pieces:
-        part = torch.from_numpy(rows[piece].astype(np.float32)).to(trained.device)
-        if embedded:
-            part = trained.model.features(part[:, :, None, None]).float()
+        part = rows_features(trained, rows[piece])
         yield [f"{name}[{piece.start + n}]" for n in range(len(part))], part
 
 
@@ -287,72 +264,6 @@ def open_rows(path: Path) -> NDArray[Any]:
 def _check_embedded(trained: Trained) -> None:
     if not isinstance(trained.config.data, EmbeddingsData):
         raise ValueError(f"{trained.path} was trained on images, not on embeddings")
-
-
-def _embedder_of(trained: Trained) -> Embedder | None:
-    """What made the embeddings that the model was trained on; None for a model of images."""
-    if not isinstance(trained.config.data, EmbeddingsData):
-        return None
-    if trained.source is None:
-        raise ValueError(
-            f"{trained.path} was trained on embeddings that do not say what made them: give "
-            f"embeddings made likewise, (N, {trained.model.backbone.feature_dim}) in .npy files"
-        )
-    config = run_config(trained.source["config"], source=str(trained.path))
-    checkpoint, device = trained.source["checkpoint"], str(trained.device)
-    if trained.maker is None:
-        maker = None if checkpoint is None else load_trained(checkpoint, device=device)
-        c, h, w = trained.source.get("image_shape", (1, 32, 32))  # older ones: lists say, packs so
-        shape = None if isinstance(config.data, ListData) else (c, h, w)
-        trained.maker = load_embedder(config, maker, device=device, image_shape=shape)
-    if trained.maker.source["weights_sha256"] != trained.source["weights_sha256"]:
-        raise ValueError(
-            f"{checkpoint or config.model.backbone} holds other weights than "
-            f"those that made the embeddings of {trained.path}"
-        )
-    return trained.maker
-
-
-def pil_image(image: object, name: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    pixels: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)
-    colour = pixels.ndim == 3 and pixels.shape[-1] in (3, 4)
-    if pixels.dtype != np.uint8 or not (colour or pixels.ndim == 2):
-        got = f"{pixels.shape} of {pixels.dtype}" if pixels.ndim > 1 else type(image).__name__
-        raise ValueError(
-            f"{name}: expected a file, an image of PIL, or uint8 pixels (H, W), (H, W, 3) or "
-            f"(H, W, 4), got {got}"
-        )
-    return Image.fromarray(pixels)
-
-
-def _as_trained(data: ListData, size: int) -> Callable[[Image.Image], Tensor]:
-    smooth = "bilinear" if data.interpolation == "auto" else data.interpolation
-    return eval_transform(size, data.augment.fit or "crop", smooth)
-
-
-def _pixels(
-    data: Data, shape: tuple[int, int, int], source: Path | Image.Image, name: str = ""
-) -> Tensor:
-    """uint8 (C, H, W) of an image, as those that the model was trained on."""
-    if isinstance(source, Path) and not source.is_file():
-        raise FileNotFoundError(f"no image {source}")
-    channels, size, _ = shape
-    try:
-        if isinstance(data, ListData):
-            return _as_trained(data, size)(read_rgb(source))
-        if channels == 3:
-            return eval_transform(size, "pad")(read_rgb(source))
-        return torch.from_numpy(icon_image(read_image(source), size, invert=is_made(data)))[None]
-    except ImageError as error:
-        raise ValueError(f"cannot read image {name or source}: {error}") from None
-
-
-def is_made(data: Data) -> bool:
-    """Whether grey images are bright ink on a dark ground, as the package draws them. A pack of
-    one's own is trained on as it is, whatever its ground."""
-    return not isinstance(data, PackData) or data.name in MADE_BY
 
 
 def answers(

@@ -1,0 +1,160 @@
+"""Images and rows of features, as the network of a trained model takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from oltr_ext.config.loading import run_config
+from oltr_ext.config.schema import Data, EmbeddingsData, ListData, PackData
+from oltr_ext.data import (
+    ImageError,
+    eval_transform,
+    icon_image,
+    network_input,
+    read_image,
+    read_rgb,
+)
+from oltr_ext.data.pack import MADE_BY
+from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
+
+__all__ = [
+    "Picture",
+    "Reads",
+    "checked_rows",
+    "features_of",
+    "is_made",
+    "pil_image",
+    "pixels_of",
+    "reads",
+    "row_width",
+    "rows_features",
+]
+
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+"""An image: its file, as PIL holds it, or pixels (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA."""
+
+Reads = tuple[Data, tuple[int, int, int]]
+"""The data that say how an image is read, and the channels, height and width it is then."""
+
+
+def reads(trained: Trained) -> Reads:
+    """How a model, or what made the embeddings it was trained on, reads images.
+
+    Raises:
+        ValueError: a model of embeddings of which it is not known how to make them.
+    """
+    seen_by = _embedder_of(trained) or trained
+    return seen_by.config.data, seen_by.image_shape
+
+
+def features_of(trained: Trained, pixels: Tensor) -> Tensor:
+    """Features (B, D) float32, on the model's device, of uint8 pixels (B, C, H, W) as read."""
+    embedder = _embedder_of(trained)
+    seen = network_input(pixels.to(trained.device))
+    if embedder is not None:
+        seen = embedder.model.features(seen).float()[:, :, None, None]
+    return trained.model.features(seen).float()
+
+
+def row_width(trained: Trained) -> int:
+    """Numbers in a row of features: such as the model was trained on, or `embed` makes with it."""
+    embedded = isinstance(trained.config.data, EmbeddingsData)
+    backbone = trained.model.backbone
+    return int(backbone.feature_dim if embedded else trained.model.feature_dim)  # type: ignore[arg-type]
+
+
+def checked_rows(
+    trained: Trained, features: ArrayLike, name: str, *, batch_size: int = 256
+) -> NDArray[Any]:
+    """The rows as an array (N, `row_width`).
+
+    Raises:
+        ValueError: another shape, no floats, or NaN or infinity.
+    """
+    rows, width = np.asarray(features), row_width(trained)
+    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.kind != "f":
+        raise ValueError(
+            f"{name}: expected embeddings of shape (N, {width}), floats, got {rows.shape} of "
+            f"{rows.dtype}"
+        )
+    pieces = (rows[begin : begin + batch_size] for begin in range(0, len(rows), batch_size))
+    if not all(np.isfinite(piece.astype(np.float32)).all() for piece in pieces):
+        raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity")
+    return rows
+
+
+def rows_features(trained: Trained, rows: NDArray[Any]) -> Tensor:
+    """What the head is asked about rows that were checked: (B, D) float32 on its device."""
+    part = torch.from_numpy(rows.astype(np.float32)).to(trained.device)
+    if isinstance(trained.config.data, EmbeddingsData):
+        part = trained.model.features(part[:, :, None, None]).float()
+    return part
+
+
+def pixels_of(
+    data: Data, shape: tuple[int, int, int], source: Path | Image.Image, name: str = ""
+) -> Tensor:
+    """uint8 (C, H, W) of an image, as those that the model was trained on."""
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"no image {source}")
+    channels, size, _ = shape
+    try:
+        if isinstance(data, ListData):
+            smooth = "bilinear" if data.interpolation == "auto" else data.interpolation
+            return eval_transform(size, data.augment.fit or "crop", smooth)(read_rgb(source))
+        if channels == 3:
+            return eval_transform(size, "pad")(read_rgb(source))
+        return torch.from_numpy(icon_image(read_image(source), size, invert=is_made(data)))[None]
+    except ImageError as error:
+        raise ValueError(f"cannot read image {name or source}: {error}") from None
+
+
+def pil_image(image: object, name: str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    pixels: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)
+    colour = pixels.ndim == 3 and pixels.shape[-1] in (3, 4)
+    if pixels.dtype != np.uint8 or not (colour or pixels.ndim == 2):
+        got = f"{pixels.shape} of {pixels.dtype}" if pixels.ndim > 1 else type(image).__name__
+        raise ValueError(
+            f"{name}: expected a file, an image of PIL, or uint8 pixels (H, W), (H, W, 3) or "
+            f"(H, W, 4), got {got}"
+        )
+    return Image.fromarray(pixels)
+
+
+def is_made(data: Data) -> bool:
+    """Whether grey images are bright ink on a dark ground, as the package draws them. A pack of
+    one's own is trained on as it is, whatever its ground."""
+    return not isinstance(data, PackData) or data.name in MADE_BY
+
+
+def _embedder_of(trained: Trained) -> Embedder | None:
+    """What made the embeddings that the model was trained on; None for a model of images."""
+    if not isinstance(trained.config.data, EmbeddingsData):
+        return None
+    if trained.source is None:
+        raise ValueError(
+            f"{trained.path} was trained on embeddings that do not say what made them: give "
+            f"embeddings made likewise, (N, {trained.model.backbone.feature_dim}) in .npy files"
+        )
+    checkpoint, device = trained.source["checkpoint"], str(trained.device)
+    if trained.maker is None:
+        config = run_config(trained.source["config"], source=str(trained.path))
+        maker = None if checkpoint is None else load_trained(checkpoint, device=device)
+        c, h, w = trained.source.get("image_shape", (1, 32, 32))  # older ones: lists say, packs so
+        shape = None if isinstance(config.data, ListData) else (c, h, w)
+        trained.maker = load_embedder(config, maker, device=device, image_shape=shape)
+    if trained.maker.source["weights_sha256"] != trained.source["weights_sha256"]:
+        raise ValueError(
+            f"{checkpoint or trained.maker.config.model.backbone} holds other weights than "
+            f"those that made the embeddings of {trained.path}"
+        )
+    return trained.maker
