@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oltr_ext._version import __version__
-from oltr_ext.cli import classes, commands, importing
+from oltr_ext.cli import classes, commands, importing, service
 from oltr_ext.config.methods import DEFAULT, DEMO
 from oltr_ext.config.paths import expanded, path_of
 
@@ -176,6 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
     classes.add_commands(command)
+    service.add_command(command)
 
     sub = command(
         "discover",
