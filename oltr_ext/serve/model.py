@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +23,7 @@ from oltr_ext.serve.enroll import (
     save,
     undo,
 )
+from oltr_ext.serve.hub import located, push_to_hub, save_pretrained
 from oltr_ext.serve.predict import (
     Named,
     Picture,
@@ -257,6 +258,31 @@ class Model:
         """
         return save(self.trained)
 
+    def save_pretrained(
+        self, folder: str | Path, *, name: str = "", card: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write it, as it is now, for the Hugging Face Hub: model, configuration, card.
+
+        Args, Raises: as of `oltr_ext.serve.hub.save_pretrained`.
+        """
+        return save_pretrained(self.trained, folder, name=name, card=card)
+
+    def push_to_hub(self, repo_id: str, **how: Any) -> str:
+        """The same into a repository of the Hub; returns the address of the commit.
+
+        Args, Raises: as of `oltr_ext.serve.hub.push_to_hub`.
+        """
+        return push_to_hub(self.trained, repo_id, **how)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str = "auto", **how: Any) -> Model:
+        """`load`, told how the Hub is asked.
+
+        Args:
+            how: ``revision``, ``token``, ``cache_dir`` or ``local_files_only``.
+        """
+        return cls(load_trained(located(name, **how), device=device))
+
     def discover(
         self,
         inputs: Any,
@@ -297,16 +323,17 @@ class Model:
 
 
 def load(run: str | Path, *, device: str = "auto") -> Model:
-    """A trained model: the folder of a run, or a checkpoint in it.
+    """A trained model: the folder of a run, a checkpoint, a folder of `Model.save_pretrained`, or
+    where there is no such file the name of a model on the Hugging Face Hub, ``owner/name``.
 
     Args:
         device: ``auto`` takes CUDA where there is one.
 
     Raises:
-        CheckpointError: no such file, damaged, or of a run that has not ended an epoch.
+        CheckpointError: no such file or model, damaged, or of a run that has not ended an epoch.
         ValueError: no such device.
     """
-    return Model(load_trained(run, device=device))
+    return Model.from_pretrained(run, device=device)
 
 
 def _plain(image: Any) -> Any:
