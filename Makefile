@@ -25,7 +25,7 @@ ENV := $(VENV)/.env-done
 BUILD := $(VENV)/.build-done
 PEERS := $(VENV)/.peers-done
 SUITES ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+NATIVE := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test build native-test sanitize arm-test test-oldest bench bench-full lint format \
@@ -53,7 +53,7 @@ $(ENV): requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-$(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(filter-out csrc/testing/%,$(NATIVE))
+$(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(filter-out csrc/testing/% examples/%,$(NATIVE))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
 	  --editable .
 	@touch $@

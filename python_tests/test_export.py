@@ -39,8 +39,13 @@ def same(found, label, confidence, names):
 
 def test_photos(data, finished, tmp_path, capsys):
     assert main(["export", str(finished), "--out", str(tmp_path / "new" / "model.pt2")]) == 0
-    assert capsys.readouterr().out == f"program  {tmp_path / 'new' / 'model.pt2'}\n"
+    told = capsys.readouterr()
+    assert told.out == f"program  {tmp_path / 'new' / 'model.pt2'}\n"
     program, about = read(tmp_path / "new" / "model.pt2")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.pt2"]
+    assert about["format"] == "torch" and f"needs: {about['needs']}\n" in told.err
+    ops = "(cosine_logits, meta_embedding, nearest_centroid)"
+    assert about["needs"].endswith(f"or later, and `import oltr_ext` first {ops}")
     trained = load_trained(finished, device="cpu")
     assert about["class_names"] == trained.class_names
     assert about["threshold"] == trained.threshold["value"]
@@ -62,6 +67,8 @@ def test_photos(data, finished, tmp_path, capsys):
     elsewhere = dataclasses.replace(trained, device=torch.device("meta"))
     with pytest.raises(ValueError, match="export: expected a model on the CPU, got one on meta"):
         export(elsewhere, tmp_path / "no.pt2")
+    with pytest.raises(ValueError, match="expected a format of torch, aoti, onnx, got 'tflite'"):
+        export(trained, tmp_path / "no.pt2", format="tflite")
 
 
 def test_of_the_reference_needs_torch_alone(finished, tmp_path, run_python):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ["csrc", "oltr_ext", "python_tests", "benchmarks"]
+SHIPPED = ["csrc", "examples", "oltr_ext", "python_tests", "benchmarks"]
 BUILT = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "*.pyc")
 
 

@@ -233,7 +233,9 @@ def run_export(args: argparse.Namespace) -> int:
     from oltr_ext.serve.trained import load_trained
 
     trained = load_trained(args.checkpoint, device="cpu")
-    print(f"program  {export(trained, args.out or trained.path.with_suffix('.pt2'))}")
+    suffix = {"torch": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}[args.format]
+    out = args.out or trained.path.with_suffix(suffix)
+    print(f"program  {export(trained, out, format=args.format, say=_tell)}")
     return 0
 
 

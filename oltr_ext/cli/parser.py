@@ -205,13 +205,27 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command(
         "export",
         commands.run_export,
-        "write a trained model as one program of torch.export, for use without this package's "
-        "configurations",
+        "write a trained model as one program, for use without this package's configurations, and "
+        "say what the target needs",
         "  oltr export runs/demo/oltr-plus\n"
+        "  oltr export runs/demo/oltr-plus --format aoti    # for C++, see examples/cpp\n"
+        "  oltr export runs/demo/oltr-plus --format onnx\n"
         "  OLTR_EXT_BACKEND=reference oltr export runs/demo/oltr-plus --out plain_torch.pt2",
     )
     sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
-    sub.add_argument("--out", type=path_of, metavar="FILE", help="default: the model's, as .pt2")
+    sub.add_argument(
+        "--format",
+        choices=["torch", "aoti", "onnx"],
+        default="torch",
+        help="a program of torch.export; compiled by AOTInductor for libtorch, without Python; or "
+        "of ONNX; default: %(default)s",
+    )
+    sub.add_argument(
+        "--out",
+        type=path_of,
+        metavar="FILE",
+        help="default: the model's, .pt2, .aoti.pt2 or .onnx",
+    )
 
     about = "check, pack and make data sets"
     group = groups.add_parser("data", help=about, description=f"{about.capitalize()}.")

@@ -1,0 +1,64 @@
+"""A program of ONNX's own operators."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from oltr_ext.serve.export_program import Traced
+
+__all__ = ["OPSET", "check", "needs", "write"]
+
+OPSET = 18
+"""The lowest that torch writes, and so what most runtimes read."""
+
+
+def check() -> None:
+    """Raises RuntimeError where the packages of the extra are not installed."""
+    lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise RuntimeError(
+            f"export: format onnx needs {' and '.join(lacking)}: pip install oltr_ext[onnx]"
+        )
+
+
+def needs(it: Traced) -> str:
+    """What runs the file, in words."""
+    return (
+        f"a runtime for ONNX opset {OPSET} that has its operators in float64 too, such as "
+        "onnxruntime 1.18 or later on a CPU; files over 2 GB have their weights in FILE.data beside"
+    )
+
+
+def write(it: Traced, path: Path, about: Mapping[str, str]) -> None:
+    """Translate a graph of torch's own operators into a file."""
+    # all of it: of an attention over three axes, say, the translation takes the parts alone
+    table = torch.export.default_decompositions()
+    table[torch.ops.aten._cdist_forward.default] = _distances
+    program = torch.onnx.export(
+        it.program.run_decompositions(table),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["input"],
+        output_names=["label", "confidence"],
+        dynamic_shapes=({**it.axes},),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(about)
+    program.save(str(path))
+
+
+def _distances(x: Tensor, memory: Tensor, p: float, mode: int | None) -> Tensor:
+    """`torch.cdist`, for which ONNX has no operator, by products in float64.
+
+    The reference only selects by it, and measures what it selected.
+    """
+    assert p == 2
+    a, b = x.double(), memory.double()
+    square = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1) - 2 * (a @ b.t())
+    return square.clamp_min(0).sqrt().to(x.dtype)
