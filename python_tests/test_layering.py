@@ -12,13 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "oltr_ext"
 CSRC = ROOT / "csrc"
 
-# cli -> service -> serve -> engine -> config -> data, models, metrics, report -> nn -> ops ->
+# cli -> desk, service -> serve -> engine -> config -> data, models, metrics, report -> nn -> ops ->
 # reference; equals never meet.
 LEVEL = {
     "__init__": 10,
     "__main__": 10,
     "api": 9,
     "cli": 9,
+    "desk": 8,
     "service": 8,
     "serve": 7,
     "engine": 6,
