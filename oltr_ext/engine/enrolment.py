@@ -74,6 +74,27 @@ class Enrolment:
         before = (self.roster, earlier[held])
         return Enrolment(Roster(roster), rows[held], owner[held], before)
 
+    def since(self, before: Enrolment) -> Enrolment:
+        """The classes as they are, with all that led here from `before` as the last change."""
+        mine, theirs = self.owner >= 0, before.owner >= 0
+        rows = [each for each in (self.features[mine], before.features[theirs]) if len(each)]
+        owner, earlier = self.owner[mine], before.owner[theirs]
+        return Enrolment(
+            self.roster,
+            torch.cat(rows) if rows else self.features[mine],
+            torch.cat([owner, torch.full_like(earlier, -1)]),
+            (before.roster, torch.cat([torch.full_like(owner, -1), earlier])),
+        )
+
+    def same_classes(self, other: Enrolment) -> bool:
+        """Whether both have the same classes, of the same features; whatever came before."""
+        mine, theirs = self.owner >= 0, other.owner >= 0
+        return (
+            self.roster == other.roster
+            and torch.equal(self.owner[mine], other.owner[theirs])
+            and torch.equal(self.features[mine], other.features[theirs])
+        )
+
     def undone(self) -> Enrolment:
         """Before the last change; undone again, after it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.lock import locked
 from oltr_ext.serve import discover_files as files
-from oltr_ext.serve.discover_groups import ROWS, group_features, known_means
+from oltr_ext.serve.discover_groups import ROWS, Grouping, group_features, known_means
 from oltr_ext.serve.discover_parts import Part, files_of, rejected, split
 from oltr_ext.serve.predict import Picture
 from oltr_ext.serve.trained import Trained
 
-__all__ = ["Discovery", "Group", "discover"]
+__all__ = ["Discovery", "Group", "discover", "grouped", "known_classes", "nearest_known"]
 
 BELIEVED = 0.25
 HANDFUL = 5
@@ -132,8 +132,7 @@ def discover(
         raise ValueError(
             f"discover: expected least from 2 and nearest from 1, got {least} and {nearest}"
         )
-    known = known_means(trained.model.head.bank)
-    known = known[torch.from_numpy(~np.isin(_labels(trained), trained.roster.removed))]
+    known = known_classes(trained)
     if out is None:
         return _discover(trained, inputs, known, None, nearest, least)[0]
     out = Path(out)
@@ -145,22 +144,21 @@ def discover(
 
 
 def _discover(
-    trained: Trained, inputs: Any, known: Tensor, out: Path | None, nearest: int, least: int
+    trained: Trained,
+    inputs: Any,
+    known: tuple[list[str], Tensor],
+    out: Path | None,
+    nearest: int,
+    least: int,
 ) -> tuple[Discovery, files.Pictures]:
     bad: list[str] = []
     whole, path, where = rejected(trained, _parts(inputs, bad), out)
-    first, copy = _copies(whole.pixels)
-    features = torch.from_numpy(whole.features)
-    if len(first) < len(features):
-        features = features[torch.from_numpy(first)]
-    made = group_features(features, known, least=least)
-    group, sure = made.group[copy], made.sure[copy]
-    by_name, distance = _nearest(trained, made.means, known, nearest)
+    made, different = grouped(whole.features, whole.pixels, known[1], least=least)
+    group, sure = made.group, made.sure
     groups = []
-    for n in range(len(made.means)):
+    for n, near in enumerate(nearest_known(made.means, *known, nearest)):
         members = np.flatnonzero(group == n + 1)
         members = members[np.argsort(-sure[members], kind="stable")]
-        near = [(name, float(d)) for name, d in zip(by_name[n], distance[n], strict=True)]
         groups.append(Group(n + 1, members, float(sure[members].mean()), near))
     names = np.empty(len(path), np.object_)
     names[:] = path
@@ -172,12 +170,12 @@ def _discover(
         features=whole.features,
         groups=groups,
         seen=whole.seen,
-        copies=len(copy) - len(first),
+        copies=len(group) - different,
         bad=bad + whole.bad,
         cut=made.cut,
         notes=[],
     )
-    found.notes = _notes(found, len(first), made.cells)
+    found.notes = _notes(found, different, made.cells)
     return found, lambda index: _picture(*where[index])
 
 
@@ -198,6 +196,19 @@ def _parts(inputs: Any, bad: list[str]) -> list[Part]:
     return list(split(images, bad.append))
 
 
+def grouped(
+    features: NDArray[np.float32], pixels: NDArray[np.uint8], known: Tensor, *, least: int = 2
+) -> tuple[Grouping, int]:
+    """`group_features` of features (N, D), of which copies, by the hash (N, 16) of their pixels,
+    count once; and how many are different."""
+    first, copy = _copies(pixels)
+    rows = torch.from_numpy(features)
+    if len(first) < len(rows):
+        rows = rows[torch.from_numpy(first)]
+    made = group_features(rows, known, least=least)
+    return replace(made, group=made.group[copy], sure=made.sure[copy]), len(first)
+
+
 def _copies(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each different image is met first, and which of these each image is."""
     if len(pixels) == 0:
@@ -209,25 +220,31 @@ def _copies(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.in
     return first[order].astype(np.int64), place[which.reshape(-1)].astype(np.int64)
 
 
-def _labels(trained: Trained) -> NDArray[np.int64]:
-    """Whose the means of the bank are."""
+def known_classes(trained: Trained) -> tuple[list[str], Tensor]:
+    """Names (K,) of the classes that a run knows by now, and their means as of `known_means`.
+
+    Raises:
+        ValueError: see `known_means`.
+    """
     labels = np.flatnonzero(np.asarray(trained.train_counts) > 0)  # others have no mean
     joined = trained.model.head.bank.members  # classes that were enrolled
-    return labels if joined is None else np.append(labels, joined.cpu().long().numpy())
+    if joined is not None:
+        labels = np.append(labels, joined.cpu().long().numpy())
+    living = ~np.isin(labels, trained.roster.removed)
+    means = known_means(trained.model.head.bank)[torch.from_numpy(living)]
+    return [trained.names[label] for label in labels[living]], means
 
 
-def _nearest(
-    trained: Trained, means: Tensor, known: Tensor, count: int
-) -> tuple[list[list[str]], NDArray[np.float64]]:
-    """Names (G, count) of the known classes nearest to each group, and distances."""
-    labels = _labels(trained)
-    labels = labels[np.isin(labels, trained.roster.removed, invert=True)]
-    names, value = [], np.empty((0, min(count, len(known))))
+def nearest_known(
+    means: Tensor, names: Sequence[str], known: Tensor, count: int
+) -> list[list[tuple[str, float]]]:
+    """For each of means (G, D) the known classes nearest to it, and distances (1 - cosine)."""
+    found: list[list[tuple[str, float]]] = []
     for rows in means.split(ROWS):
-        near, index = (1 - rows @ known.t()).topk(value.shape[1], dim=1, largest=False)
-        names += [[trained.names[labels[c]] for c in row] for row in index.tolist()]
-        value = np.concatenate([value, near.clamp_min(0).numpy()])
-    return names, value
+        near, index = (1 - rows @ known.t()).topk(min(count, len(known)), dim=1, largest=False)
+        pairs = zip(index.tolist(), near.clamp_min(0).tolist(), strict=True)
+        found += [[(names[c], d) for c, d in zip(*pair, strict=True)] for pair in pairs]
+    return found
 
 
 def _notes(found: Discovery, different: int, cells: int) -> list[str]:

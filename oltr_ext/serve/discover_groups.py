@@ -13,7 +13,7 @@ from torch import Tensor
 from oltr_ext import ops
 from oltr_ext.nn import FeatureBank
 
-__all__ = ["ROWS", "Grouping", "group_features", "known_means"]
+__all__ = ["ROWS", "Grouping", "group_features", "known_means", "measure"]
 
 EXACT = 8192
 """Features of which all pairs are compared (540 MB of distances); of more, that many means are."""
@@ -88,9 +88,29 @@ def group_features(features: Tensor, known: Tensor, *, least: int = 2) -> Groupi
     label, cells = (_joined(z, cut), 0) if len(z) <= EXACT else _joined_cells(z, cut)
     label = _keep(label, least)
     means = _means(z, label)
-    sure = _silhouette(z, label, means, known)
+    sure, inside = np.zeros(len(label)), np.flatnonzero(label >= 0)
+    sure[inside] = _silhouette(z, label, means, known, inside)
     label, order = _largest_first(label, sure)
     return Grouping(label, sure, cut, means[order], cells)
+
+
+@torch.no_grad()
+def measure(
+    features: Tensor, group: NDArray[np.int64], known: Tensor, rows: NDArray[np.int64]
+) -> tuple[Floats, Tensor]:
+    """How sure groups that are given are, as `Grouping` says, and their means.
+
+    Args:
+        features: (N, D). group: (N,), from 1 on, each with a feature; 0: none.
+        rows: (R,) features with a group, of which to say it.
+
+    Returns:
+        (R,), and (G, D) float64.
+    """
+    z = F.normalize(features.float(), dim=1)
+    label = group - 1
+    means = _means(z, label)
+    return _silhouette(z, label, means, known, rows), means
 
 
 def _joined(points: Tensor, cut: float) -> NDArray[np.int64]:
@@ -136,12 +156,18 @@ def _means(z: Tensor, label: NDArray[np.int64]) -> Tensor:
     return ops.class_means(z, torch.from_numpy(place), groups + 1)[0][:groups].double()
 
 
-def _silhouette(z: Tensor, label: NDArray[np.int64], means: Tensor, known: Tensor) -> Floats:
-    sure = np.zeros(len(label))
+def _silhouette(
+    z: Tensor,
+    label: NDArray[np.int64],
+    means: Tensor,
+    known: Tensor,
+    rows: NDArray[np.int64],
+) -> Floats:
+    """(R,) of the rows (R,), which have a group."""
+    sure = [np.empty(0)]
     size = np.bincount(label[label >= 0], minlength=len(means))
-    inside = np.flatnonzero(label >= 0)
     every = torch.cat([means, known])
-    for part in np.split(inside, range(ROWS, len(inside), ROWS)):
+    for part in np.split(rows, range(ROWS, len(rows), ROWS)):
         distance = (1 - z[torch.from_numpy(part)].double() @ every.t()).clamp_min(0).numpy()
         own, row = label[part], np.arange(len(part))
         count = size[own]
@@ -149,8 +175,8 @@ def _silhouette(z: Tensor, label: NDArray[np.int64], means: Tensor, known: Tenso
         within = distance[row, own] * count / np.maximum(count - 1, 1)
         distance[row, own] = np.inf
         other = distance.min(axis=1)
-        sure[part] = (other - within) / np.maximum(np.maximum(within, other), 1e-12)
-    return sure
+        sure.append((other - within) / np.maximum(np.maximum(within, other), 1e-12))
+    return np.concatenate(sure)
 
 
 def _largest_first(

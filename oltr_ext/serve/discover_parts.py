@@ -1,4 +1,4 @@
-"""What a run rejects of many images: found part by part, each kept once it is whole."""
+"""What a run rejects of many images, or makes of all: found part by part, each kept once whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from oltr_ext.serve.predict import (
 )
 from oltr_ext.serve.trained import Trained
 
-__all__ = ["Part", "Rejected", "files_of", "rejected", "split"]
+__all__ = ["Part", "Rejected", "embedded", "files_of", "image_endings", "rejected", "split"]
 
 PART, BATCH = 512, 64
 FOLDER, FORMAT = "parts", 1
@@ -69,12 +69,13 @@ class Part:
 
 @dataclass
 class Rejected:
-    """What a run rejects of a part, or of all.
+    """What a run rejects of a part, or of all; by `embedded` every image, rejected or not.
 
     Attributes:
         seen: images that could be read.
         place: (N,) where in the part each is; of all parts together empty.
-        features: (N, D) float32, as the head gets them. confidence: (N,) float64.
+        features: (N, D) float32, as the head gets them. confidence: (N,) float64; by `embedded`
+            NaN.
         pixels: (N, 16) uint8, a hash of what the network is given.
         bad: what is wrong with each image that could not be read, its name included.
     """
@@ -95,7 +96,7 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         ValueError: a folder without an image.
     """
-    endings = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = image_endings()
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.is_dir():
@@ -113,6 +114,11 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"discover: no image in the folder {path}")
         found.update(dict.fromkeys(inside))
     return list(found)
+
+
+def image_endings() -> set[str]:
+    """Of files that hold images which can be read, in small letters."""
+    return {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def split(
@@ -152,8 +158,33 @@ def rejected(
         folder: where each part is kept once it is whole, and taken up; of others that lie there
             nothing remains.
     """
+    return _collected(trained, parts, folder, False, lambda _: None)
+
+
+def embedded(
+    trained: Trained,
+    parts: Sequence[Part],
+    folder: Path | None = None,
+    *,
+    step: Callable[[int], None] = lambda _: None,
+) -> tuple[Rejected, list[str], list[tuple[Part, int]]]:
+    """Likewise every image, whatever the run's classes are: what is kept holds when they change.
+
+    Args:
+        step: told how many more images are done with.
+    """
+    return _collected(trained, parts, folder, True, step)
+
+
+def _collected(
+    trained: Trained,
+    parts: Sequence[Part],
+    folder: Path | None,
+    every: bool,
+    step: Callable[[int], None],
+) -> tuple[Rejected, list[str], list[tuple[Part, int]]]:
     kept = None if folder is None else folder / FOLDER
-    run = "" if kept is None else _digest(trained)
+    run = "" if kept is None else _digest(trained, every)
     found: list[Rejected] = []
     used: set[Path] = set()
     with tqdm(total=sum(map(len, parts)), desc="embed", unit="image", disable=None) as bar:
@@ -162,9 +193,11 @@ def rejected(
             file = None if kept is None or digest is None else kept / f"{digest}.npz"
             answer = None if file is None else _read(file)
             if answer is None:
-                answer = _ask(trained, part)
+                answer = _ask(trained, part, every, step)
                 if file is not None:
                     _write(file, answer)
+            else:
+                step(len(part))
             if file is not None:
                 used.add(file)
             found.append(answer)
@@ -186,14 +219,19 @@ def rejected(
 
 
 @torch.no_grad()
-def _ask(trained: Trained, part: Part) -> Rejected:
+def _ask(trained: Trained, part: Part, every: bool, step: Callable[[int], None]) -> Rejected:
     bad: list[str] = []
     rows: list[tuple[Any, ...]] = []
     seen = 0
     for numbers, pixels, features in _batches(trained, part, bad):
-        label, confidence = trained.model.head.predict(features)
-        out = (label < 0).cpu()
+        if every:
+            out = torch.ones(len(features), dtype=torch.bool)
+            confidence = torch.full((len(features),), torch.nan)
+        else:
+            label, confidence = trained.model.head.predict(features)
+            out = (label < 0).cpu()
         seen += len(numbers)
+        step(len(numbers))
         rows.append(
             (
                 np.asarray(numbers, np.int64)[out.numpy()],
@@ -229,12 +267,15 @@ def _hash(pixels: NDArray[Any]) -> list[int]:
     return list(hashlib.blake2b(pixels.tobytes(), digest_size=16).digest())
 
 
-def _digest(trained: Trained) -> str:
-    """Of all that an answer depends on but the image."""
+def _digest(trained: Trained, every: bool) -> str:
+    """Of all that an answer depends on but the image; of every image features alone are kept, on
+    which no head acts."""
     source = (trained.source or {}).get("weights_sha256")
     said = [trained.config.model_dump(mode="json"), trained.image_shape, source]
-    digest = hashlib.sha256(json.dumps(said).encode())
+    digest = hashlib.sha256(json.dumps([*said, "every"] if every else said).encode())
     for key, value in trained.model.state_dict().items():
+        if every and key.startswith("head."):
+            continue
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -30,11 +30,14 @@ __all__ = [
     "ChangedError",
     "Class",
     "Enrolled",
+    "as_one",
     "classes",
     "editing",
     "enroll",
+    "refresh",
     "remove",
     "rename",
+    "restore",
     "save",
     "undo",
 ]
@@ -174,6 +177,39 @@ def undo(trained: Trained) -> None:
     _take_up(trained, trained.enrolment.undone(), *_unchanged(trained))
 
 
+@contextmanager
+def as_one(trained: Trained) -> Iterator[None]:
+    """Make the changes of the block one, to be undone at once; or none, if it raises."""
+    before = trained.enrolment
+    try:
+        yield
+    except BaseException:
+        if trained.enrolment is not before:
+            _take_up(trained, before, *_unchanged(trained))
+        raise
+    trained.enrolment = trained.enrolment.since(before)
+
+
+@own_defaults()
+def restore(trained: Trained, kept: Enrolment) -> None:
+    """Give a model the classes of `kept`, which it had once, in memory; a change like others.
+
+    Raises:
+        ChangedError, CheckpointError: see `save`.
+    """
+    _take_up(trained, kept.since(trained.enrolment), *_unchanged(trained))
+
+
+@own_defaults()
+def refresh(trained: Trained) -> bool:
+    """Take up what others wrote into the checkpoint since it was read; whether there was anything.
+
+    Raises:
+        ChangedError: it was trained anew. CheckpointError: it has gone.
+    """
+    return _refresh(trained, *checkpoint.load(_target(trained)))
+
+
 @own_defaults()
 def save(trained: Trained, *, wait: float = WAIT) -> Path:
     """Write the classes of a model into the checkpoint that it was read from.
@@ -205,11 +241,7 @@ def editing(trained: Trained, *, wait: float = WAIT) -> Iterator[Trained]:
     path = _target(trained)
     with locked(path.parent, wait=wait):
         tensors, header = checkpoint.load(path)
-        _check_same_model(trained, header)
-        found = enrolment.read(tensors, header)
-        if found != trained.kept:
-            _take_up(trained, found, tensors, header)
-            trained.kept = found
+        _refresh(trained, tensors, header)
         yield trained
         _write(trained, tensors, header)
 
@@ -299,6 +331,16 @@ def _take_up(
     head = trained_head(trained, tensors, header["state"]["stage"])
     trained.threshold = take_up(head, header["threshold"], kept)
     trained.model.head, trained.enrolment = head, kept
+
+
+def _refresh(trained: Trained, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bool:
+    _check_same_model(trained, header)
+    found = enrolment.read(tensors, header)
+    if found == trained.kept:
+        return False
+    _take_up(trained, found, tensors, header)
+    trained.kept = found
+    return True
 
 
 def _write(trained: Trained, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
