@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from oltr_ext.cli import commands, importing
+from oltr_ext.cli import commands, desk, importing
 from oltr_ext.cli.commands import one_line
 from oltr_ext.cli.parser import make_parser
 
@@ -42,6 +42,7 @@ def _interrupted(args: argparse.Namespace) -> str:
         commands.run_embed,
         commands.run_discover,
         importing.run_import,
+        desk.run_desk,
     )
     if args.run not in resumable:
         return "interrupted"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oltr_ext._version import __version__
-from oltr_ext.cli import classes, commands, importing, service
+from oltr_ext.cli import classes, commands, desk, importing, service
 from oltr_ext.config.methods import DEFAULT, DEMO
 from oltr_ext.config.paths import expanded, path_of
 
@@ -201,6 +201,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--nearest", type=_positive, default=3, metavar="K", help="known classes to name a group"
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+    desk.add_command(command)
 
     sub = command(
         "export",

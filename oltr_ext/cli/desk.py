@@ -1,0 +1,67 @@
+"""`oltr desk`: a local page on which a person names what a run does not know."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from oltr_ext.config.paths import path_of
+
+PORT = 8765
+
+
+def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """`oltr desk`, made by the parser's `command`."""
+    sub = command(
+        "desk",
+        run_desk,
+        "name, merge, split and enroll what a run does not know among images, on a local page",
+        "  oltr desk runs/demo/oltr-plus photos/\n"
+        "  oltr desk runs/demo/oltr-plus photos/ --port 0 --no-browser\n"
+        "  oltr desk runs/demo/oltr-plus photos/ --export decided",
+    )
+    sub.add_argument(
+        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
+    )
+    sub.add_argument("folder", type=path_of, metavar="FOLDER", help="folder of images")
+    sub.add_argument(
+        "--out", type=path_of, help="folder of decisions; default: desk, in the run's folder"
+    )
+    sub.add_argument(
+        "--port", type=_port, default=PORT, help="of 127.0.0.1; 0: any; default: %(default)s"
+    )
+    sub.add_argument("--no-browser", action="store_true", help="only print the address")
+    sub.add_argument(
+        "--nearest", type=int, default=3, metavar="K", help="known classes to name a group"
+    )
+    sub.add_argument(
+        "--export",
+        type=path_of,
+        metavar="FOLDER",
+        help="serve nothing: write what was decided as `path label` lists",
+    )
+    sub.add_argument("--device", default="auto", help="default: %(default)s")
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
+    return value
+
+
+def run_desk(args: argparse.Namespace) -> int:
+    from oltr_ext.desk import run
+
+    where = {"out": args.out, "nearest": args.nearest, "device": args.device}
+    if args.export is not None:
+        for path in run.export_decisions(args.checkpoint, args.folder, args.export, **where):
+            print(f"wrote  {path}")
+        return 0
+    browser = not args.no_browser
+    run.run_desk(args.checkpoint, args.folder, port=args.port, browser=browser, say=_say, **where)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
