@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oltr_ext import ops
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.nn import Roster
@@ -24,6 +25,8 @@ from oltr_ext.serve.trained import Trained
 
 __all__ = ["Answers", "Change", "Plan", "held", "unheld"]
 
+ALIKE = 1e-4
+"""Features that differ by less of their length are of one image, embedded among others."""
 Change = tuple[str, str | None, str | None]
 """An image, what it was taken for, and what it is taken for now; None is unknown."""
 
@@ -70,6 +73,7 @@ class Answers:
         self.features, self.pixels = features, pixels
         self.row = {image: n for n, image in enumerate(images)}
         self._same: dict[bytes, list[str]] = {}
+        self._of_rows: tuple[Enrolment, list[list[str]]] | None = None
         for image, feature in zip(images, features, strict=True):
             self._same.setdefault(feature.tobytes(), []).append(image)
         self.label: list[str | None] = [None] * len(images)
@@ -99,12 +103,11 @@ class Answers:
 
     def enrolled(self) -> dict[str, str]:
         """By image the enrolled class that its features are of, whoever enrolled them."""
-        kept, names = self.trained.enrolment, self.trained.names
-        found: dict[str, str] = {}
-        for feature, owner in zip(kept.features.numpy(), kept.owner.tolist(), strict=True):
+        names, found = self.trained.names, dict[str, str]()
+        owners = self.trained.enrolment.owner.tolist()
+        for images, owner in zip(self._images_of_rows(), owners, strict=True):
             if owner >= 0:
-                for image in self._same.get(feature.tobytes(), ()):
-                    found[image] = names[owner]
+                found |= dict.fromkeys(images, names[owner])
         return found
 
     def group(self, images: Sequence[str]) -> dict[int, list[str]]:
@@ -201,10 +204,9 @@ class Answers:
             give(name, self._features(images))
         for name in plan.anew:
             stays = self._rows(name, as_what, ours)
-            there = {row.tobytes() for row in stays.numpy()}
-            rows = self._features(wanted.get(name, ()))
-            fresh = [n for n, row in enumerate(rows.numpy()) if row.tobytes() not in there]
-            give(name, torch.cat([stays, rows[fresh]]) if len(stays) else rows)
+            there = {image for images in self._matched(stays) for image in images}
+            rows = self._features([i for i in wanted.get(name, ()) if i not in there])
+            give(name, torch.cat([stays, rows]) if len(stays) else rows)
         with as_one(self.trained) if plan.anew or plan.gone else nullcontext():
             if plan.anew or plan.gone:
                 remove(self.trained, [*plan.anew, *plan.gone])
@@ -223,15 +225,36 @@ class Answers:
     def _rows(self, name: str, as_what: Mapping[str, str], ours: Mapping[str, str]) -> torch.Tensor:
         """Features that an enrolled class has and keeps."""
         kept, id = self.trained.enrolment, self.trained.roster.id_of(name)
-        rows = kept.features[kept.owner == id]
-
-        def stays(row: NDArray[np.float32]) -> bool:
-            images = self._same.get(row.tobytes(), ())
-            return not images or any(
-                as_what.get(image, None if image in ours else name) == name for image in images
+        stays = [
+            owner == id
+            and (
+                not images
+                or any(as_what.get(i, None if i in ours else name) == name for i in images)
             )
+            for images, owner in zip(self._images_of_rows(), kept.owner.tolist(), strict=True)
+        ]
+        return kept.features[torch.tensor(stays, dtype=torch.bool)]
 
-        return rows[[stays(row) for row in rows.numpy()]] if len(rows) else rows
+    def _images_of_rows(self) -> list[list[str]]:
+        """Which images each row of the enrolled features is of; made once for each enrolment."""
+        kept = self.trained.enrolment
+        if self._of_rows is None or self._of_rows[0] is not kept:
+            self._of_rows = (kept, self._matched(kept.features))
+        return self._of_rows[1]
+
+    @own_defaults()
+    @torch.no_grad()
+    def _matched(self, rows: torch.Tensor) -> list[list[str]]:
+        found = [self._same.get(row.tobytes(), []) for row in rows.numpy()]
+        others = [n for n, images in enumerate(found) if not images]
+        if others and len(self.images):
+            asked = rows[others]
+            near, index = ops.nearest_centroid(asked, torch.from_numpy(self.features))
+            alike = near <= ALIKE * asked.norm(dim=1)
+            for n, same, at in zip(others, alike.tolist(), index.tolist(), strict=True):
+                if same:
+                    found[n] = self._same[self.features[at].tobytes()]
+        return found
 
 
 def held(kept: Enrolment) -> tuple[str, bytes]:
