@@ -74,7 +74,8 @@ def run_eval(args: argparse.Namespace) -> int:
     from oltr_ext.serve.trained import load_trained
 
     trained = [
-        load_trained(path, device=args.device, overrides=args.set) for path in args.checkpoints
+        load_trained(path, device=args.device, overrides=args.set, stream=args.stream)
+        for path in args.checkpoints
     ]
     folders = [each.path.parent for each in trained]
     names = [
@@ -115,7 +116,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from oltr_ext.serve.predict import predict_images
     from oltr_ext.serve.trained import load_trained
 
-    trained = load_trained(args.checkpoint, device=args.device)
+    trained = load_trained(args.checkpoint, device=args.device, stream=args.stream)
     if args.set is not None:
         return _predict_sets(args, trained)
     by = "distance" if isinstance(trained.model.head, OLTRHead) else "probability"

@@ -141,6 +141,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print all numbers, a line a model; write no report"
     )
     _add_set(sub)
+    _add_stream(sub)
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
     sub = command(
@@ -173,6 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="shots",
         help="over what to miss that share: see oltr_ext/serve/README.md; default: %(default)s",
     )
+    _add_stream(sub)
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
     classes.add_commands(command)
@@ -335,6 +337,15 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key of the configuration by its dotted path, after the method has changed "
         "it; may be repeated",
+    )
+
+
+def _add_stream(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--stream",
+        action="store_true",
+        help="leave a memory's class banks in the file and read them at each answer: for models "
+        "larger than memory",
     )
 
 

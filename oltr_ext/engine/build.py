@@ -106,7 +106,12 @@ def build_sampler(stage: Stage, labels: Ints, seed: int) -> Sampler:
 
 @own_dtype()
 def build_model(
-    config: Config, stage: int, splits_or_shape: Splits | dict[str, Any], *, weights: bool = True
+    config: Config,
+    stage: int,
+    splits_or_shape: Splits | dict[str, Any],
+    *,
+    weights: bool = True,
+    banks: bool = True,
 ) -> OLTRModel:
     """The model of stage 1 or 2 in float32, freshly initialised, what the stage freezes frozen.
 
@@ -114,6 +119,7 @@ def build_model(
         splits_or_shape: the data, or a checkpoint's ``shape`` (channels, size, train_counts).
         weights: load the published backbone weights the configuration names; False when a
             checkpoint follows anyway.
+        banks: False leaves the head on "meta", without memory, until tensors are assigned.
     """
     shape = splits_or_shape if isinstance(splits_or_shape, dict) else model_shape(splits_or_shape)
     settings = config.stage1 if stage == 1 else config.stage2
@@ -140,7 +146,9 @@ def build_model(
     if before.fc is not None:
         out = width if before.fc == "same" else before.fc
         fc, width = feature_layer(width, out, start=before.fc_start), out
-    model = OLTRModel(backbone, build_head(settings, width, shape["train_counts"]), attention, fc)
+    with nullcontext() if banks else torch.device("meta"):
+        head = build_head(settings, width, shape["train_counts"])
+    model = OLTRModel(backbone, head, attention, fc)
     if isinstance(settings, MemoryStage):
         model.freeze(settings.freeze)
     elif not isinstance(settings, FeatureStage):
@@ -169,7 +177,7 @@ def model_shape(splits: Splits) -> dict[str, Any]:
 
 def class_frequencies(train_counts: Iterable[int]) -> Tensor:
     """(C,) float32, summing to one; a class without images keeps a finite, lowest frequency."""
-    counts = torch.tensor([*train_counts], dtype=torch.float32).clamp_min(0.5)
+    counts = torch.tensor([*train_counts], dtype=torch.float32, device="cpu").clamp_min(0.5)
     return counts / counts.sum()
 
 

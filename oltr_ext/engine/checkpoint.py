@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as make_safetensors
 from torch import Tensor
@@ -97,8 +97,14 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
     _sync_folder(path.parent)
 
 
-def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    path: str | Path, *, beside: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and header of a checkpoint.
+
+    Args:
+        beside: tensors that stay in the file: they come as empty ones on "meta", and the checksum,
+            which is over them too, is not verified.
 
     Raises:
         CheckpointError: no such file, truncated, damaged, or not an oltr_ext checkpoint.
@@ -106,16 +112,20 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}")
-    blob = path.read_bytes()
     try:
-        tensors = parse_safetensors(blob)
-        size = int.from_bytes(blob[:8], "little")
-        crc, _, text = json.loads(blob[8 : 8 + size])["__metadata__"]["oltr_ext"].partition(" ")
+        if beside:
+            tensors, metadata = _read_beside(path, beside)
+        else:
+            blob = path.read_bytes()
+            tensors = parse_safetensors(blob)
+            size = int.from_bytes(blob[:8], "little")
+            metadata = json.loads(blob[8 : 8 + size])["__metadata__"]
+        crc, _, text = metadata["oltr_ext"].partition(" ")
     except KeyError:
         raise CheckpointError(f"{path} is not a checkpoint of oltr_ext") from None
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
-    if f"{_checksum(text, tensors):08x}" != crc:
+    if not beside and f"{_checksum(text, tensors):08x}" != crc:
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
     header = json.loads(text)
     if header.pop("format") != FORMAT:
@@ -123,15 +133,32 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def read_model(path: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+def _read_beside(path: Path, beside: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  # it is no dict
+            if name in beside:
+                there = file.get_slice(name)
+                tensors[name] = torch.empty(there.get_shape(), device="meta")
+            else:  # cloned: out of the map of a file that others may cut off
+                tensors[name] = file.get_tensor(name).clone()
+        return tensors, file.metadata() or {}
+
+
+def read_model(
+    path: str | Path, *, beside: Collection[str] = ()
+) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     """Path, tensors and header of a checkpoint, or of the `model.safetensors` of a run's folder.
+
+    Args:
+        beside: see `load`.
 
     Raises:
         CheckpointError: no such file, damaged, or written before its threshold was calibrated.
     """
     path = Path(path)
     path = path / MODEL if path.is_dir() else path
-    tensors, header = load(path)
+    tensors, header = load(path, beside=beside)
     if header["threshold"] is None:
         raise CheckpointError(
             f"{path} was written in the middle of an epoch and has no threshold for unknown; "

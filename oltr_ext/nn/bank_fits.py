@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oltr_ext.ops import StreamedBank
+from oltr_ext.ops.bank import blocks_of
+
 COLUMNS = 1 << 13
 """Rows of a bank that `kth_distance` holds distances to at a time."""
 
@@ -54,17 +57,18 @@ def default_neighbours(counts: Tensor) -> int:
     return min(max(rarest // 2, 2), 50)
 
 
-def kth_distance(x: Tensor, rows: Tensor, k: int) -> Tensor:
+def kth_distance(x: Tensor, rows: Tensor | StreamedBank, k: int) -> Tensor:
     """(B,) distance of each of x (B, D) to the k-th nearest of rows (N >= k, D).
 
     Holds B x `COLUMNS` distances, whatever N. In float64 the product form cancels to 1e-8 of the
     length of a row; x gives the dtype.
     """
     own, parts = x.square().sum(dim=1, keepdim=True), []
-    for part in rows.split(COLUMNS):
-        near = part.to(x.dtype)
-        square = own + near.square().sum(dim=1) - 2 * (x @ near.t())
-        parts.append(square.topk(min(k, len(near)), dim=1, largest=False).values)
+    with blocks_of(rows, COLUMNS) as blocks:
+        for _, part in blocks:
+            near = part.to(x.dtype)
+            square = own + near.square().sum(dim=1) - 2 * (x @ near.t())
+            parts.append(square.topk(min(k, len(near)), dim=1, largest=False).values)
     best = torch.cat(parts, dim=1).topk(k, dim=1, largest=False).values
     return best.amax(dim=1).clamp_min(0).sqrt()
 

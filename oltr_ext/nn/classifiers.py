@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from oltr_ext import ops
 from oltr_ext.nn.checks import check_sizes
 from oltr_ext.nn.losses import wide
-from oltr_ext.ops import MetaEmbeddingDetails
+from oltr_ext.ops import MetaEmbeddingDetails, StreamedBank
 
 PARTS = ("memory", "selector", "reachability")
 """Factors of the meta-embedding that an ablation may leave out."""
@@ -133,7 +133,7 @@ class MetaEmbedding(nn.Module):
         keys, bias = self.fc_hallucinator.weight, self.fc_hallucinator.bias
         if present is None:
             return self.embed_by(x, memory, keys, bias)
-        parts = self.embed_by(x, memory[present], keys[present], bias[present])
+        parts = self.embed_by(x, _only(memory, present), _only(keys, present), bias[present])
         return parts._replace(nearest=present[parts.nearest])
 
     def embed_by(
@@ -210,6 +210,10 @@ class MetaEmbeddingClassifier(MetaEmbedding):
         parts = self.embed(x, centroids)
         logits = self.cosnorm_classifier(parts.embedding)
         return logits, [x, parts.selector * parts.memory_feature]
+
+
+def _only(bank: Tensor, classes: Tensor) -> Any:
+    return bank.only(classes) if isinstance(bank, StreamedBank) else bank[classes]
 
 
 def _strip_module_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:

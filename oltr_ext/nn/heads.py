@@ -34,8 +34,8 @@ def alone(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 class HeadOutput(NamedTuple):
     """What a head makes of features (B, D); what it lacks is None."""
 
-    logits: Tensor
-    """(B, C)."""
+    logits: Any
+    """(B, C): a tensor, or the `StreamedLogits` of a streamed head."""
     distance: Tensor | None = None
     """(B,) to the nearest centroid."""
     nearest: Tensor | None = None
@@ -147,7 +147,8 @@ class Head(Enrolling, ABC):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, D) to logits (B, C)."""
-        return self.outputs(features).logits
+        logits: Tensor = self.outputs(features).logits
+        return logits
 
     @property
     def origin(self) -> Tensor | None:

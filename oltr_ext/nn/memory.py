@@ -14,8 +14,13 @@ from oltr_ext import ops
 from oltr_ext.nn.checks import check_sizes
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
+from oltr_ext.ops import StreamedBank
+from oltr_ext.ops.bank import blocks_of
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
+
+COLUMNS = 1 << 13
+"""Centroids that `CentroidMemory.closest` holds distances to at a time."""
 
 
 def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Means:
@@ -112,13 +117,20 @@ class CentroidMemory(nn.Module):
 
     def forward(self, x: Tensor) -> Nearest:
         """Distance (B,) of features (B, D) to the nearest centroid, and its class (B,)."""
+        found = ops.nearest_centroid(x, self._there())
         if self.present is None:
-            return ops.nearest_centroid(x, self.centroids)
-        found = ops.nearest_centroid(x, self.centroids[self.present])
+            return found
         return Nearest(found.distance, self.present[found.index])
 
+    def _there(self) -> Tensor | StreamedBank:
+        """Centroids (K, D) of the classes that have one."""
+        present, bank = self.present, self.centroids
+        if present is None:
+            return bank
+        return bank.only(present) if isinstance(bank, StreamedBank) else bank[present]
+
     def closest(self, x: Tensor, count: int) -> Nearest:
-        """The nearest centroids of each feature, nearest first; holds a B x C.
+        """The nearest centroids of each feature, nearest first.
 
         Args:
             x: (B, D).
@@ -128,14 +140,21 @@ class CentroidMemory(nn.Module):
             (distance (B, count) float32 or float64, class (B, count) int64).
         """
         present = self.present
-        memory = self.centroids if present is None else self.centroids[present]
         # By differences: close to a centroid, the products of the default cancel. In float64, where
         # there is one: it holds the square of every float32.
         mode = "donot_use_mm_for_euclid_dist"
         exact = torch.float32 if x.device.type == "mps" else torch.float64
-        distance = torch.cdist(x.to(exact), memory.to(exact), compute_mode=mode)
-        count = min(count, distance.shape[1])
-        value, index = distance.topk(count, dim=1, largest=False)
+        memory, wider = self._there(), x.to(exact)
+        values, indices = [], []
+        with blocks_of(memory, COLUMNS) as blocks:
+            for start, block in blocks:
+                distance = torch.cdist(wider, block.to(exact), compute_mode=mode)
+                near, at = distance.topk(min(count, len(block)), dim=1, largest=False)
+                values.append(near)
+                indices.append(at + start)
+        near = torch.cat(values, dim=1)
+        value, order = near.topk(min(count, near.shape[1]), dim=1, largest=False)
+        index = torch.cat(indices, dim=1).gather(1, order)
         value = value.to(wide(x).dtype)
         return Nearest(value, index if present is None else present[index])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,11 @@ from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.rivals import RIVALS, Rivals, spaced
 from oltr_ext.nn.scores import SCORES, all_scores
-from oltr_ext.ops import MetaEmbeddingDetails
+from oltr_ext.nn.streamed import StreamedLogits, strongest
+from oltr_ext.ops import MetaEmbeddingDetails, StreamedBank
+
+ROWS = 256
+"""Rows that share a pass over streamed banks; more hold more of a block's logits."""
 
 
 class OLTRHead(PriorHead):
@@ -82,9 +87,19 @@ class OLTRHead(PriorHead):
 
     def outputs(self, features: Tensor) -> HeadOutput:
         parts = self._embed(features)
-        logits = self.classifier.cosnorm_classifier(parts.embedding)
+        cosine = self.classifier.cosnorm_classifier
+        if self.streamed:
+            logits: Tensor | StreamedLogits = StreamedLogits(
+                parts.embedding,
+                cast(StreamedBank, cosine.weight),
+                cosine.scale,
+                self._shift(),
+                self.num_trained,
+            )
+        else:
+            logits = self.expected(cosine(parts.embedding))
         return HeadOutput(
-            self.expected(logits),
+            logits,
             parts.distance,
             parts.nearest,
             parts.embedding,
@@ -93,11 +108,27 @@ class OLTRHead(PriorHead):
             features=features,
         )
 
+    def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(ROWS) if self.streamed else super().pieces(rows)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its banks pass by in blocks; see `oltr_ext.nn.streamed.stream`."""
+        return isinstance(self.memory.centroids, StreamedBank)
+
+    def _shift(self) -> Tensor | None:
+        """(C,) what `expected` adds to logits; None: nothing."""
+        if self.class_prior is None and self.removed is None:
+            return None
+        zero = self.threshold.new_zeros(1, self.num_classes, dtype=torch.float32)
+        return self.expected(zero)[0]
+
     def _embed(self, features: Tensor) -> MetaEmbeddingDetails:
         """Where classes lack, what is there is copied once, not at each call, but with gradients
         and in a compiled graph."""
         layer, present = self.classifier, self.memory.present
-        if present is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        at_each_call = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if present is None or self.streamed or at_each_call:
             return layer.embed(features, self.memory.centroids, present)
         bank = [self.memory.centroids, layer.fc_hallucinator.weight, layer.fc_hallucinator.bias]
         made = self._rooms.derived(
@@ -108,6 +139,11 @@ class OLTRHead(PriorHead):
 
     def _class_tensors(self, what: str) -> list[ClassTensor]:
         keys = self.classifier.fc_hallucinator
+        if self.streamed:
+            raise ValueError(
+                f"OLTRHead.{what}: expected banks in memory, got streamed ones, which are "
+                "read-only: load the model without streaming it"
+            )
         if what != "load_state_dict" and not self.memory.counts.any():
             raise ValueError(
                 f"OLTRHead.{what}: expected a memory that has counted its classes' images "
@@ -177,6 +213,19 @@ class OLTRHead(PriorHead):
             return torch.softmax(match, dim=1)
         share = torch.softmax(match[:, present], dim=1)
         return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
+
+    def most_recalled(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Of `recall` the largest shares (B, count) and their classes."""
+        layer = self.classifier.fc_hallucinator
+        count, present = min(count, self.num_classes), self.memory.present
+        if not self.streamed:
+            share, which = self.recall(features).topk(count, dim=1)
+            return share, which
+        keys, bias = cast(StreamedBank, layer.weight), layer.bias
+        if present is None:
+            return strongest(features, keys, bias, count)
+        share, which = strongest(features, keys.only(present), bias[present], count)
+        return share, present[which]
 
     def own_scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
         scale = self.classifier.scale

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from oltr_ext.nn.streamed import StreamedLogits
+
 LOGIT_SCORES = ("max_softmax", "max_logit", "energy")
 ENTROPY_SCORES = ("gen",)
 DISTANCE_SCORES = ("nearest_distance", "reachability")
@@ -48,7 +50,7 @@ which malloc takes fresh pages for every temporary."""
 
 
 def logit_scores(
-    logits: Tensor, *, temperature: float = 1.0, dtype: torch.dtype | None = None
+    logits: Tensor | StreamedLogits, *, temperature: float = 1.0, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """All of `LOGIT_SCORES`, in one pass and without another tensor of the logits' size.
 
@@ -64,6 +66,13 @@ def logit_scores(
         ValueError: logits of another shape.
     """
     _check_logits("logit_scores", logits)
+    if isinstance(logits, StreamedLogits):
+        top = logits.largest(1)[0][:, 0]
+        total = energy = torch.logaddexp(top, logits.log_rest)
+        if temperature != 1:
+            raise ValueError("logit_scores: expected a temperature of 1 for streamed logits")
+        values = ((top - total).exp(), top, energy)
+        return dict(zip(LOGIT_SCORES, (v.to(dtype or v.dtype) for v in values), strict=True))
     rows, parts = max(1, CHUNK // logits.shape[1]), []
     # a compiled graph is made for a number of parts
     for part in (logits,) if torch.compiler.is_compiling() else logits.split(rows):
@@ -76,7 +85,9 @@ def logit_scores(
     return dict(zip(LOGIT_SCORES, torch.cat(parts, dim=1), strict=True))
 
 
-def entropy_score(logits: Tensor, *, gamma: float = GAMMA, top: int = TOP) -> Tensor:
+def entropy_score(
+    logits: Tensor | StreamedLogits, *, gamma: float = GAMMA, top: int = TOP
+) -> Tensor:
     """``gen``: generalised entropy with its sign turned (Liu et al., CVPR 2023, Eq. 2 and 4).
 
     ``-sum p^gamma (1 - p)^gamma`` over the ``top`` largest probabilities p. Near p = 1 the power
@@ -95,15 +106,23 @@ def entropy_score(logits: Tensor, *, gamma: float = GAMMA, top: int = TOP) -> Te
     _check_logits("entropy_score", logits)
     if top < 1:
         raise ValueError(f"entropy_score: expected top of at least 1, got {top}")
+    if isinstance(logits, StreamedLogits):
+        largest, rest = logits.largest(top)[0], logits.log_rest[:, None]
+        return _entropy(largest, rest, torch.logaddexp(largest[:, :1], rest), gamma)
     rows, parts = max(1, CHUNK // logits.shape[1]), []
     for part in (logits,) if torch.compiler.is_compiling() else logits.split(rows):
         total = part.logsumexp(dim=1, keepdim=True)
         largest, at = part.topk(min(top, part.shape[1]), dim=1)
         rest = part.scatter(1, at[:, :1], -torch.inf).logsumexp(dim=1, keepdim=True)
-        log_p = largest - total
-        log_q = torch.cat([rest - total, torch.log1p(-log_p[:, 1:].exp())], dim=1)
-        parts.append(-(gamma * (log_p + log_q)).exp().sum(dim=1))
+        parts.append(_entropy(largest, rest, total, gamma))
     return torch.cat(parts)
+
+
+def _entropy(largest: Tensor, rest: Tensor, total: Tensor, gamma: float) -> Tensor:
+    """Of the largest logits (B, M); the logsumexp of all but the first, and of all, (B, 1)."""
+    log_p = largest - total
+    log_q = torch.cat([rest - total, torch.log1p(-log_p[:, 1:].exp())], dim=1)
+    return -(gamma * (log_p + log_q)).exp().sum(dim=1)
 
 
 def open_score(
@@ -160,7 +179,7 @@ def open_score(
 
 
 def all_scores(
-    logits: Tensor,
+    logits: Tensor | StreamedLogits,
     distance: Tensor | None = None,
     unknown: Tensor | None = None,
     *,
@@ -183,18 +202,23 @@ def all_scores(
     """
     _check_logits("all_scores", logits)
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    entropies = set(ENTROPY_SCORES) & set(names)
+    if isinstance(logits, StreamedLogits) and entropies:
+        logits.largest(TOP)  # so that one pass is enough
     scores = logit_scores(logits, temperature=temperature, dtype=dtype)
     if distance is not None:
         for name in DISTANCE_SCORES:
-            scores[name] = open_score(name, logits, distance.to(dtype), scale=scale, eps=eps)
+            far = distance.to(dtype)
+            scores[name] = -far if name == "nearest_distance" else scale / far.clamp(min=eps)
     if unknown is not None:
         for name in UNKNOWN_SCORES:
-            scores[name] = open_score(name, logits, unknown=unknown.to(dtype))
-    for name in set(ENTROPY_SCORES) & set(names):
-        scores[name] = entropy_score(logits.to(dtype))
+            scores[name] = 1 - unknown.to(dtype)
+    for name in entropies:
+        wide = logits if isinstance(logits, StreamedLogits) else logits.to(dtype)
+        scores[name] = entropy_score(wide)
     return scores
 
 
-def _check_logits(where: str, logits: Tensor) -> None:
-    if logits.dim() != 2 or logits.shape[1] == 0:
+def _check_logits(where: str, logits: Tensor | StreamedLogits) -> None:
+    if len(logits.shape) != 2 or logits.shape[1] == 0:
         raise ValueError(f"{where}: expected logits (B, C >= 1), got {tuple(logits.shape)}")

@@ -216,6 +216,20 @@ class StreamedBank:
         raise TypeError("StreamedBank: cannot be pickled or copied; open its file anew")
 
 
+@contextmanager
+def blocks_of(bank: Tensor | StreamedBank, rows: int) -> Iterator[Iterator[tuple[int, Tensor]]]:
+    """First class and rows of each block of a bank, wherever it is.
+
+    Args:
+        rows: of a block of a tensor; a streamed bank has its own.
+    """
+    if isinstance(bank, StreamedBank):
+        with bank.blocks() as blocks:
+            yield blocks
+    else:
+        yield ((start, bank[start : start + rows]) for start in range(0, len(bank), rows))
+
+
 NO_GRADIENT = "a streamed bank is read-only and gets no gradient"
 
 

@@ -275,13 +275,15 @@ class Model:
         return push_to_hub(self.trained, repo_id, **how)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, device: str = "auto", **how: Any) -> Model:
+    def from_pretrained(
+        cls, name: str | Path, *, device: str = "auto", stream: bool = False, **how: Any
+    ) -> Model:
         """`load`, told how the Hub is asked.
 
         Args:
             how: ``revision``, ``token``, ``cache_dir`` or ``local_files_only``.
         """
-        return cls(load_trained(located(name, **how), device=device))
+        return cls(load_trained(located(name, **how), device=device, stream=stream))
 
     def discover(
         self,
@@ -322,18 +324,20 @@ class Model:
         return one, image_features(self.trained, images)
 
 
-def load(run: str | Path, *, device: str = "auto") -> Model:
+def load(run: str | Path, *, device: str = "auto", stream: bool = False) -> Model:
     """A trained model: the folder of a run, a checkpoint, a folder of `Model.save_pretrained`, or
     where there is no such file the name of a model on the Hugging Face Hub, ``owner/name``.
 
     Args:
+        stream: leave the class banks in the file, for models larger than memory, as
+            `load_trained` does.
         device: ``auto`` takes CUDA where there is one.
 
     Raises:
         CheckpointError: no such file or model, damaged, or of a run that has not ended an epoch.
         ValueError: no such device.
     """
-    return Model.from_pretrained(run, device=device)
+    return Model.from_pretrained(run, device=device, stream=stream)
 
 
 def _plain(image: Any) -> Any:

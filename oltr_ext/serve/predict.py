@@ -275,6 +275,7 @@ def answers(
     for piece in head.pieces(features):
         out = head.outputs(piece)
         label, confidence = head.answer(out)
+        closed = out.logits.argmax(dim=1)
         order, value = nearest_classes(trained, piece, out.logits, nearest)
         found += [
             Prediction(
@@ -283,7 +284,7 @@ def answers(
                 confidence=float(confidence[n]),
                 score=trained.threshold["score"],
                 threshold=float(trained.threshold["value"]),
-                closed=names[int(out.logits[n].argmax())],
+                closed=names[int(closed[n])],
                 nearest=[(names[c], v) for c, v in zip(order[n], value[n], strict=True)],
             )
             for n, path in enumerate(paths[len(found) : len(found) + len(piece)])

@@ -28,7 +28,10 @@ from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.engine.preflight import FREE
 from oltr_ext.engine.sets import Calibration
 from oltr_ext.models import OLTRModel, build_backbone
-from oltr_ext.nn import Head, LinearHead, Roster
+from oltr_ext.nn import Head, LinearHead, OLTRHead, Roster
+from oltr_ext.nn.streamed import STREAMED
+from oltr_ext.nn.streamed import stream as stream_banks
+from oltr_ext.ops import StreamedBank
 
 __all__ = ["Embedder", "Trained", "load_embedder", "load_trained", "take_up", "trained_head"]
 
@@ -76,18 +79,26 @@ class Embedder:
 
 @own_defaults()
 def load_trained(
-    path: str | Path, *, device: str = "auto", overrides: Iterable[str] = ()
+    path: str | Path,
+    *,
+    device: str = "auto",
+    overrides: Iterable[str] = (),
+    stream: bool = False,
 ) -> Trained:
     """Read a checkpoint, or the `model.safetensors` of a run's folder.
 
     Args:
+        stream: leave a memory head's banks in the file, out of which each answer reads them: for
+            models larger than memory. Such a file is not checked for damage beyond its header.
         overrides: ``data.key=value`` on its configuration, for data that has moved.
 
     Raises:
         CheckpointError: see `checkpoint.read_model`.
         ConfigError: an override that does not hold, or of more than the data.
+        ValueError: to stream a model without a memory, or with classes that joined or went.
     """
-    path, tensors, header = checkpoint.read_model(path)
+    streamed = [f"model.head.{name}" for name in STREAMED] if stream else []
+    path, tensors, header = checkpoint.read_model(path, beside=streamed)
     overrides = list(overrides)
     for item in overrides:
         if re.split("[.=]", item.strip())[0] != "data":
@@ -97,12 +108,20 @@ def load_trained(
             )
     config = run_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
-    model = build_model(config, header["state"]["stage"], header["shape"], weights=False)
-    model.load_state_dict(checkpoint.under("model.", tensors))
+    kept, weights = enrolment.read(tensors, header), checkpoint.under("model.", tensors)
+    stage, shape = header["state"]["stage"], header["shape"]
+    model = build_model(config, stage, shape, weights=False, banks=not stream)
+    if stream:
+        if kept.changed:
+            raise ValueError(
+                f"{path}: classes joined or were removed, which streamed banks cannot take in; "
+                "load it without streaming"
+            )
+        _stream(model, weights, path, where)
+    else:
+        model.load_state_dict(weights)
     model.to(where).eval()
-    kept = enrolment.read(tensors, header)
     threshold = take_up(model.head, header["threshold"], kept)
-    shape = header["shape"]
     return Trained(
         model,
         config,
@@ -118,6 +137,24 @@ def load_trained(
         shape.get("source"),
         calibration=Calibration.read(tensors),
     )
+
+
+def _stream(
+    model: OLTRModel, weights: Mapping[str, Tensor], path: Path, device: torch.device
+) -> None:
+    """Give a model, whose head is on "meta", its weights, and its banks in the file."""
+    head = model.head
+    if not isinstance(head, OLTRHead) or head.classifier.without:
+        raise ValueError(
+            f"{path}: expected a model with the whole memory of oltr, to stream its banks, got a "
+            f"{type(head).__name__}"
+        )
+    head.load_state_dict(checkpoint.under("head.", weights), assign=True)
+    stream_banks(head, lambda name: StreamedBank(path, f"model.head.{name}", device=device))
+    del model.head  # which is loaded: a bank is no tensor of a state dict
+    body = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    model.load_state_dict(body)
+    model.head = head
 
 
 def take_up(head: Head, threshold: Mapping[str, Any], kept: Enrolment) -> dict[str, Any]:
