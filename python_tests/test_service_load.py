@@ -33,12 +33,18 @@ def held(monkeypatch):
 
 def test_requests_share_batches(finished, held):
     with serving(finished, batch=8) as (client, service), ThreadPoolExecutor(17) as pool:
-        ask = [pool.submit(client.post, "/predict", content=png(seed=n)) for n in range(17)]
+        ask = [
+            pool.submit(client.post, f"/predict?nearest={1 + n % 3}", content=png(seed=n))
+            for n in range(17)
+        ]
         until(lambda: len(service.batcher) >= 9)  # the others are with the model
         held.set()
         alone = [client.post("/predict", content=png(seed=n)).json() for n in range(17)]
-        for one, other in zip((each.result().json() for each in ask), alone, strict=True):
-            (one,), (other,) = one["answers"], other["answers"]
+        for n, (each, other) in enumerate(zip(ask, alone, strict=True)):
+            (one,), (other,) = each.result().json()["answers"], other["answers"]
+            assert [name for name, _ in one["nearest"]] == [
+                name for name, _ in other["nearest"][: 1 + n % 3]
+            ]
             assert one["closed"] == other["closed"] and one["label"] == other["label"]
             assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
         text = client.get("/metrics").text
