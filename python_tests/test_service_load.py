@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -194,3 +196,27 @@ def test_a_client_that_goes_away_leaves_nothing_behind(finished, held):
         held.set()
         until(lambda: service.room.images == 0 and len(service.batcher) == 0)
         assert client.post("/predict", content=png()).status_code == 200
+
+
+def test_the_load_test_loses_no_reply(finished, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    load = importlib.import_module("serve_load")
+    blobs = [png(seed=n) for n in range(3)]
+
+    async def ask(url, **what):
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            if "rate" in what:
+                return await load.opened(client, blobs, **what)
+            return await load.closed(client, blobs, **what)
+
+    with serving(finished, queue=4, images=4, batch=2) as (client, _):
+        url = str(client.base_url)
+        replies = asyncio.run(ask(url, count=70))
+        assert len(replies) == 70 and {status for status, *_ in replies} <= {200, 503}
+        replies = asyncio.run(ask(url, rate=300, seconds=0.3))
+        found = load.summed(replies, 0.3, 0.6)
+        good, full = (found["statuses"][key] for key in ("200", "503"))
+        assert good + full == found["requests"] >= 60 and good
+        assert found["answered"] == pytest.approx(good / 0.6) and 0 < found["p50"] <= found["p99"]
+    (lost,) = asyncio.run(ask(url, count=1))
+    assert lost[0] == 0

@@ -283,8 +283,8 @@ class Service:
     async def measured(self, request: Request) -> Response:
         return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE)
 
-    def told(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint, whose errors are told in JSON, within its time, and counted."""
+    def told(self, route: str, endpoint: Endpoint) -> Endpoint:
+        """The endpoint of a route, whose errors are told in JSON, within its time, and counted."""
 
         async def answered(request: Request) -> Response:
             begin = time.monotonic()
@@ -305,7 +305,6 @@ class Service:
                 id = secrets.token_hex(4)
                 log.exception("request %s failed", id)
                 response = _error(500, f"it failed; the log has the cause under {id}")
-            route = request.scope["route"].path
             self.metrics.request(route, response.status_code, time.monotonic() - begin)
             return response
 
@@ -331,7 +330,7 @@ def make_app(service: Service, *, hosts: list[str] | None = None) -> Starlette:
         ("/metrics", s.measured, "GET"),
     ]
     return Starlette(
-        routes=[Route(path, s.told(endpoint), methods=[m]) for path, endpoint, m in routes],
+        routes=[Route(path, s.told(path, endpoint), methods=[m]) for path, endpoint, m in routes],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)] if hosts else [],
         exception_handlers={HTTPException: _http_error},  # type: ignore[dict-item]
         lifespan=service.running,
