@@ -125,6 +125,7 @@ def _listening(port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(("127.0.0.1", port))
+        made.listen()  # whoever comes before all is ready waits
     except OSError as error:
         made.close()
         raise OSError(

@@ -74,6 +74,7 @@ const KEYS = [
 const DO = new Map(KEYS.flatMap(([keys, run]) => keys.map((key) => [key, run])));
 
 function onKey(event) {
+  if (event.defaultPrevented) return; // Enter that gave a name
   if (event.isComposing || document.querySelector("dialog[open]")) {
     if (document.querySelector("#large[open]") && [" ", "Enter", "o"].includes(event.key)) {
       $("large").close();
