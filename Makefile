@@ -28,7 +28,7 @@ SUITES ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 NATIVE := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build native-test sanitize arm-test test-oldest bench bench-full lint format \
+.PHONY: help demo test build native-test sanitize arm-test desk-test test-oldest bench bench-full lint format \
   cuda-build gpu-check wheel clean
 
 help:  ## this list
@@ -72,6 +72,14 @@ arm-test: $(ENV)  ## CPU kernels for 64-bit Arm: Debian's cross compiler, run by
 	  echo "make: no aarch64-linux-gnu-g++ or no qemu-aarch64 here; Debian and Ubuntu: apt-get install" \
 	    "g++-aarch64-linux-gnu qemu-user"; exit 1; }
 	$(MAKE) --no-print-directory native-test PRESET=arm
+
+# `make test` runs it too where there is a Chromium, and installs none.
+desk-test: $(BUILD)  ## the page of oltr desk in headless Chromium, installed by apt-get where that is
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "make: no chromium and no apt-get here"; exit 1; }; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get install -y -q --no-install-recommends chromium chromium-driver; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(wildcard python_tests/test_desk*.py) $(PYTEST_ARGS)
 
 # Built against the pinned torch, installed beside the oldest one, tested from another folder; and
 # the sources compile against the oldest one too.

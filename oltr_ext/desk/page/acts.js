@@ -13,7 +13,6 @@ function act(path, body, words) {
       await post(path, { version: version(), ...body });
       desk.marked.clear();
       await poll();
-      await load();
       say("");
       return true;
     } catch (error) {

@@ -159,8 +159,9 @@ function drawStatus() {
   }
   const known = counts.images - counts.unknown;
   $("where").textContent =
-    `${status.run}, ${status.folder}: ${count(counts.images, "image")}, ${counts.unknown} unknown, ` +
+    `${status.run}, ${status.folder.split(/[\\/]/).pop()}: ${count(counts.images, "image")}, ${counts.unknown} unknown, ` +
     `${known} recognised, ${counts.classes} classes`;
+  $("where").title = status.folder;
   const current = inGroup() ? desk.from : desk.view;
   $("tabs").replaceChildren(
     ...TABS.map(([name, text], n) => {
@@ -181,6 +182,7 @@ function drawStatus() {
 }
 
 let stamp = null;
+let drawn = Promise.resolve();
 
 export async function poll() {
   const status = await get("api/status");
@@ -189,8 +191,9 @@ export async function poll() {
   const first = ready && (!desk.status || desk.status.progress.phase !== "ready");
   desk.status = status;
   stamp = status.stamp;
-  if (ready && (other || first)) await load();
+  if (ready && (other || first)) drawn = load();
   else if (!ready) drawStatus();
+  await drawn; // also if another call began it
 }
 
 async function watch() {
