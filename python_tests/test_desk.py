@@ -19,9 +19,11 @@ from oltr_ext.desk import views
 from oltr_ext.desk.answers import held
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.export import lists
+from oltr_ext.desk.folder import Folder
 from oltr_ext.desk.meaning import Conflict
 from oltr_ext.desk.state import JUNK, Refused
 from oltr_ext.engine import checkpoint
+from oltr_ext.serve import discover_parts
 from oltr_ext.serve import enroll as enrolling
 from oltr_ext.serve.predict import predict_images
 from oltr_ext.serve.trained import load_trained
@@ -322,13 +324,13 @@ def test_it_goes_on_where_it_was(run: Path, folder: Path, monkeypatch: pytest.Mo
     desk.enroll(desk.log.version)
     state, version = desk.log.state, desk.log.version
     desk.close()
+    with monkeypatch.context() as patch:  # no file is read again, no image embedded again
+        patch.setattr("oltr_ext.desk.folder._hash", None)
+        patch.setattr("oltr_ext.serve.discover_parts._ask", None)
+        opened(run, folder).close()
     moved = next((folder / "open_test").iterdir())
     moved.rename(folder / "a name like <b>.png")
     shutil.copy(folder / "open_val" / "open_val_4_0.png", folder / "copy.png")
-    monkeypatch.setattr("oltr_ext.desk.folder._hash", None)  # nothing known is read again
-    with pytest.raises(TypeError):
-        opened(run, folder)
-    monkeypatch.undo()
     desk = opened(run, folder)
     assert desk.log.state == state and desk.log.version == version
     rows = views.images(desk, str(group), 0)["images"]
@@ -343,6 +345,53 @@ def test_it_goes_on_where_it_was(run: Path, folder: Path, monkeypatch: pytest.Mo
     desk.undo(desk.log.version)
     assert "snail" not in load_trained(run, device="cpu").names
     desk.close()
+
+
+def test_how_far_it_is_and_what_failed(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(load_trained(run, device="cpu"), Folder(folder), run / "desk")
+    seen: list[tuple[str, int, int]] = []
+    embedded = discover_parts._ask
+
+    def ask(*given: Any) -> Any:
+        found = views.status(desk)
+        seen.append(tuple(found["progress"][key] for key in ("phase", "done", "total")))
+        assert "counts" not in found
+        with pytest.raises(Refused, match="still being looked at"):
+            decide(desk, "regroup")
+        return embedded(*given)
+
+    monkeypatch.setattr(discover_parts, "PART", 20)
+    monkeypatch.setattr(discover_parts, "_ask", ask)
+    desk.prepare()
+    assert seen == [("embedding", 0, 43), ("embedding", 20, 43), ("embedding", 40, 43)]
+    assert views.status(desk)["progress"]["phase"] == "ready"
+    desk.close()
+    desk = Desk(load_trained(run, device="cpu"), Folder(folder), run / "desk2")
+    monkeypatch.setattr(discover_parts, "_ask", None)
+    with pytest.raises(TypeError):
+        desk.prepare()
+    failed = views.status(desk)["progress"]
+    assert failed["phase"] == "failed" and "not callable" in failed["words"]
+    desk.close()
+
+
+def test_a_folder_without_an_image(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "broken.png").write_bytes(b"no image")
+    desk = opened(run, tmp_path / "empty")
+    counts = views.status(desk)["counts"]
+    assert counts["images"] == counts["open"] == 0 and counts["bad"] == 1
+    assert views.groups(desk, "open", 0)["groups"] == []
+    with pytest.raises(Refused, match="nothing to group"):
+        decide(desk, "regroup")
+    with pytest.raises(Refused, match="name a group first"):
+        desk.enroll(desk.log.version)
+    assert lists(desk)["train.txt"] == b""
+    desk.close()
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        opened(run, tmp_path / "nowhere")
 
 
 def test_nothing_outside_the_folder_is_read(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import socket
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,12 @@ import pytest
 from desk_cases import a_run, crowded, opened, photos
 from PIL import Image
 
+from oltr_ext.cli import main
 from oltr_ext.desk import views
 from oltr_ext.desk.app import make_app
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.thumbs import LARGE, SMALL
+from oltr_ext.engine.lock import locked
 from oltr_ext.serve import discover_groups
 from oltr_ext.serve.trained import load_trained
 
@@ -193,6 +197,32 @@ def test_the_page_runs_no_markup_and_reaches_no_network() -> None:
         assert not re.search(r"\bstyle\s*=", source), file.name
         found = re.findall(r"https?://[^\"' )]*", source)
         assert set(found) <= {"http://www.w3.org/2000/svg"}, file.name
+
+
+def test_without_the_extra_its_name_is_told(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["desk", str(finished), str(tmp_path)]) == 1
+    assert "uvicorn is missing: run `pip install oltr_ext[web]`" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_and_a_desk_that_is_open(
+    finished: Path, tmp_path: Path, desk: Desk, capsys: Any
+) -> None:
+    run, folder = str(desk.trained.path.parent), str(desk.folder.root)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        asked = ["desk", run, folder, "--no-browser", "--port", port, "--out", str(tmp_path / "o")]
+        assert main(asked) == 1
+        assert f"port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
+    with locked(tmp_path / "held"):
+        asked = ["desk", run, folder, "--export", str(tmp_path), "--out", str(tmp_path / "held")]
+        assert main(asked) == 1 and "in use" in capsys.readouterr().err
+    asked[asked.index("--out") + 1] = str(tmp_path / "own")
+    assert main(asked) == 0 and (tmp_path / "train.txt").read_text() == ""
 
 
 def test_a_conflict_is_told_and_nothing_is_lost(client: Any, desk: Desk) -> None:

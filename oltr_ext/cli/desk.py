@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from oltr_ext.config.paths import path_of
-
-PORT = 8765
+from oltr_ext.desk import PORT
 
 
 def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:

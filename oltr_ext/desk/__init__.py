@@ -4,3 +4,5 @@
 images, `thumbs` shows them small; `answers` asks the run; `desk` joins them for `app`, which serves
 the page.
 """
+
+PORT = 8765

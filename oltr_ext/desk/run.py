@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from oltr_ext.desk import PORT
 from oltr_ext.desk.app import make_app
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.export import export
@@ -17,9 +18,7 @@ from oltr_ext.desk.folder import Folder
 from oltr_ext.engine.lock import locked
 from oltr_ext.serve.trained import load_trained
 
-__all__ = ["PORT", "export_decisions", "run_desk"]
-
-PORT = 8765
+__all__ = ["export_decisions", "run_desk"]
 
 
 def run_desk(

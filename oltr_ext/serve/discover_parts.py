@@ -240,6 +240,7 @@ def _ask(trained: Trained, part: Part, every: bool, step: Callable[[int], None])
                 np.array([_hash(each) for each in pixels[out.numpy()]], np.uint8).reshape(-1, 16),
             )
         )
+    step(len(part) - seen)  # those that cannot be read
     if not rows:
         none = np.empty(0, np.int64)
         empty = np.empty((0, trained.model.feature_dim), np.float32)
