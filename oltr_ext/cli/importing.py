@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oltr_ext.config.paths import path_of
@@ -67,6 +68,56 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
     sub.add_argument("--delimiter", metavar="CHARACTER", help="default: what the head tells")
     _add_plan(sub, read=_csv, root_of=lambda args: args.root or args.source.parent)
 
+    sub = command(
+        "from-cifar",
+        run_cifar,
+        "make CIFAR-10-LT or CIFAR-100-LT of torchvision's files, with open sets",
+        "  oltr data from-cifar cifar100 --root data --out cifar100_lt\n"
+        "  oltr data from-cifar cifar10 --root data --out cifar10_lt --imbalance step --factor 10 "
+        "\\\n      --open cifar100 svhn textures places",
+        within=parts,
+    )
+    sub.add_argument("source", choices=("cifar10", "cifar100"))
+    sub.add_argument(
+        "--root", type=path_of, required=True, metavar="FOLDER", help="of torchvision's files"
+    )
+    sub.add_argument("--out", type=path_of, required=True, help="a new folder")
+    sub.add_argument("--imbalance", choices=("exp", "step"), default="exp")
+    sub.add_argument("--factor", type=float, default=100.0, help="default: %(default)g")
+    sub.add_argument("--seed", type=int, default=0, help="the field's is %(default)s, the default")
+    sub.add_argument(
+        "--val",
+        type=_val_or_test,
+        default=0.1,
+        metavar="SHARE",
+        help="of the kept images to hold out; test: validate on the test images; "
+        "default: %(default)s",
+    )
+    sub.add_argument(
+        "--open",
+        nargs="+",
+        default=(),
+        metavar="SET",
+        help="cifar10, cifar100, svhn, textures, places",
+    )
+
+
+def run_cifar(args: argparse.Namespace) -> int:
+    from oltr_ext.engine.importing import import_cifar
+
+    made = import_cifar(
+        args.source,
+        args.root,
+        args.out,
+        kind=args.imbalance,
+        factor=args.factor,
+        seed=args.seed,
+        val=args.val,
+        open_sets=args.open,
+    )
+    _tell_of(made.folder, made.words)
+    return 0
+
 
 def run_import(args: argparse.Namespace) -> int:
     from oltr_ext.data.importing import Plan
@@ -82,11 +133,15 @@ def run_import(args: argparse.Namespace) -> int:
         plan=plan,
         workers=args.workers,
     )
-    for line in made.words:
-        print(line)
-    print(f"\nlists   {made.folder}\nreport  {made.folder / 'report.png'}")
-    print(f"train   oltr train {made.folder / 'data.yaml'}")
+    _tell_of(made.folder, made.words)
     return 0
+
+
+def _tell_of(folder: Path, words: list[str]) -> None:
+    for line in words:
+        print(line)
+    print(f"\nlists   {folder}\nreport  {folder / 'report.png'}")
+    print(f"train   oltr train {folder / 'data.yaml'}")
 
 
 def _folder(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
@@ -169,6 +224,15 @@ def _share(text: str) -> float | int:
     if value < 0 or (value >= 1 and value != int(value)):
         raise argparse.ArgumentTypeError(f"must be a share below 1 or a whole number, got {text}")
     return int(value) if value >= 1 else value
+
+
+def _val_or_test(text: str) -> float | str:
+    if text == "test":
+        return text
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be test or a share in (0, 1), got {text}")
+    return value
 
 
 def _jsonable(asked: dict[str, Any]) -> dict[str, Any]:

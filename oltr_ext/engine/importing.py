@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from oltr_ext.data.importing import Imported, Notes, Plan, Record, describe, import_records
+from oltr_ext.data.importing.cifar import CifarLT, write_cifar
 from oltr_ext.report import write_class_counts
 
-__all__ = ["import_set"]
+__all__ = ["import_cifar", "import_set"]
 
 Reader = Callable[[Notes], Iterator[Record]]
 
@@ -44,9 +45,22 @@ def import_set(
         describe=describe,
         workers=workers,
     )
-    picture = made.folder / "report.png"
-    if not picture.exists():
-        title = f"{sum(made.counts['train']):,} training images of {len(made.names):,} classes"
-        opened = {part: list(found.values()) for part, found in made.opened.items()}
-        write_class_counts(picture, made.counts, opened, title=title)
+    opened = {part: list(found.values()) for part, found in made.opened.items()}
+    _draw(made.folder, made.counts, opened)
     return made
+
+
+def import_cifar(name: str, root: str | Path, out: str | Path, **how: Any) -> CifarLT:
+    """`oltr data from-cifar` as a function; arguments and errors are those of `write_cifar`."""
+    made = write_cifar(name, root, out, **how)
+    _draw(made.folder, made.counts, {name: [count] for name, count in made.opened.items()})
+    return made
+
+
+def _draw(
+    folder: Path, counts: Mapping[str, Sequence[int]], opened: Mapping[str, Sequence[int]]
+) -> None:
+    picture, train = folder / "report.png", counts["train"]
+    if not picture.exists():
+        title = f"{sum(train):,} training images of {len(train):,} classes"
+        write_class_counts(picture, counts, opened, title=title)

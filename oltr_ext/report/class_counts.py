@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def write_class_counts(
                     marker="o" if len(train) <= 60 else None, markersize=3,
                 )  # fmt: skip
         begin = len(train) + 1
-        for (name, found), marker in zip(opened.items(), "sD", strict=False):
+        for (name, found), marker in zip(opened.items(), cycle("sD^v"), strict=False):
             if len(found):
                 axes.plot(
                     np.arange(begin, begin + len(found)), sorted(found, reverse=True), marker,

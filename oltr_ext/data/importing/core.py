@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import warnings
@@ -17,14 +15,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look_at, write_whole
+from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look_at
 from oltr_ext.data.importing.deal import Item, Share, deal, deal_open, drawn
+from oltr_ext.data.importing.outcome import SEEN, finish, forget, open_folder, table
 from oltr_ext.data.importing.records import Notes, Record, tidy
 
 __all__ = ["Entry", "Imported", "Plan", "import_records"]
 
 PARTS = ("train", "val", "test", "open_val", "open_test")
-IMAGES, SEEN, DONE, BEGUN = "images", ".seen.jsonl", "import.json", ".import.json.partial"
+IMAGES = "images"
 BATCH, BATCH_BYTES = 256, 64 << 20
 LARGE = 89_478_485
 """Pixels from which on PIL warns of an image."""
@@ -115,7 +114,7 @@ def import_records(
     """
     out = Path(os.path.abspath(out))
     about = json.loads(json.dumps({**about, "plan": asdict(plan)}))
-    _open(out, about)
+    open_folder(out, about)
     base = out / IMAGES if root is None else Path(os.path.abspath(root))
     seen = Seen(out / SEEN)
     made = Imported(out, [], [], notes, plan)
@@ -127,44 +126,11 @@ def import_records(
         made.entries = _without_copies(made)
         _settle(made)
     except (ValueError, OSError):
-        _forget(out)
+        forget(out)
         raise
     made.words = describe(made)
     _write(made, base, about)
     return made
-
-
-def _open(out: Path, about: Mapping[str, Any]) -> None:
-    """See that the folder is ours to write to."""
-    if (out / DONE).is_file():
-        if _about(out / DONE) != about:
-            raise ValueError(f"{out} holds another import: choose another folder for --out")
-        return
-    if (out / BEGUN).is_file():  # what was looked at is good for any plan
-        begun = _about(out / BEGUN) or {}
-        if {**begun, "plan": None} != {**about, "plan": None}:
-            raise ValueError(
-                f"{out} holds the unfinished import of something else: choose another folder for "
-                "--out"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there and not empty: choose another folder for --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / BEGUN, json.dumps({"about": about}).encode())
-
-
-def _forget(out: Path) -> None:
-    """Leave no trace of an import that had not got to its first image."""
-    if [path.name for path in out.iterdir()] == [BEGUN]:
-        (out / BEGUN).unlink()
-        out.rmdir()
-
-
-def _about(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text("utf-8"))["about"]
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _looked_at(
@@ -337,39 +303,13 @@ def _write(made: Imported, base: Path, about: Mapping[str, Any]) -> None:
         rows.append(row)
     files = {f"{part}.txt": "".join(lines[part]) for part in PARTS if lines[part]}
     files["names.txt"] = "".join(f"{name}\n" for name in made.names)
-    files["images.csv"] = _table(COLUMNS, rows)
+    files["images.csv"] = table(COLUMNS, rows)
     if made.left_out:
         left = [(tidy(name), reason) for name, reason in made.left_out]
-        files["left_out.csv"] = _table(("name", "reason"), left)
+        files["left_out.csv"] = table(("name", "reason"), left)
     files["data.yaml"] = _config(made, base, files)
     files["report.txt"] = "".join(f"{line}\n" for line in made.words)
-    folder = made.folder
-    if (folder / DONE).is_file():
-        (folder / SEEN).unlink(missing_ok=True)
-        other = [
-            name
-            for name, text in files.items()
-            if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode()
-        ]
-        if other:
-            raise ValueError(
-                f"{folder} is finished, and {', '.join(other)} would be others now: choose another "
-                "folder for --out"
-            )
-        return
-    for name, text in files.items():
-        write_whole(folder / name, text.encode())
-    write_whole(folder / BEGUN, json.dumps({"about": about, "files": sorted(files)}).encode())
-    os.replace(folder / BEGUN, folder / DONE)
-    (folder / SEEN).unlink(missing_ok=True)
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
+    finish(made.folder, about, files)
 
 
 def _config(made: Imported, base: Path, files: Mapping[str, str]) -> str:

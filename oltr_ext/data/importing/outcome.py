@@ -1,0 +1,88 @@
+"""The folder that an import makes: ours alone, and whole or unfinished."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oltr_ext.data.importing.content import write_whole
+
+__all__ = ["SEEN", "finish", "forget", "open_folder", "table"]
+
+SEEN, DONE, BEGUN = ".seen.jsonl", "import.json", ".import.json.partial"
+
+
+def open_folder(out: Path, about: Mapping[str, Any]) -> None:
+    """See that a folder is ours to write to: missing, empty, or of the same import.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if (out / DONE).is_file():
+        if _about(out / DONE) != about:
+            raise ValueError(f"{out} holds another import: choose another folder for --out")
+        return
+    if (out / BEGUN).is_file():  # what was looked at is good for any plan
+        begun = _about(out / BEGUN) or {}
+        if {**begun, "plan": None} != {**about, "plan": None}:
+            raise ValueError(
+                f"{out} holds the unfinished import of something else: choose another folder for "
+                "--out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there and not empty: choose another folder for --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / BEGUN, json.dumps({"about": about}).encode())
+
+
+def forget(out: Path) -> None:
+    """Leave no trace of an import that had not got to its first image."""
+    if [path.name for path in out.iterdir()] == [BEGUN]:
+        (out / BEGUN).unlink()
+        out.rmdir()
+
+
+def _about(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8"))["about"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def finish(folder: Path, about: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Write the texts of an import, each whole or not at all, and then that it is done.
+
+    Raises:
+        ValueError: it was done, and some would be others now; they stay as they are.
+    """
+    if (folder / DONE).is_file():
+        (folder / SEEN).unlink(missing_ok=True)
+        other = [
+            name
+            for name, text in files.items()
+            if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode()
+        ]
+        if other:
+            raise ValueError(
+                f"{folder} is finished, and {', '.join(other)} would be others now: choose another "
+                "folder for --out"
+            )
+        return
+    for name, text in files.items():
+        write_whole(folder / name, text.encode())
+    write_whole(folder / BEGUN, json.dumps({"about": about, "files": sorted(files)}).encode())
+    os.replace(folder / BEGUN, folder / DONE)
+    (folder / SEEN).unlink(missing_ok=True)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
