@@ -69,6 +69,52 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
     _add_plan(sub, read=_csv, root_of=lambda args: args.root or args.source.parent)
 
     sub = command(
+        "from-json",
+        run_import,
+        "make lists of images named in JSON as COCO and iNaturalist have it",
+        "  oltr data from-json instances.json --out animals --root images\n"
+        "  oltr data from-json train=train2018.json val=val2018.json --out inat --root data\n"
+        "  oltr data from-json traps.json --out traps --observation-key seq_id "
+        "--group-key location",
+        within=parts,
+    )
+    _add_sources(sub, "FILE")
+    _add_root(sub, "the folder of the first file")
+    _add_keys(sub, "key", "of an image")
+    _add_plan(sub, read=_json, root_of=lambda args: args.root or args.source[0][1].parent)
+
+    sub = command(
+        "from-tar",
+        run_import,
+        "make lists of the images in tar files as WebDataset has them",
+        "  oltr data from-tar shards/*.tar --out birds\n"
+        "  oltr data from-tar train=train.tar test=test.tar --out birds --names classes.txt",
+        within=parts,
+    )
+    _add_sources(sub, "SHARD")
+    sub.add_argument("--label-part", metavar="SUFFIX", help="default: cls, label, txt or json")
+    sub.add_argument("--label-key", default="label", metavar="KEY", help="of the part in JSON")
+    sub.add_argument(
+        "--names", type=path_of, metavar="FILE", help="of classes that are numbers, one a line"
+    )
+    _add_keys(sub, "key", "of the part in JSON")
+    _add_plan(sub, read=_tar, root_of=lambda args: None)
+
+    sub = command(
+        "from-arrow",
+        run_import,
+        "make lists of the images in a data set of Hugging Face on disk, or in Parquet files",
+        "  oltr data from-arrow saved_to_disk/ --out birds\n"
+        "  oltr data from-arrow train=train-*.parquet --out birds --label-column species",
+        within=parts,
+    )
+    _add_sources(sub, "PATH")
+    for what in ("image", "label"):
+        sub.add_argument(f"--{what}-column", metavar="NAME", help="default: what it usually is")
+    _add_keys(sub, "column", "if there is one")
+    _add_plan(sub, read=_arrow, root_of=lambda args: None)
+
+    sub = command(
         "from-cifar",
         run_cifar,
         "make CIFAR-10-LT or CIFAR-100-LT of torchvision's files, with open sets",
@@ -172,6 +218,68 @@ def _csv(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
         suffix=args.suffix,
         delimiter=args.delimiter,
     )
+
+
+def _json(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
+    from oltr_ext.data.importing import read_coco
+
+    return read_coco(
+        args.source,
+        notes,
+        root=args.root,
+        observation=args.observation_key,
+        group=args.group_key,
+    )
+
+
+def _tar(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
+    from oltr_ext.data.importing import read_shards
+    from oltr_ext.data.lists import read_names
+
+    return read_shards(
+        args.source,
+        notes,
+        label=args.label_part,
+        label_key=args.label_key,
+        observation=args.observation_key,
+        group=args.group_key,
+        names=None if args.names is None else read_names(args.names),
+    )
+
+
+def _arrow(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
+    from oltr_ext.data.importing import read_arrow
+
+    return read_arrow(
+        args.source,
+        notes,
+        image=args.image_column,
+        label=args.label_column,
+        observation=args.observation_column,
+        group=args.group_column,
+    )
+
+
+def _add_sources(sub: argparse.ArgumentParser, metavar: str) -> None:
+    sub.add_argument(
+        "source",
+        nargs="+",
+        type=_source,
+        metavar=f"[SPLIT=]{metavar}",
+        help="train=, val= or test= says of which split it is",
+    )
+
+
+def _source(text: str) -> tuple[str | None, Path]:
+    split, equals, path = text.partition("=")
+    if equals and split in ("train", "val", "test"):
+        return split, path_of(path)
+    return None, path_of(text)
+
+
+def _add_keys(sub: argparse.ArgumentParser, kind: str, about: str) -> None:
+    for what in ("observation", "group"):
+        sub.add_argument(f"--{what}-{kind}", metavar="NAME", help=about)
 
 
 def _add_root(sub: argparse.ArgumentParser, default: str) -> None:

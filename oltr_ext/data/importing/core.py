@@ -123,6 +123,7 @@ def import_records(
             warnings.simplefilter("ignore")  # of large and of odd images; what matters is reported
             for entry in _looked_at(records, base, out, seen, plan, pool):
                 _admit(entry, made)
+        made.left_out += [(name, f"unreadable: {reason}") for name, reason in notes.broken]
         made.entries = _without_copies(made)
         _settle(made)
     except (ValueError, OSError):
@@ -258,7 +259,7 @@ def _settle(made: Imported) -> None:
             entry.split = out[entry.label]
         elif entry.label not in trained:
             entry.split = f"open_{entry.split}"
-    made.names = sorted(trained)
+    made.names = sorted(trained, key=int if all(map(str.isdecimal, trained)) else None)
     if not trained:
         raise ValueError("the splits of the source have no training image: see --deal-anew")
     for part in PARTS[:3]:

@@ -53,6 +53,7 @@ class Notes:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, list[str]] = {}
         self.said: list[str] = []
+        self.broken: list[tuple[str, str]] = []  # files of the source, and why
 
     def say(self, line: str) -> None:
         """Of how the source was read."""
