@@ -84,6 +84,7 @@ def test_fpr95_accepts_exactly_the_best_nineteen_of_twenty() -> None:
     known, opened = np.arange(20) + 0.5, np.array([-1.0, 0.9, 1.6, 30.0])
     result = open_set_metrics(np.r_[known, opened], [0] * 20 + [-1] * 4)
     assert result["fpr95"] == 0.5  # accept from 1.5 on: 1.6 and 30 pass
+    assert open_set_metrics(np.r_[known, opened[:3]], [0] * 20 + [-1] * 3)["tnr95"] == 2 / 3
     # Open positive: all four open images must be rejected, so the threshold is 30 and every known
     # one goes with them; without the last, rejecting up to 1.6 takes .5 and 1.5 along.
     assert result["fpr95_open"] == 1.0

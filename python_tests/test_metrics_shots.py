@@ -63,6 +63,14 @@ def test_means_over_classes() -> None:
     assert all(math.isnan(nothing[k]) for k in ("balanced", "geometric", "harmonic", "worst"))
 
 
+def test_macro_f1_by_hand() -> None:
+    # class 0: one of two right, one other taken for it: 2/(2 + 1 + 1) = 1/2; class 1: both right,
+    # and a rejected one: 4/(4 + 1) = 4/5; class 2: never right; class 3 has no test image.
+    target, pred = [0, 0, 1, 1, 1, 2, -1], [0, 3, 1, 1, -1, 0, 1]
+    assert shot_accuracy(pred, target, [9] * 4)["macro_f1"] == pytest.approx((1 / 2 + 4 / 5) / 3)
+    assert math.isnan(shot_accuracy([0], [-1], [9])["macro_f1"])
+
+
 def test_overall_weighs_images_and_groups_weigh_classes() -> None:
     # class 0: 4 of 4, class 1: 0 of 1. Images: 4/5; classes: (1 + 0) / 2.
     result = shot_accuracy([0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [200, 200])

@@ -70,7 +70,8 @@ def run_config(args: argparse.Namespace) -> int:
 def run_eval(args: argparse.Namespace) -> int:
     from oltr_ext.serve.assess import ALPHA, REPORT, compare, report
     from oltr_ext.serve.costs import price
-    from oltr_ext.serve.tables import open_set_table, set_table, table
+    from oltr_ext.serve.observations import judge_observations, read_observations
+    from oltr_ext.serve.tables import observation_table, open_set_table, set_table, table
     from oltr_ext.serve.trained import load_trained
 
     trained = [
@@ -85,7 +86,10 @@ def run_eval(args: argparse.Namespace) -> int:
     if len(set(names)) < len(names):
         names = [str(path) for path in args.checkpoints]
     results = compare(trained, args.name or names, test_prior=args.test_prior)
+    observed = None if args.observations is None else read_observations(args.observations)
     for each in results:
+        if observed is not None:
+            each.summary["observations"] = judge_observations(each, observed, by=args.by)
         if args.costs is not None:
             each.notes.append(price(each, args.costs))
         for line in each.notes:
@@ -99,6 +103,8 @@ def run_eval(args: argparse.Namespace) -> int:
     print(table(results))
     if sets := open_set_table(results):
         print(f"\n{sets}")
+    if together := observation_table(results):
+        print(f"\n{together}")
     print(f"\nprediction sets that miss at most {100 * ALPHA:g} %, on the known test images")
     print(set_table(results))
     out = args.out or folders[0]
@@ -116,13 +122,24 @@ def run_predict(args: argparse.Namespace) -> int:
     from oltr_ext.serve.predict import predict_images
     from oltr_ext.serve.trained import load_trained
 
+    if args.set is not None and args.observations is not None:
+        raise ValueError("--set and --observations: expected one of them")
     trained = load_trained(args.checkpoint, device=args.device, stream=args.stream)
     if args.set is not None:
         return _predict_sets(args, trained)
     by = "distance" if isinstance(trained.model.head, OLTRHead) else "probability"
     bad: list[Exception] = []
     on_error = None if args.debug else bad.append
-    for found in predict_images(trained, args.images, nearest=args.nearest, on_error=on_error):
+    if args.observations is not None:
+        from oltr_ext.serve.observations import observations_of, predict_observations
+
+        by = "probability" if args.by == "scores" else by
+        seen = observations_of(args.images, args.observations)
+        how = {"by": args.by, "nearest": args.nearest, "on_error": on_error}
+        answers = predict_observations(trained, args.images, seen, **how)
+    else:
+        answers = predict_images(trained, args.images, nearest=args.nearest, on_error=on_error)
+    for found in answers:
         if args.json:
             print(json.dumps(dataclasses.asdict(found)))
             continue

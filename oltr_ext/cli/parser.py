@@ -137,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="what each answer (column) to each true class (row) costs, unknown among both: say "
         "the expected cost, and the threshold that makes it least on validation images",
     )
+    _add_observations(sub, "a CSV with columns path and observation: judge them as one each too")
     sub.add_argument(
         "--json", action="store_true", help="print all numbers, a line a model; write no report"
     )
@@ -158,6 +159,9 @@ def make_parser() -> argparse.ArgumentParser:
         "images", nargs="+", metavar="IMAGE", help="image files; or .npy files of embeddings (N, D)"
     )
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_observations(
+        sub, "a CSV with columns path and observation, or folders: one answer for each of them"
+    )
     sub.add_argument(
         "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
     )
@@ -346,6 +350,16 @@ def _add_stream(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave a memory's class banks in the file and read them at each answer: for models "
         "larger than memory",
+    )
+
+
+def _add_observations(sub: argparse.ArgumentParser, about: str) -> None:
+    sub.add_argument("--observations", type=expanded, metavar="FILE", help=about)
+    sub.add_argument(
+        "--by",
+        choices=("embeddings", "scores"),
+        default="embeddings",
+        help="whose mean an observation goes by; default: %(default)s",
     )
 
 

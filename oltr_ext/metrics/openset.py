@@ -49,6 +49,7 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
         "auroc": area under the ROC curve, known positive (the same with open positive).
         "fpr95": fraction of open images accepted at the highest threshold that accepts at
         least 95 % of the known ones (known positive); lower is better.
+        "tnr95": 1 - fpr95, the fraction of open images rejected there.
         "fpr95_open": the same with open positive, as OpenOOD counts: fraction of known images
         rejected at the lowest threshold that rejects at least 95 % of the open ones.
         "aupr_in": average precision with known as the positive class.
@@ -60,11 +61,13 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
     """
     s, known = _split(score, target, "open_set_metrics")
     if known.all() or not known.any():
-        return dict.fromkeys(("auroc", "fpr95", "fpr95_open", "aupr_in", "aupr_out"), NAN)
-    ranks = _ranks(s)
+        names = ("auroc", "fpr95", "tnr95", "fpr95_open", "aupr_in", "aupr_out")
+        return dict.fromkeys(names, NAN)
+    ranks, accepted = _ranks(s), s[~known] >= keep_fraction(s[known], 0.95)
     return {
         "auroc": float(roc_auc_score(known, ranks)),
-        "fpr95": float((s[~known] >= keep_fraction(s[known], 0.95)).mean()),
+        "fpr95": float(accepted.mean()),
+        "tnr95": float((~accepted).mean()),
         "fpr95_open": float((s[known] <= -keep_fraction(-s[~known], 0.95)).mean()),
         "aupr_in": float(average_precision_score(known, ranks)),
         "aupr_out": float(average_precision_score(~known, -ranks)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from .arrays import BoolArray, FloatArray, IntArray, as_labels, ratio
 
@@ -98,6 +99,13 @@ def means_over_classes(accuracy: FloatArray) -> dict[str, float]:
     }
 
 
+def _macro_f1(pred: IntArray, target: IntArray) -> float:
+    if len(target) == 0:
+        return float("nan")
+    tested = np.unique(target)
+    return float(f1_score(target, pred, labels=tested, average="macro", zero_division=0))
+
+
 def shot_accuracy(
     pred: Any, target: Any, train_counts: Any, convention: Convention = "oltr"
 ) -> dict[str, Any]:
@@ -113,7 +121,8 @@ def shot_accuracy(
         "many", "medium", "few": mean of the per-class accuracies in the group (nan if it holds
         no class with test images); "overall": mean over images; "per_class": (C,) array; and over
         the classes with test images "balanced": mean, "geometric" and "harmonic" mean (0 as soon
-        as one class is never right), "worst": the lowest.
+        as one class is never right), "worst": the lowest; "macro_f1": mean over these classes of
+        the F1 of each, in which what is predicted as a class and is none of it counts too.
 
     Raises:
         ValueError: lengths differ, or a label lies outside -1..C-1.
@@ -136,5 +145,6 @@ def shot_accuracy(
     result["overall"] = ratio((p == t).sum(), len(t))
     tested = per_class[~np.isnan(per_class)]
     result.update(means_over_classes(tested))
+    result["macro_f1"] = _macro_f1(p, t)
     result["per_class"] = per_class
     return result

@@ -46,7 +46,7 @@ def evaluate(
         Nested dict of str, int, float, list and None (None where a number is undefined):
         "samples" (known, open), "shots" (convention, group of each class, classes a group),
         "closed" (what `shot_accuracy` gives) and "scores": per score name "auroc", "fpr95",
-        "aupr_in", "oscr" (known is positive), "fpr95_open", "aupr_out" (open is), the
+        "tnr95", "aupr_in", "oscr" (known is positive), "fpr95_open", "aupr_out" (open is), the
         curves "roc" (fpr, tpr), "oscr_curve" (fpr, ccr) and "f_curve" (threshold, one list a
         rule), and "operating_points": "released" (max softmax < 0.1) and "calibrated", each
         with threshold, known_accepted, open_rejected, both F rules, the accuracies in which a

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from oltr_ext.serve.assess import Assessment
 
-__all__ = ["open_set_table", "percent", "set_table", "table"]
+__all__ = ["observation_table", "open_set_table", "percent", "set_table", "table"]
 
 
 def table(results: Sequence[Assessment]) -> str:
@@ -83,6 +83,31 @@ def open_set_table(results: Sequence[Assessment]) -> str:
     if not rows:
         return ""
     head = ("method", "open set", "images", "AUROC", "FPR95", "FPR95 open", "OSCR", "open out")
+    return _aligned([head, *rows], left={0, 1})
+
+
+def observation_table(results: Sequence[Assessment]) -> str:
+    """Observations judged as one beside their images, in percent; empty where none were."""
+    rows = []
+    for result in results:
+        if (found := result.summary.get("observations")) is None:
+            continue
+        chosen = result.trained.threshold["score"]
+        of_each = (("images", found["images"], result.summary),
+                   (f"mean of {found['by']}", found["observations"], found))  # fmt: skip
+        for name, count, summary in of_each:
+            closed, scores = summary["closed"], summary["scores"][chosen]
+            point = scores["operating_points"]["calibrated"]
+            numbers = (
+                *(closed[k] for k in ("overall", "balanced", "macro_f1")),
+                *(scores[k] for k in ("auroc", "tnr95")),
+                *(point[k] for k in ("known_accepted", "open_rejected")),
+            )
+            rows.append((result.name, name, f"{count:,}", *map(percent, numbers)))
+    if not rows:
+        return ""
+    head = ("method", "observations", "number", "all", "balanced", "macro F1", "AUROC", "TNR95",
+            "known kept", "open out")  # fmt: skip
     return _aligned([head, *rows], left={0, 1})
 
 

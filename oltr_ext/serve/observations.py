@@ -1,0 +1,239 @@
+"""Several images of one observation, answered and judged as one."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oltr_ext.engine.build import own_defaults
+from oltr_ext.engine.evaluate import Outputs, answers, stream
+from oltr_ext.metrics import evaluate_answers
+from oltr_ext.nn import Head
+from oltr_ext.serve.assess import Assessment
+from oltr_ext.serve.predict import Picture, Prediction, image_features, name_of
+from oltr_ext.serve.predict import answers as predictions
+from oltr_ext.serve.trained import Trained
+
+__all__ = [
+    "BY",
+    "By",
+    "judge_observations",
+    "observations_of",
+    "predict_observations",
+    "read_observations",
+]
+
+By = Literal["embeddings", "scores"]
+BY = ("embeddings", "scores")
+"""The mean that stands for an observation: of its images' features, or of what the head says of
+each, probabilities and scores."""
+
+
+def read_observations(file: str | Path) -> dict[str, str]:
+    """Observation by path, of a CSV with columns path and observation, such as `images.csv` of an
+    import; rows without an observation are left out.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not UTF-8, or a column is missing (those that
+            are there get named).
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines)
+            head = rows.fieldnames or []
+            if not {"path", "observation"} <= set(head):
+                there = ", ".join(head) or "none"
+                raise ValueError(f"{file}: expected columns path and observation, got {there}")
+            return {row["path"]: row["observation"] for row in rows if row["observation"]}
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
+
+
+def observations_of(images: Sequence[str], source: str | Path) -> list[str | None]:
+    """The observation of each image, None for one that stands alone.
+
+    Args:
+        source: ``folders``: an image's folder is its observation; or a file as of
+            `read_observations`, whose paths are those given, or relative to it.
+    """
+    if str(source) == "folders":
+        return [os.path.dirname(image) for image in images]
+    found, base = read_observations(source), Path(source).parent
+    whole = {os.path.abspath(base / path): name for path, name in found.items()}
+    return [found.get(image, whole.get(os.path.abspath(image))) for image in images]
+
+
+@own_defaults()
+@torch.no_grad()
+def predict_observations(
+    trained: Trained,
+    images: Sequence[Picture],
+    observations: Sequence[str | None],
+    *,
+    by: By = "embeddings",
+    nearest: int = 3,
+    on_error: Callable[[Exception], None] | None = None,
+) -> list[Prediction]:
+    """Label or unknown for each observation, in order of its first image; `path` is its name, or
+    that of an image that stands alone.
+
+    The threshold is the one of single images.
+
+    Args:
+        observations: of each image; None: it stands alone.
+        by: see `BY`. Under ``scores`` the nearest classes go by probability.
+        on_error: see `predict_images`.
+
+    Raises:
+        ValueError: another number of observations; no such `by`; see `predict_images`.
+    """
+    _check(by)
+    if len(observations) != len(images):
+        raise ValueError(f"expected {len(images)} observations, got {len(observations)}")
+    parts = list(image_features(trained, images, on_error=on_error))
+    ids = [name for names, _ in parts for name in names]
+    if not ids:
+        return []
+    features = torch.cat([x for _, x in parts])
+    of = {name_of(image, n): observations[n] for n, image in enumerate(images)}
+    index, names = _numbered(ids, [of.get(name) for name in ids])
+    where, head = torch.from_numpy(index).to(features.device), trained.model.head
+    if by == "embeddings":
+        return predictions(trained, _means(features, where, len(names)), names, nearest)
+    prob, scores = _scored(head, features, where, len(names))
+    score, threshold = trained.threshold["score"], float(trained.threshold["value"])
+    value, order = prob.topk(min(nearest, len(trained.roster.living)), dim=1)
+    closed, labels = prob.argmax(dim=1).tolist(), trained.names
+    return [
+        Prediction(
+            path=name,
+            label=labels[closed[n]] if float(scores[score][n]) >= threshold else None,
+            confidence=float(scores[score][n]),
+            score=score,
+            threshold=threshold,
+            closed=labels[closed[n]],
+            nearest=[
+                (labels[c], v) for c, v in zip(order[n].tolist(), value[n].tolist(), strict=True)
+            ],
+        )
+        for n, name in enumerate(names)
+    ]
+
+
+@own_defaults()
+@torch.no_grad()
+def judge_observations(
+    result: Assessment, observations: Mapping[str, str], *, by: By = "embeddings"
+) -> dict[str, Any]:
+    """All metrics of the test images' observations, known and open; images of none stand alone.
+
+    Args:
+        observations: by the image's path in its list, or its id among embeddings.
+        by: see `BY`. ``scores`` holds a probability of each class for each observation.
+
+    Returns:
+        What `evaluate_answers` gives, with ``by``, ``observations`` and ``images``.
+
+    Raises:
+        ValueError: no such `by`; an observation of images of several classes.
+    """
+    _check(by)
+    trained, splits = result.trained, result.splits
+    head, device = trained.model.head, trained.device
+    rows = result.rows
+    ids = [splits.image_id(int(row)) for row in rows]
+    index, names = _numbered(ids, [observations.get(path) for path in ids])
+    kept = np.full(len(splits.test) + sum(map(len, splits.opened)), -1)
+    kept[rows] = index
+    target = np.full(len(names), -2)
+    for number, label in zip(index, result.seen.target, strict=True):
+        if target[number] not in (-2, label):
+            raise ValueError(f"observation {names[number]} has images of several classes")
+        target[number] = label
+    features, where, place = [], [], 0
+    for part in (splits.test, *splits.opened):
+        for x, _ in stream(trained.model, part, device, workers=splits.workers):
+            own = kept[place : place + len(x)]
+            place += len(x)
+            chosen = torch.from_numpy(np.flatnonzero(own >= 0)).to(device)
+            features.append(x[chosen])
+            where.append(torch.from_numpy(own[own >= 0]).to(device))
+    given, whose = torch.cat(features), torch.cat(where)
+    truth = torch.from_numpy(target).to(device)
+    if by == "embeddings":
+        means = _means(given, whose, len(names))
+        pairs = zip(head.pieces(means), head.pieces(truth), strict=True)
+        seen = Outputs.join([answers(head, x, y) for x, y in pairs])
+    else:
+        prob, scores = _scored(head, given, whose, len(names))
+        seen = Outputs(
+            prob.argmax(dim=1).cpu().numpy(),
+            target,
+            {k: v.cpu().numpy() for k, v in scores.items()},
+        )
+    limits = {trained.threshold["score"]: trained.threshold["value"]}
+    return {
+        "by": by,
+        "observations": len(names),
+        "images": len(ids),
+        **evaluate_answers(
+            seen.pred,
+            seen.scores,
+            seen.target,
+            trained.train_counts,
+            convention=trained.config.data.shots,
+            thresholds=limits,
+            joined=len(trained.roster) - len(trained.class_names),
+        ),
+    }
+
+
+def _check(by: str) -> None:
+    if by not in BY:
+        raise ValueError(f"by: expected {' or '.join(BY)}, got {by!r}")
+
+
+def _numbered(
+    ids: Sequence[str], observations: Sequence[str | None]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Number of each image's observation, and the names of these."""
+    number: dict[tuple[bool, str], int] = {}
+    keys = [(seen is None, path if seen is None else seen)
+            for path, seen in zip(ids, observations, strict=True)]  # fmt: skip
+    index = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
+    return index, [name for _, name in number]
+
+
+def _means(values: Tensor, where: Tensor, count: int) -> Tensor:
+    """(count, ...) means of rows, summed in float64 in order."""
+    total = torch.zeros(count, *values.shape[1:], dtype=torch.float64, device=values.device)
+    total.index_add_(0, where, values.double())
+    images = torch.bincount(where, minlength=count).clamp(min=1)
+    return (total / images.reshape(-1, *[1] * (values.dim() - 1))).to(values.dtype)
+
+
+def _scored(
+    head: Head, features: Tensor, where: Tensor, count: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Means of probabilities (count, C) and of each score (count,), over images (N, D)."""
+    prob = features.new_zeros(count, head.num_classes)
+    scores: dict[str, list[Tensor]] = {}
+    images = torch.bincount(where, minlength=count).clamp(min=1)
+    for x, index in zip(head.pieces(features), head.pieces(where), strict=True):
+        out = head.outputs(x)
+        prob.index_add_(0, index, out.logits.softmax(dim=1).to(prob.dtype))
+        for name, value in head.scores(out).items():
+            scores.setdefault(name, []).append(value)
+    means = {name: _means(torch.cat(parts), where, count) for name, parts in scores.items()}
+    return prob / images[:, None], means
