@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import open_clip
 import timm
 import torch
 from timm.models import swin_transformer
@@ -54,3 +56,34 @@ def shaken(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def saved(state: dict[str, Tensor], path: Path) -> str:
     torch.save(state, path)
     return str(path)
+
+
+def tiny_clip(folder: Path, *, texts: bool = True) -> tuple[Path, nn.Module]:
+    """A folder as open_clip reads it: settings and random weights; and the whole net."""
+    made = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 2,
+            "width": 32,
+            "patch_size": 8,
+            "head_width": 16,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    pixels = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
+    folder.mkdir(exist_ok=True)
+    whole = json.dumps({"model_cfg": made, "preprocess_cfg": pixels})
+    (folder / "open_clip_config.json").write_text(whole)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = open_clip.CLIP(**made)
+        state = {k: v for k, v in shaken(net.state_dict()).items() if texts or "visual." in k}
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+    return folder, net.eval()

@@ -126,7 +126,7 @@ def test_other_embeddings_are_another_run(run, tmp_path):
 
 
 def test_interrupted_it_goes_on_and_never_reads_as_whole(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("oltr_ext.serve.embed.BATCH", 7)
+    monkeypatch.setattr("oltr_ext.engine.features.BATCH", 7)
     monkeypatch.setattr(evaluate, "BATCH", 7)
     whole = embed(run / "images", tmp_path / "whole", device="cpu").parent
     features, calls = OLTRModel.features, []

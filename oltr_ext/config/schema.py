@@ -25,6 +25,7 @@ from oltr_ext.config.augment_keys import (
 from oltr_ext.config.open_set import Count, OpenSet
 from oltr_ext.config.paths import expanded, path_of
 from oltr_ext.data.transforms import Interpolation
+from oltr_ext.models.tuning import Tune
 
 AnyPath = Annotated[Path, AfterValidator(path_of)]  # ~ and $NAME put in
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -151,6 +152,12 @@ class ModelConfig(Strict):
     backbone: str = "small_cnn"  # embeddings have none but `embedding`
     # the library's name for them, such as DEFAULT, or the path of a file: a state dict
     weights: Annotated[str, AfterValidator(expanded)] | None = None
+    # What of the backbone is trained: all; nothing, on features made once, of images that are not
+    # augmented; biases and norms; or adapters of low rank, by peft. But for all, BatchNorm's
+    # statistics stand still, and checkpoints hold what was trained alone.
+    tune: Tune = "all"
+    lora_rank: Count = 8
+    templates: AnyPath | None = None  # texts of classifier_init: text, one a line, {} for the name
     channels_last: bool = True  # layout of images and convolutions; a sixth faster on a CPU
     # forget what is inside the backbone's blocks, and compute it again for the gradient: a third
     # more time, and memory for one block
@@ -158,9 +165,11 @@ class ModelConfig(Strict):
     compile: bool = False  # the backbone, by torch.compile, in training
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> ModelConfig:
+    def _go_together(self) -> ModelConfig:
         if self.compile and self.gradient_checkpointing:
             raise ValueError("compile and gradient_checkpointing do not go together: choose one")
+        if self.tune != "all" and self.weights is None:
+            raise ValueError(f"tune: {self.tune} needs weights to start from, and weights is null")
         return self
 
 
@@ -258,6 +267,7 @@ class Stage1(FeatureStage):
     """Backbone and linear classifier."""
 
     epochs: Epochs = "auto"
+    classifier_init: Literal["random", "text"] = "random"  # text: at open_clip's class names
     loss: CrossEntropy | Focal | Lifted | Range = Field(CrossEntropy(), discriminator="kind")
 
 
@@ -269,7 +279,7 @@ class MemoryStage(FeatureStage):
     attention: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     feature_loss_weight: NotNegative = 0.01
-    classifier_init: Literal["random", "means"] = "random"
+    classifier_init: Literal["random", "means", "text"] = "random"
     selector_init: Literal["random", "zero"] = "random"
     without: tuple[Literal["memory", "selector", "reachability"], ...] = ()  # for ablations
     freeze: tuple[str, ...] = ()

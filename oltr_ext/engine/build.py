@@ -33,9 +33,12 @@ from oltr_ext.data import (
     ShuffleSampler,
 )
 from oltr_ext.data.samplers import mix
+from oltr_ext.engine.names import start_at_names
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel, Wants, build_backbone, feature_layer, wants
+from oltr_ext.models.pixels import probe
 from oltr_ext.models.recompute import forget_inside_blocks
+from oltr_ext.models.tuning import tune
 from oltr_ext.nn import (
     FocalLoss,
     FSLwFHead,
@@ -131,14 +134,15 @@ def build_model(
         load=weights,
         image_size=shape["size"],
     )
+    how, pixels = config.model.tune, probe(shape["channels"], shape["size"])
+    base = tune(backbone, how, pixels, rank=config.model.lora_rank)
     if config.model.gradient_checkpointing:
         forget_inside_blocks(backbone)
     width = int(backbone.feature_dim)  # type: ignore[arg-type]
     attention = None
     if isinstance(settings, MemoryStage) and settings.attention:
         with torch.no_grad():
-            probe = torch.zeros(1, shape["channels"], shape["size"], shape["size"])
-            height, wide = backbone.eval()(probe).shape[2:]
+            height, wide = backbone.eval()(pixels).shape[2:]
         attention = ModulatedAttention(width, height, wide)
     fc = None
     # a new classifier stands on the features of stage 1
@@ -149,8 +153,15 @@ def build_model(
     with nullcontext() if banks else torch.device("meta"):
         head = build_head(settings, width, shape["train_counts"])
     model = OLTRModel(backbone, head, attention, fc)
+    if isinstance(splits_or_shape, Splits) and getattr(settings, "classifier_init", "") == "text":
+        start_at_names(model.head, config, splits_or_shape.class_names)
+    model.base = None if base is None else base.below("backbone.")
+    if how != "all":
+        model.hold_statistics()
     if isinstance(settings, MemoryStage):
-        model.freeze(settings.freeze)
+        model.freeze([*settings.freeze, *(["backbone"] if how == "nothing" else [])])
+    elif how == "nothing" and isinstance(settings, FeatureStage):
+        model.freeze(["backbone"])
     elif not isinstance(settings, FeatureStage):
         model.freeze(name for name, _ in model.named_children() if name != "head")
     model.train()

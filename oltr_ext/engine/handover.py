@@ -49,6 +49,7 @@ def hand_over(
     `test_prior` expects them.
     """
     model.backbone.load_state_dict(old.backbone.state_dict())
+    model.base = old.base
     if model.fc is not None and old.fc is not None and model.fc.weight.shape == old.fc.weight.shape:
         model.fc.load_state_dict(old.fc.state_dict())
     assert isinstance(old.head, LinearHead)
@@ -66,7 +67,7 @@ def hand_over(
         head.init_from_batches(
             linear,
             batches(splits.plain),
-            classifier=settings.classifier_init,
+            classifier="means" if settings.classifier_init == "means" else "random",  # or as built
             selector=settings.selector_init,
         )
         return

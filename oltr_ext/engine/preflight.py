@@ -273,7 +273,9 @@ def check_same_run(
         for c in (run_config(header["config"], source=str(out)), config)
     )
     # a preset before the keys that it stands for
-    for key in sorted((old.keys() | new.keys()) - FREE, key=lambda k: (".preset" not in k, k)):
+    # base weights are told by their SHA-256, wherever they are
+    may = FREE | ({"model.weights"} if header.get("base") else set())
+    for key in sorted((old.keys() | new.keys()) - may, key=lambda k: (".preset" not in k, k)):
         if key.split(".")[0] not in free and old.get(key) != new.get(key):
             raise OtherRunError(
                 f"{out} holds a run with {key} = {old.get(key)}, and this one asks for "

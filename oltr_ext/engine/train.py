@@ -28,6 +28,7 @@ from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
 from oltr_ext.engine import checkpoint, distributed, enrolment, preflight
+from oltr_ext.engine.base import described, read_back
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
     build_model,
@@ -42,6 +43,7 @@ from oltr_ext.engine.build import (
 )
 from oltr_ext.engine.checkpoint import State, read_model
 from oltr_ext.engine.evaluate import calibrate, collect, validate
+from oltr_ext.engine.features import on_features
 from oltr_ext.engine.floor import below_floor
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
@@ -138,7 +140,7 @@ class _Run:
                 if self.state.stage == len(self.stages):
                     return self.finish()
                 if self.config.select == "best":
-                    self.model.load_state_dict(checkpoint.under("model.", self.stage_1_best()))
+                    self.model.load_learned(checkpoint.under("model.", self.stage_1_best()))
                 self.enter_stage(self.state.stage + 1)
 
     @property
@@ -181,8 +183,7 @@ class _Run:
         path, tensors, header = read_model(run)
         preflight.check_stage_1(path, tensors, header, self.config, self.splits, say=self.say)
         weights = checkpoint.under("model.", tensors)
-        self.model = build_model(self.config, 1, self.splits, weights=False).to(self.device)
-        self.model.load_state_dict(weights)
+        self.model = read_back(path, tensors, header, self.config).to(self.device)
         preflight.check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"], origin=checkpoint.fingerprint(weights))
         self.enter_stage(2)
@@ -194,6 +195,8 @@ class _Run:
         expect(model.head, share_of(self.config.test_prior, self.splits))
         if self.config.model.compile:
             model.backbone.compile()
+        if self.config.model.tune == "nothing" and self.splits.train is not self.splits.plain:
+            self.splits = on_features(model, self.splits, self.config, self.out, self.say)
         self.model = model
         self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
         self.norm = torch.zeros(())
@@ -318,7 +321,7 @@ class _Run:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors, all of them finite, or an error that says which is not."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.model.learned_state().items()}
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 what = f"{name.removeprefix('model.')} is no longer finite"
@@ -340,6 +343,7 @@ class _Run:
             "asked_epochs": self.asked_epochs,
             "class_names": self.splits.class_names,
             "shape": model_shape(self.splits),
+            "base": described(self.model, self.config),
             "data": self.splits.fingerprint,
             "state": asdict(self.state),
             "scaler": self.scaler.state_dict(),
@@ -364,8 +368,7 @@ class _Run:
             self.state.origin = preflight.check_origin(
                 self.out, self.state.origin, first, self.config, self.splits, say=self.say
             )
-        model = build_model(self.config, self.state.stage, header["shape"], weights=False)
-        model.load_state_dict(checkpoint.under("model.", tensors))
+        model = read_back(self.out, tensors, header, self.config)
         self.take(model.to(self.device))
         momentum = checkpoint.under("momentum.", tensors)
         for name, parameter in model.named_parameters():
@@ -384,7 +387,7 @@ class _Run:
         tensors, header = checkpoint.load(self.best if self.config.select == "best" else last)
         if preflight.is_settled(path, header, self.config):
             return path
-        self.model.load_state_dict(checkpoint.under("model.", tensors))
+        self.model.load_learned(checkpoint.under("model.", tensors))
         threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
         header |= {"threshold": threshold, "settled": settled_by()}
         header["config"] = self.config.model_dump(mode="json")

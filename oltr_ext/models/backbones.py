@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from oltr_ext.models import clip_net, timm_net
 from oltr_ext.models import weights as w
 from oltr_ext.models.pixels import Renormalise, Wants
-from oltr_ext.models.timm_net import TimmBackbone
-from oltr_ext.models.timm_net import wants as timm_wants
 from oltr_ext.models.torchvision_net import TorchvisionBackbone
 
 __all__ = [
@@ -136,18 +135,23 @@ class EfficientNetLite0(nn.Module):
         return self.body.extract_features(self.normalise(images))
 
 
-LIBRARIES = {"torchvision": TorchvisionBackbone, "timm": TimmBackbone}
+LIBRARIES = {
+    "torchvision": TorchvisionBackbone,
+    "timm": timm_net.TimmBackbone,
+    "open_clip": clip_net.OpenClipBackbone,
+}
 
 
 def wants(name: str, weights: str | None) -> Wants:
-    """The images that a backbone with these weights was made for: of timm's nets their own, else
-    224 x 224, bilinear.
+    """The images that a backbone with these weights was made for: of timm's and open_clip's nets
+    their own, else 224 x 224, bilinear.
 
     Raises:
         ValueError, RuntimeError: see `build_backbone`.
     """
     library, _, net = name.partition(":")
-    return timm_wants(net, weights) if library == "timm" else Wants(224, "bilinear")
+    asked = {"timm": timm_net.wants, "open_clip": clip_net.wants}.get(library)
+    return Wants(224, "bilinear") if asked is None else asked(net, weights)
 
 
 def build_backbone(
@@ -162,10 +166,10 @@ def build_backbone(
 
     Args:
         name: ``small_cnn``, ``resnet10``, ``torchvision:<name>`` (any classification model),
-            ``timm:<name>``, ``efficientnet_lite0``, or ``embedding`` for images that are features
-            already.
+            ``timm:<name>``, ``open_clip:<name>`` (or a folder of one), ``efficientnet_lite0``, or
+            ``embedding`` for images that are features already.
         in_channels: channels of the images.
-        weights: with ``torchvision:`` and ``timm:`` the name of its weights, such as ``DEFAULT``;
+        weights: with ``torchvision:``, ``timm:`` and ``open_clip:`` the library's name for them;
             with ``efficientnet_lite0`` ``package``; with each the path of a file, a state dict of
             torch.save or of safetensors with the net's names. Its classifier is not read.
         load: False builds the net for these weights, to the same draws of torch's generator, and
@@ -191,7 +195,7 @@ def build_backbone(
     if name not in own:
         raise ValueError(
             f"build_backbone: expected small_cnn, resnet10, torchvision:<name>, timm:<name>, "
-            f"efficientnet_lite0 or embedding, got {name!r}"
+            f"open_clip:<name>, efficientnet_lite0 or embedding, got {name!r}"
         )
     if weights is not None and (name == "embedding" or not w.is_file(weights)):
         raise ValueError(f"build_backbone: {name} has no published weights, got {weights!r}")

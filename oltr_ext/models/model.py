@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from oltr_ext.models.tuning import batchnorms
+from oltr_ext.models.weights import Base
 from oltr_ext.nn import Head
 
 __all__ = ["OLTRModel", "feature_layer"]
@@ -39,6 +41,10 @@ class OLTRModel(nn.Module):
         head: over features (B, D).
         attention: module over the feature map, for example ``ModulatedAttention``.
         fc: Linear(feature_dim, D), followed here by a ReLU; see `feature_layer`.
+
+    Attributes:
+        base: weights that the backbone started from and that are not trained, with their keys in
+            the state dict; None where there are none.
     """
 
     def __init__(
@@ -53,7 +59,9 @@ class OLTRModel(nn.Module):
         self.attention = attention
         self.fc = fc
         self.head = head
+        self.base: Base | None = None
         self._frozen: tuple[str, ...] = ()
+        self._still: tuple[str, ...] = ()
 
     @property
     def feature_dim(self) -> int:
@@ -61,8 +69,12 @@ class OLTRModel(nn.Module):
         return int(self.backbone.feature_dim if self.fc is None else self.fc.out_features)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, D): what the head and the memory see."""
-        maps = self.backbone(images)
+        """(B, D): what the head and the memory see.
+
+        Features of the backbone that were kept, (B, feature_dim, 1, 1), are taken as they are.
+        """
+        kept = images.shape[1:] == (self.backbone.feature_dim, 1, 1)
+        maps = images if kept else self.backbone(images)
         if self.attention is not None:
             maps = self.attention(maps)
         pooled = maps.mean(dim=(2, 3))
@@ -92,8 +104,25 @@ class OLTRModel(nn.Module):
             part.requires_grad_(False)
         return self.train(self.training)
 
+    def hold_statistics(self) -> OLTRModel:
+        """Keep the backbone's BatchNorm in eval mode for good, whatever of it is trained."""
+        self._still = tuple(f"backbone.{name}" for name in batchnorms(self.backbone))
+        return self.train(self.training)
+
     def train(self, mode: bool = True) -> OLTRModel:
         super().train(mode)
-        for name in self._frozen:
+        for name in (*self._frozen, *self._still):
             self.get_submodule(name).eval()
         return self
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """The state dict without the weights of `base`."""
+        left_out = frozenset() if self.base is None else self.base.keys
+        return {k: v for k, v in self.state_dict().items() if k not in left_out}
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `learned_state` gave; the weights of `base` stay."""
+        if self.base is not None:
+            own = self.state_dict()
+            state = {**{k: own[k] for k in self.base.keys}, **state}
+        self.load_state_dict(state)

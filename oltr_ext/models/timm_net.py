@@ -133,9 +133,5 @@ def _fetch(full: str) -> tuple[dict[str, Tensor], str]:
         with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
             net: Any = w.extra("timm", "timm").create_model(full, pretrained=True)
     except Exception as error:  # of the hub, urllib, safetensors and torch
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{what} cannot be fetched ({reason[:200]}); fetch them elsewhere, and set "
-            "model.weights to the file"
-        ) from None
+        raise ValueError(w.unfetched(what, error)) from None
     return net.state_dict(), what

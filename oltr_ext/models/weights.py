@@ -29,6 +29,7 @@ __all__ = [
     "positions",
     "published",
     "read_file",
+    "unfetched",
 ]
 
 State = Mapping[str, Tensor]
@@ -144,6 +145,15 @@ def read_file(path: str) -> tuple[State, str]:
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{what} holds no tensors by name: expected a state dict")
     return {str(key): value for key, value in state.items()}, what
+
+
+def unfetched(what: str, error: Exception) -> str:
+    """What to say of published weights that a library could not fetch."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{what} cannot be fetched ({reason[:200]}); fetch them elsewhere, and set model.weights "
+        "to the file"
+    )
 
 
 def digest(state: State) -> str:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import numpy as np
-from torch import Tensor
-from tqdm import tqdm
 
 from oltr_ext.config.loading import config_names, load_config
 from oltr_ext.config.schema import ListData
-from oltr_ext.data import FeatureStream, write_embeddings
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import SUFFIX
-from oltr_ext.engine.evaluate import BATCH, stream
+from oltr_ext.engine.features import write_features
 from oltr_ext.engine.lock import locked
-from oltr_ext.engine.splits import Images, Splits, load_splits
-from oltr_ext.serve.trained import Embedder, load_embedder, load_trained
+from oltr_ext.engine.splits import load_splits
+from oltr_ext.serve.trained import load_embedder, load_trained
 
 __all__ = ["embed"]
 
@@ -62,51 +57,7 @@ def embed(
     if isinstance(data, ListData):  # a row is made for each image, or none
         data = data.model_copy(update={"max_bad_images": 0})
     splits = load_splits(data)
-    parts: dict[str, list[Images]] = {
-        "train": [splits.plain],
-        "val": [splits.val],
-        "test": [splits.test],
-        "open_val": [] if splits.open_val is None else [splits.open_val],
-        "open_test": splits.opened,
-    }
-    shown = sum(map(len, [splits.test, *splits.opened]))
     with locked(Path(out), say):
-        return write_embeddings(
-            out,
-            {
-                name: (
-                    _features(embedder, name, images, splits),
-                    np.concatenate([each.labels for each in images]),
-                )
-                for name, images in parts.items()
-                if images
-            },
-            splits.class_names,
-            dtype=dtype,
-            test_ids=[splits.image_id(i) for i in range(shown)],
-            open_names=splits.open_names,
-            open_sets=splits.sets_of_open(),
-            source={**embedder.source, "data": splits.fingerprint},
+        return write_features(
+            embedder.model, splits, out, embedder.device, embedder.source, dtype=dtype
         )
-
-
-def _features(
-    embedder: Embedder, name: str, parts: Sequence[Images], splits: Splits
-) -> FeatureStream:
-    total = sum(map(len, parts))
-
-    def start(row: int) -> Iterator[Tensor]:
-        with tqdm(total=total, initial=row, desc=name, unit="row", disable=None) as bar:
-            for images in parts:
-                first, row = row, max(row - len(images), 0)
-                if first >= len(images):
-                    continue
-                begin = first // BATCH * BATCH  # the batches of a writing without interruption
-                for features, _ in stream(
-                    embedder.model, images, embedder.device, workers=splits.workers, start=begin
-                ):
-                    kept, begin = features[max(first - begin, 0) :], begin + len(features)
-                    yield kept
-                    bar.update(len(kept))
-
-    return FeatureStream((total, embedder.model.feature_dim), start, batch=BATCH)

@@ -14,6 +14,7 @@ from oltr_ext.config.schema import Data, EmbeddingsData, ListData
 from oltr_ext.data import network_input
 from oltr_ext.data.transforms import Fit
 from oltr_ext.models import OLTRModel
+from oltr_ext.models.tuning import merge_adapters
 from oltr_ext.serve.inputs import is_made
 from oltr_ext.serve.trained import Trained
 
@@ -37,6 +38,7 @@ class _Answers(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.model.head.bank.keep_for(model.head.score)
+        merge_adapters(self.model.backbone)
         self.model.to(memory_format=torch.contiguous_format)  # as the file holds them
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

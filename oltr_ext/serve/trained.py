@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackData
 from oltr_ext.data.pack import load_pack
 from oltr_ext.engine import checkpoint, enrolment
+from oltr_ext.engine.base import read_back
 from oltr_ext.engine.build import (
     build_head,
-    build_model,
     own_defaults,
     pick_device,
     wants_of,
 )
 from oltr_ext.engine.enrolment import Enrolment
-from oltr_ext.engine.preflight import FREE
+from oltr_ext.engine.features import source_of
 from oltr_ext.engine.sets import Calibration
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import Head, LinearHead, OLTRHead, Roster
@@ -108,20 +108,18 @@ def load_trained(
             )
     config = run_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
-    kept, weights = enrolment.read(tensors, header), checkpoint.under("model.", tensors)
-    stage, shape = header["state"]["stage"], header["shape"]
-    model = build_model(config, stage, shape, weights=False, banks=not stream)
+    kept, fill = enrolment.read(tensors, header), None
     if stream:
         if kept.changed:
             raise ValueError(
                 f"{path}: classes joined or were removed, which streamed banks cannot take in; "
                 "load it without streaming"
             )
-        _stream(model, weights, path, where)
-    else:
-        model.load_state_dict(weights)
+        fill = partial(_stream, path=path, device=where)
+    model = read_back(path, tensors, header, config, fill=fill)
     model.to(where).eval()
     threshold = take_up(model.head, header["threshold"], kept)
+    shape = header["shape"]
     return Trained(
         model,
         config,
@@ -140,7 +138,7 @@ def load_trained(
 
 
 def _stream(
-    model: OLTRModel, weights: Mapping[str, Tensor], path: Path, device: torch.device
+    model: OLTRModel, weights: Mapping[str, Tensor], *, path: Path, device: torch.device
 ) -> None:
     """Give a model, whose head is on "meta", its weights, and its banks in the file."""
     head = model.head
@@ -153,7 +151,7 @@ def _stream(
     stream_banks(head, lambda name: StreamedBank(path, f"model.head.{name}", device=device))
     del model.head  # which is loaded: a bank is no tensor of a state dict
     body = {name: value for name, value in weights.items() if not name.startswith("head.")}
-    model.load_state_dict(body)
+    model.load_learned(body)
     model.head = head
 
 
@@ -209,21 +207,7 @@ def load_embedder(
         shape = image_shape or _image_shape(config.data)
         backbone = build_backbone(name, in_channels=shape[0], weights=weights, image_size=shape[1])
         model = OLTRModel(backbone, LinearHead(int(backbone.feature_dim), 1))  # type: ignore[arg-type]
-    digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        if not key.startswith("head."):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-    held = config.model_dump(mode="json")
-    for key in FREE:  # what changes no feature
-        *groups, last = key.split(".")
-        (held[groups[0]] if groups else held).pop(last, None)
-    source = {
-        "config": held,
-        "checkpoint": None if trained is None else str(trained.path.resolve()),
-        "weights_sha256": digest.hexdigest(),
-        "image_shape": list(shape),
-    }
+    source = source_of(model, config, shape, None if trained is None else trained.path)
     where = pick_device(device)
     return Embedder(model.to(where).eval(), config, shape, where, source)
 
