@@ -19,7 +19,12 @@ TRAINED = [word for item in STAGE2 for word in ("--set", item)]
 
 def test_every_recipe_has_a_layout_and_a_section_to_read():
     lists = {n for n in config_names() if load_config(n).data.kind == "lists"}
-    assert lists == set(LAYOUTS) | {"places_lt_vit"}  # a ViT takes images of 224 and no other
+    # a ViT takes images of 224 and no other; those with CLIP are in test_recipes_clip.py
+    apart = {
+        "places_lt_vit",
+        *(f"{name}_clip" for name in ("imagenet_lt", "places_lt", "inaturalist")),
+    }
+    assert lists == set(LAYOUTS) | apart
     assert load_config("places_lt_vit").data.train == load_config("places_lt").data.train
     text = (resources.files("oltr_ext.config") / "recipes/README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == lists
