@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+import oltr_ext
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ["csrc", "examples", "oltr_ext", "python_tests", "benchmarks"]
@@ -329,3 +332,59 @@ torch.testing.assert_close(distance, torch.cdist(x, memory).amin(1))
     run = python("-m", "oltr_ext.info", cwd=tmp_path, **env)
     assert run.returncode == 0, run.stderr
     assert "not built: OLTR_EXT_WITH_CUDA=0" in run.stdout
+
+
+# --- older systems ------------------------------------------------------------------------------
+
+# What this system's tools take from a newer library though an older one has it: under a version of
+# before, or in the compiler's own part of it.
+HAS_OLDER = re.compile(
+    r"exp|log|pow|dl(sym|open|close|error)|pthread_\w+|__isoc23_\w+|__libc_single_threaded"
+    r"|_ZSt28__throw_bad_array_new_lengthv|_ZNSt15__exception_ptr13exception_ptr\d+_M_\w+"
+)
+
+
+@pytest.fixture
+def symbols() -> ModuleType:
+    if sys.platform != "linux" or shutil.which("objdump") is None:
+        pytest.skip("there is no objdump, or this is not Linux")
+    spec = importlib.util.spec_from_file_location("symbols", ROOT / ".ci" / "symbols.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_libraries_use_nothing_that_manylinux_2_28_lacks(symbols: ModuleType) -> None:
+    libraries = [*Path(oltr_ext.__file__).parent.glob("*.so")]
+    assert {library.name.split(".")[0] for library in libraries} >= {"_C", "_oltr_cpu"}
+    for library in libraries:
+        assert any(of == "GLIBC" for of, _ in symbols.symbols(library).values())
+        missing = [name for name in symbols.newer(library) if not HAS_OLDER.fullmatch(name)]
+        assert missing == [], library
+
+
+def test_a_newer_symbol_is_found(
+    symbols: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None or os.confstr("CS_GNU_LIBC_VERSION") < "glibc 2.36":
+        pytest.skip("there is no C++ compiler, or no glibc of 2.36")
+    (tmp_path / "it.cpp").write_text("#include <stdlib.h>\nint it() { return arc4random(); }\n")
+    command = [compiler, "-shared", "-fPIC", "it.cpp", "-o", "it.so"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with zipfile.ZipFile(tmp_path / "it.whl", "w") as wheel:
+        wheel.write(tmp_path / "it.so", "it/it.so")
+    for file in ("it.so", "it.whl"):
+        assert symbols.main([str(tmp_path / file)]) == 1
+        assert "newer than manylinux_2_28: arc4random (GLIBC_2.36)" in capsys.readouterr().out
+    assert symbols.main([]) == 1
+
+
+def test_wheels_are_tested_by_what_the_oldest_torch_is() -> None:
+    config = (ROOT / "pyproject.toml").read_text().split("[tool.cibuildwheel]")[1]
+    makefile = (ROOT / "Makefile").read_text()
+    wanted = makefile.split("\nOP_TESTS :=")[1].split("\n\n")[0]
+    names = set(re.findall(r"test_\w+\.py", wanted))
+    assert names == set(re.findall(r"test_\w+\.py", config)) and len(names) == 7
+    assert all((ROOT / "python_tests" / name).is_file() for name in names)
