@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import arrays, config
+from torchvision.transforms import v2
 
 from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
@@ -71,6 +72,41 @@ def test_photos(data, finished, tmp_path, capsys):
         export(trained, tmp_path / "no.pt2", format="tflite")
 
 
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_any_size(data, finished, tmp_path, format):
+    trained = load_trained(finished, device="cpu")
+    path = tmp_path / {"torch": "it.pt2", "onnx": "it.onnx"}[format]
+    export(trained, path, format=format, any_size=True)
+    if format == "torch":
+        program, about = read(path)
+    else:
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        about = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT])
+
+        def program(x):
+            return map(torch.from_numpy, session.run(None, {"input": x.numpy()}))
+
+    assert about["input"] == "uint8 (rows, 3, height, width)"
+    assert about["images"].endswith("transparency on white, of any size")
+    for size in ((16, 16), (40, 31), (20, 70)):
+        images = [Image.open(data / f"test_{n}_0.png").resize(size) for n in range(4)]
+        pixels = torch.stack([v2.functional.pil_to_tensor(image) for image in images])
+        same(predict_images(trained, images), *program(pixels), trained.class_names)
+
+
+def test_any_size_that_cannot_be(data, tmp_path):
+    settings = {key: value for key, value in config(data).items() if key != "stage2"}
+    settings["data"] = {**settings["data"], "augment": {"fit": "crop"}}
+    trained = load_trained(train(make_config(settings), tmp_path / "run"), device="cpu")
+    with pytest.raises(ValueError, match="onnx cannot carry any size of images that are cropped"):
+        export(trained, tmp_path / "it.onnx", format="onnx", any_size=True)
+    program = read(export(trained, tmp_path / "it.pt2", any_size=True))[0]
+    images = [Image.open(data / f"test_{n}_0.png").resize((40, 31)) for n in range(4)]
+    pixels = torch.stack([v2.functional.pil_to_tensor(image) for image in images])
+    same(predict_images(trained, images), *program(pixels), trained.class_names)
+
+
 def test_of_the_reference_needs_torch_alone(finished, tmp_path, run_python):
     run_python(
         f"from oltr_ext.cli import main; main(['export', {str(finished)!r}, '--out', 'plain.pt2'])",
@@ -98,5 +134,7 @@ def test_embeddings(tmp_path):
     trained = load_trained(train(make_config(settings), tmp_path / "run"), device="cpu")
     program, about = read(export(trained, tmp_path / "model.pt2"))
     assert about["input"] == "float32 (rows, 6)"
+    with pytest.raises(ValueError, match="any size is of images, and this model takes embeddings"):
+        export(trained, tmp_path / "model.pt2", any_size=True)
     rows = parts["test"][0]
     same(predict_embeddings(trained, rows), *program(torch.from_numpy(rows)), trained.class_names)

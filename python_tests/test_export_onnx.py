@@ -59,6 +59,9 @@ def test_every_head_and_score(at, tmp_path):
     head.eval().requires_grad_(False)
     head.fit_bank([(x, y)], y.bincount(minlength=head.num_classes), neighbours=3)
     head.bank.standardise(head.scores(head.outputs(x)))
+    if not isinstance(head, OpenMaxHead):  # which takes no more
+        head.enroll(x[:3] + torch.tensor([0, 0, 0, 0, 0, 2.0]), ["new"] * 3)
+        head.remove([2])
     scores = head.scores(head.outputs(x))
     score = "openmax" if isinstance(head, OpenMaxHead) else "max_logit+nearest_feature"
     head.set_threshold(scores[score].median().item(), score)

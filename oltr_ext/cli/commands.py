@@ -253,7 +253,8 @@ def run_export(args: argparse.Namespace) -> int:
     trained = load_trained(args.checkpoint, device="cpu")
     suffix = {"torch": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}[args.format]
     out = args.out or trained.path.with_suffix(suffix)
-    print(f"program  {export(trained, out, format=args.format, say=_tell)}")
+    path = export(trained, out, format=args.format, any_size=args.any_size, say=_tell)
+    print(f"program  {path}")
     return 0
 
 

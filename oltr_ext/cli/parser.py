@@ -216,7 +216,7 @@ def make_parser() -> argparse.ArgumentParser:
         "write a trained model as one program, for use without this package's configurations, and "
         "say what the target needs",
         "  oltr export runs/demo/oltr-plus\n"
-        "  oltr export runs/demo/oltr-plus --format aoti    # for C++, see examples/cpp\n"
+        "  oltr export runs/demo/oltr-plus --format aoti --any-size    # see examples/cpp\n"
         "  oltr export runs/demo/oltr-plus --format onnx\n"
         "  OLTR_EXT_BACKEND=reference oltr export runs/demo/oltr-plus --out plain_torch.pt2",
     )
@@ -227,6 +227,11 @@ def make_parser() -> argparse.ArgumentParser:
         default="torch",
         help="a program of torch.export; compiled by AOTInductor for libtorch, without Python; or "
         "of ONNX; default: %(default)s",
+    )
+    sub.add_argument(
+        "--any-size",
+        action="store_true",
+        help="the program takes images as large as they are, in place of the network's squares",
     )
     sub.add_argument(
         "--out",

@@ -46,7 +46,8 @@ def read_back(
     Args:
         path: what to call it.
         config: of the run; of its base weights, which may have moved, the place is taken from here.
-        fill: gives a model its tensors, where its head is on "meta" until then; None: `load_learned`.
+        fill: gives a model its tensors, where its head is on "meta" until then; None:
+            `load_learned`.
 
     Raises:
         CheckpointError: the base weights are gone, or are others.

@@ -33,6 +33,7 @@ def export(
     path: str | Path,
     *,
     format: Format = "torch",
+    any_size: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write a trained model as a program.
@@ -59,6 +60,8 @@ def export(
 
     Args:
         trained: on the CPU.
+        any_size: the program takes pixels (B, channels, height, width) of any size, as an image
+            has them, and makes of them what the model is trained on.
         say: gets what the target needs, in words.
 
     Raises:
@@ -76,11 +79,12 @@ def export(
     if format == "onnx":
         export_onnx.check()
         with use_backend("reference"):
-            it = traced(trained)
+            it = traced(trained, any_size)
+        export_onnx.check_program(it)
     else:
         if format == "aoti":
             export_aoti.check()
-        it = traced(trained)
+        it = traced(trained, any_size)
     needs = {"torch": _needs, "aoti": export_aoti.needs, "onnx": export_onnx.needs}[format](it)
     about = json.dumps({**it.about, "format": format, "needs": needs}, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)

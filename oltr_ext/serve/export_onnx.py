@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from oltr_ext.serve.any_size import RESIZE
 from oltr_ext.serve.export_program import Traced
 
-__all__ = ["OPSET", "check", "needs", "write"]
+__all__ = ["OPSET", "check", "check_program", "needs", "write"]
 
 OPSET = 18
 """The lowest that torch writes, and so what most runtimes read."""
@@ -23,6 +24,18 @@ def check() -> None:
     if lacking:
         raise RuntimeError(
             f"export: format onnx needs {' and '.join(lacking)}: pip install oltr_ext[onnx]"
+        )
+
+
+def check_program(it: Traced) -> None:
+    """Raises ValueError for what ONNX has no operator for."""
+    resizes = {op.default for op in RESIZE.values()}
+    if any(node.target in resizes for node in it.program.graph.nodes):
+        raise ValueError(
+            "export: format onnx cannot carry any size of images that are cropped: its Resize "
+            "rounds eight bits otherwise than torch's. Export without it, and resize and cut "
+            "before the program as `images` of oltr.json says, or train with data.augment.fit "
+            "pad or resize"
         )
 
 

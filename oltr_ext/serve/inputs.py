@@ -22,6 +22,7 @@ from oltr_ext.data import (
     read_rgb,
 )
 from oltr_ext.data.pack import MADE_BY
+from oltr_ext.data.transforms import Fit, Interpolation
 from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
     "Reads",
     "checked_rows",
     "features_of",
+    "fit_of",
     "is_made",
     "pil_image",
     "pixels_of",
     "reads",
     "row_width",
     "rows_features",
+    "smooth_of",
 ]
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -107,8 +110,7 @@ def pixels_of(
     channels, size, _ = shape
     try:
         if isinstance(data, ListData):
-            smooth = "bilinear" if data.interpolation == "auto" else data.interpolation
-            return eval_transform(size, data.augment.fit or "crop", smooth)(read_rgb(source))
+            return eval_transform(size, fit_of(data), smooth_of(data))(read_rgb(source))
         if channels == 3:
             return eval_transform(size, "pad")(read_rgb(source))
         return torch.from_numpy(icon_image(read_image(source), size, invert=is_made(data)))[None]
@@ -158,3 +160,14 @@ def _embedder_of(trained: Trained) -> Embedder | None:
             f"those that made the embeddings of {trained.path}"
         )
     return trained.maker
+
+
+def smooth_of(data: Data) -> Interpolation:
+    """How images of these data are resized where they are cropped."""
+    bicubic = isinstance(data, ListData) and data.interpolation == "bicubic"
+    return "bicubic" if bicubic else "bilinear"
+
+
+def fit_of(data: Data) -> Fit:
+    """How images of these data become squares."""
+    return (data.augment.fit or "crop") if isinstance(data, ListData) else "pad"
