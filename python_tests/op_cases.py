@@ -105,7 +105,7 @@ CASES = [
         # A margin that keeps the repel term inside its clamp, whatever D.
         "disc_centroids_loss",
         _centroids,
-        lambda **k: (ops.disc_centroids_loss(**k, margin=1e5, repel_weight=0.5),),
+        lambda **k: (ops.disc_centroids_loss(**k, margin=1e5, repel_weight=0.3),),
         ("x", "centroids"),
     ),
     Case("class_means", _means, lambda **k: ops.class_means(**k), ("x",)),

@@ -83,6 +83,7 @@ def _all_cases(rank, folder, number):
                     for classes in CLASSES if dtype == torch.float64 else (5, 1001):
                         _compare(case, classes, dtype, backend)
         _extremes()
+        _at_a_centroid()
         _agree()
         if number == 2:
             _compiled()
@@ -113,6 +114,22 @@ def _extremes():
             x16 = torch.full((1, 1), 100.5, dtype=torch.bfloat16)
             got = ops.nearest_centroid(x16, far[shard.start : shard.stop], shard=shard)
             assert got.index.item() == ops.nearest_centroid(x16, far).index.item() == 5
+
+
+def _at_a_centroid():
+    """A row that is a centroid, at distance 0, has a finite gradient, that of one process."""
+    case, shard = BY_NAME["meta_embedding"], Shard.of(5)
+    inputs = _inputs(case, 5, torch.float64)
+    with torch.no_grad():
+        inputs["x"][:5] = inputs["memory"]
+    want, weights = _results(case, inputs, None)
+    for name in BANKS[case.name]:
+        part = inputs[name].detach()[shard.start : shard.stop].clone()
+        inputs[name] = part.requires_grad_(inputs[name].requires_grad)
+    got, _ = _results(case, {**inputs, "shard": shard}, weights)
+    for name, value in want.items():
+        value = _of_classes(case, name, value, shard)
+        torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def _agree():

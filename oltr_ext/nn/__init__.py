@@ -19,6 +19,8 @@ from oltr_ext.nn.rebalance import (
 )
 from oltr_ext.nn.roster import ClassEntry, Roster
 from oltr_ext.nn.scores import all_scores, entropy_score, logit_scores, open_score
+from oltr_ext.nn.shard_classes import shard_classes
+from oltr_ext.nn.sharded_training import GradScaler, clip_grad_norm_, param_groups
 
 __all__ = [
     "CentroidMemory",
@@ -28,6 +30,7 @@ __all__ = [
     "FSLwFHead",
     "FeatureBank",
     "FocalLoss",
+    "GradScaler",
     "Head",
     "HeadOutput",
     "LWSHead",
@@ -44,11 +47,14 @@ __all__ = [
     "all_scores",
     "best_tau",
     "class_directions",
+    "clip_grad_norm_",
     "entropy_score",
     "fit_weibull",
     "logit_adjusted_bias",
     "logit_scores",
     "open_score",
+    "param_groups",
     "prior_share",
+    "shard_classes",
     "tau_normalise",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,36 +11,47 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.checks import check_sizes
+from oltr_ext.nn.layout import ClassRows, kaiming, uniform
 from oltr_ext.nn.losses import wide
-from oltr_ext.ops import MetaEmbeddingDetails, StreamedBank
+from oltr_ext.ops import MetaEmbeddingDetails, Shard
+from oltr_ext.ops.bank import rows_of
 
 PARTS = ("memory", "selector", "reachability")
 """Factors of the meta-embedding that an ablation may leave out."""
 
 
-class CosineClassifier(nn.Module):
+class CosineClassifier(ClassRows):
     """Logits by direction: see :func:`oltr_ext.ops.cosine_logits`.
 
     Args:
         feat_dim: D.
         num_classes: C.
         scale: of the logits.
+        device: of the weights.
 
     Raises:
         ValueError: no class or no feature.
     """
 
-    def __init__(self, feat_dim: int, num_classes: int, *, scale: float = 16.0) -> None:
+    CLASS_TENSORS: ClassVar = {"weight": uniform}
+
+    def __init__(
+        self,
+        feat_dim: int,
+        num_classes: int,
+        *,
+        scale: float = 16.0,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         check_sizes("CosineClassifier", num_classes, feat_dim)
         self.scale = scale
-        self.weight = nn.Parameter(torch.empty(num_classes, feat_dim))
+        self.weight = nn.Parameter(torch.empty(num_classes, feat_dim, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """w ~ U(-1/sqrt(D), 1/sqrt(D)), as in the paper's code."""
-        bound = self.weight.shape[1] ** -0.5
-        nn.init.uniform_(self.weight, -bound, bound)
+        uniform(self.weight, self.weight.shape[1])
 
     @torch.no_grad()
     def start_at(self, directions: Tensor) -> None:
@@ -49,23 +60,30 @@ class CosineClassifier(nn.Module):
         Only the direction of a weight matters to the logits, but its length sets how far a step
         turns it. A zero row (a class without data) keeps its random start.
         """
-        directions = wide(directions)
+        directions = wide(self.layout.cut(directions))
         largest = directions.abs().amax(dim=1, keepdim=True)
         there = largest > 0
         # squares of small numbers are 0 and those of large ones infinite: by the largest first
         divide = there & ((largest < 1e-12) | (largest > 1e15))
         unit = F.normalize(directions / largest.where(divide, 1), dim=1)
         length = 3**-0.5  # of a row of U(-1/sqrt(D), 1/sqrt(D)), whatever D
-        start = (unit * length).to(self.weight)
-        self.weight.copy_(torch.where(there.to(self.weight.device), start, self.weight))
+        weight = self.layout.raw(self.weight)
+        start = (unit * length).to(weight)
+        weight.copy_(torch.where(there.to(weight.device), start, weight))
 
     def forward(self, v: Tensor) -> Tensor:
         """Embeddings (B, D) to logits (B, C)."""
-        return ops.cosine_logits(v, self.weight, scale=self.scale)
+        return self.layout.whole(self.columns(v))
+
+    def columns(self, v: Tensor) -> Tensor:
+        """Logits of the classes that this process has."""
+        weight, shard = self.layout.own(self.weight), self.layout.shard
+        return ops.cosine_logits(v, weight, scale=self.scale, shard=shard)
 
     def loss(self, v: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Fused cross-entropy; options of :func:`oltr_ext.ops.cosine_cross_entropy`."""
-        return ops.cosine_cross_entropy(v, self.weight, target, scale=self.scale, **options)
+        weight, shard = self.layout.own(self.weight), self.layout.shard
+        return ops.cosine_cross_entropy(v, weight, target, scale=self.scale, shard=shard, **options)
 
     def extra_repr(self) -> str:
         classes, width = self.weight.shape
@@ -80,7 +98,7 @@ class OpLinear(nn.Linear):
     """
 
 
-class MetaEmbedding(nn.Module):
+class MetaEmbedding(ClassRows):
     """v = r (x + e m) over a memory given at each call: see :func:`oltr_ext.ops.meta_embedding`.
 
     Args:
@@ -91,10 +109,13 @@ class MetaEmbedding(nn.Module):
         memory_grad: whether the memory gets a gradient here (the released code detaches it).
         without: `PARTS` to leave out: the memory feature (m = 0), the selector (e = 1), or the
             reachability (r = 1). Weights of a part left out stay in the state dict, untrained.
+        device: of the weights.
 
     Raises:
         ValueError: an unknown part, no class or no feature.
     """
+
+    CLASS_TENSORS: ClassVar = {"fc_hallucinator.weight": kaiming, "fc_hallucinator.bias": uniform}
 
     def __init__(
         self,
@@ -105,6 +126,7 @@ class MetaEmbedding(nn.Module):
         eps: float = 1e-6,
         memory_grad: bool = False,
         without: Iterable[str] = (),
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(type(self).__name__, num_classes, feat_dim)
@@ -115,8 +137,8 @@ class MetaEmbedding(nn.Module):
                 f"MetaEmbedding: expected without to name some of {', '.join(PARTS)}, got "
                 f"{', '.join(self.without)}"
             )
-        self.fc_hallucinator = OpLinear(feat_dim, num_classes)
-        self.fc_selector = OpLinear(feat_dim, feat_dim)
+        self.fc_hallucinator = OpLinear(feat_dim, num_classes, device=device)
+        self.fc_selector = OpLinear(feat_dim, feat_dim, device=device)
         # DistributedDataParallel waits for the gradient of whatever could have one
         self.fc_hallucinator.requires_grad_("memory" not in self.without)
         self.fc_selector.requires_grad_("selector" not in self.without)
@@ -132,42 +154,45 @@ class MetaEmbedding(nn.Module):
         """
         keys, bias = self.fc_hallucinator.weight, self.fc_hallucinator.bias
         if present is None:
-            return self.embed_by(x, memory, keys, bias)
-        parts = self.embed_by(x, _only(memory, present), _only(keys, present), bias[present])
+            bank = (self.layout.own(part) for part in (memory, keys, bias))
+            return self.embed_by(x, *bank, shard=self.layout.shard)
+        parts = self.embed_by(x, *(rows_of(part, present) for part in (memory, keys, bias)))
         return parts._replace(nearest=present[parts.nearest])
 
     def embed_by(
-        self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor
+        self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor, *, shard: Shard | None = None
     ) -> MetaEmbeddingDetails:
         """As `embed`, by keys (K, D) and their bias (K,) other than its own."""
         if self.without:
-            return self._embed_without(x, memory, keys, bias)
+            return self._embed_without(x, memory, keys, bias, shard)
         return ops.meta_embedding(
             x,
             memory,
             keys,
             bias,
-            self.fc_selector.weight,
-            self.fc_selector.bias,
+            self.layout.alike(self.fc_selector.weight),
+            self.layout.alike(self.fc_selector.bias),
             scale=self.scale,
             eps=self.eps,
             memory_grad=self.memory_grad,
             return_details=True,
+            shard=shard,
         )
 
     def _embed_without(
-        self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor
+        self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor, shard: Shard | None
     ) -> MetaEmbeddingDetails:
         if not self.memory_grad:
             memory = memory.detach()
         # in float32, as the fused op has it, which float16 cannot hold from 65,520 on
-        distance, nearest = ops.nearest_centroid(wide(x), wide(memory))
+        distance, nearest = ops.nearest_centroid(wide(x), wide(memory), shard=shard)
         distance = distance.clamp_min(self.eps)
         recalled, gate = torch.zeros_like(x), torch.ones_like(x)
         if "memory" not in self.without:
-            recalled = ops.memory_attention(x, keys, bias, memory)
+            recalled = ops.memory_attention(x, keys, bias, memory, shard=shard)
         if "selector" not in self.without:
-            gate = torch.tanh(self.fc_selector(x))
+            weight, own_bias = map(self.layout.alike, self.fc_selector.parameters())
+            gate = torch.tanh(F.linear(x, weight, own_bias))
         embedding = x + gate * recalled
         if "reachability" not in self.without:
             embedding = (self.scale * (embedding / distance[:, None])).to(x.dtype)
@@ -198,7 +223,9 @@ class MetaEmbeddingClassifier(MetaEmbedding):
         self, feat_dim: int, num_classes: int, *, logit_scale: float = 16.0, **options: Any
     ) -> None:
         super().__init__(feat_dim, num_classes, **options)
-        self.cosnorm_classifier = CosineClassifier(feat_dim, num_classes, scale=logit_scale)
+        self.cosnorm_classifier = CosineClassifier(
+            feat_dim, num_classes, scale=logit_scale, device=options.get("device")
+        )
         self.register_load_state_dict_pre_hook(_strip_module_prefix)
 
     def forward(self, x: Tensor, centroids: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
@@ -210,10 +237,6 @@ class MetaEmbeddingClassifier(MetaEmbedding):
         parts = self.embed(x, centroids)
         logits = self.cosnorm_classifier(parts.embedding)
         return logits, [x, parts.selector * parts.memory_feature]
-
-
-def _only(bank: Tensor, classes: Tensor) -> Any:
-    return bank.only(classes) if isinstance(bank, StreamedBank) else bank[classes]
 
 
 def _strip_module_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.growing_bank import Changes
+from oltr_ext.nn.layout import ClassRows
 from oltr_ext.nn.rivals import Rivals
 from oltr_ext.nn.room import Gate, Rooms
 from oltr_ext.nn.roster import ENROLLED, TRAINED, ClassEntry, Roster
@@ -38,7 +39,7 @@ class ClassTensor(NamedTuple):
             self.module.out_features = len(value)
 
 
-class Enrolling(nn.Module):
+class Enrolling(ClassRows):
     """The classes of a head by id, and how they change.
 
     Attributes:
@@ -138,6 +139,7 @@ class Enrolling(nn.Module):
             RuntimeError: within `reading`.
         """
         with self._gate.changing():
+            self._check_whole("enroll")
             tensors = self._class_tensors("enroll")
             names = [names] if isinstance(names, str) else list(names)
             self._check_features(features, names)
@@ -180,6 +182,7 @@ class Enrolling(nn.Module):
             RuntimeError: within `reading`.
         """
         with self._gate.changing():
+            self._check_whole("remove")
             self._class_tensors("remove")
             gone = [int(id) for id in ids]
             left, first = self.roster.length_without(gone), self.num_trained
@@ -304,6 +307,7 @@ class Enrolling(nn.Module):
         """Without the last classes, or with room for more of which nothing is known yet."""
         if number == self.num_classes:
             return
+        self._check_whole("load_state_dict")
         first = self.num_trained
         for tensor in self._class_tensors("load_state_dict"):
             value = _value(tensor)
@@ -334,6 +338,13 @@ class Enrolling(nn.Module):
             and roster.num_trained == self.num_trained
             and roster.removed == self._removed_ids()
         )
+
+    def _check_whole(self, what: str) -> None:
+        if self.layout.shard is not None:
+            raise ValueError(
+                f"{type(self).__name__}.{what}: processes share its classes, whose number then "
+                "stays; change them in one process, in a head with the state dict of this one"
+            )
 
     def _device(self) -> torch.device:
         return next(self.buffers()).device

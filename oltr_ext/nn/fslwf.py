@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from oltr_ext import ops
 from oltr_ext.nn.checks import check_labels
 from oltr_ext.nn.enroll import ClassTensor
-from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone, indices
+from oltr_ext.nn.exact import indices
+from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
 
@@ -51,6 +52,8 @@ class FSLwFHead(Head):
         "position": torch.float64,
         "support_target": torch.float64,
     }
+
+    UNSHARDED = "weights of classes with few images are made of those of all others at each step"
 
     position: Tensor
     support: Tensor

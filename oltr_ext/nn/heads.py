@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from oltr_ext.nn.checks import check_sizes, checked_prior
 from oltr_ext.nn.enroll import Enrolling
+from oltr_ext.nn.exact import indices, moved_exactly
 from oltr_ext.nn.feature_bank import FeatureBank
+from oltr_ext.nn.layout import kaiming, uniform
 from oltr_ext.nn.linear_classes import LinearClasses
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
@@ -92,7 +94,7 @@ class Head(Enrolling, ABC):
             self._buffers.update(kept)
         for name, buffer in kept.items():
             if buffer is not None:
-                self._buffers[name] = _move(buffer, fn, self.EXACT[name])
+                self._buffers[name] = moved_exactly(buffer, fn, self.EXACT[name])
         self._rooms = Rooms()  # what they hold is of the tensors before
         return self
 
@@ -163,20 +165,22 @@ class Head(Enrolling, ABC):
         most: int | None = None,
         neighbours: int | None = None,
     ) -> None:
-        """`FeatureBank.fit` with all scores, those that need the head's logits among them."""
+        """`FeatureBank.fit` with all scores, those that need the head's logits among them. Where
+        processes share the classes, each is given all batches: the bank is whole in each."""
 
         def largest(features: Tensor) -> Tensor:
             parts = self.pieces(features.to(self.threshold.device))
             return torch.cat([self.outputs(part).logits.amax(dim=1) for part in parts])
 
-        self.bank.fit(
-            batches,
-            counts,
-            most=most,
-            neighbours=neighbours,
-            max_logit=largest,
-            origin=self.origin,
-        )
+        with self.layout.same_rows():
+            self.bank.fit(
+                batches,
+                counts,
+                most=most,
+                neighbours=neighbours,
+                max_logit=largest,
+                origin=self.origin,
+            )
 
     def own_scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
         """As `scores`, those that need no training features."""
@@ -240,9 +244,12 @@ class Head(Enrolling, ABC):
         if torch.compiler.is_compiling():
             return self.answer(self.outputs(features))
         with self.reading():
-            parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
-        label, confidence = map(torch.cat, zip(*parts, strict=True))
+            label, confidence = self.layout.each(self._predict, features)
         return label, confidence
+
+    def _predict(self, features: Tensor) -> tuple[Tensor, ...]:
+        parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def answer(self, out: HeadOutput) -> tuple[Tensor, Tensor]:
         """As `predict`, from what `outputs` gave."""
@@ -266,6 +273,8 @@ class PriorHead(Head):
 
     EXACT: ClassVar = {**Head.EXACT, "class_prior": torch.float32, "prior_share": torch.float32}
 
+    CLASS_TENSORS: ClassVar = {"class_prior": None}
+
     class_prior: Tensor | None
     prior_share: Tensor
 
@@ -281,11 +290,13 @@ class PriorHead(Head):
         super()._load_from_state_dict(state, prefix, *args)
 
     def expected(self, logits: Tensor) -> Tensor:
-        """Logits (B, C) with the share of the prior that is expected of what is predicted."""
+        """Logits (B, C) with the share of the prior that is expected of what is predicted, from
+        those without, of the classes that this process has."""
         if self.class_prior is not None:
-            log_prior = self.class_prior.clamp_min(1e-30).log()  # 0 times -inf is no number
+            prior = self.layout.raw(self.class_prior)
+            log_prior = prior.clamp_min(1e-30).log()  # 0 times -inf is no number
             logits = logits + (self.prior_share * log_prior).to(logits.dtype)
-        return self.without_removed(logits)
+        return self.without_removed(self.layout.whole(logits))
 
 
 class LinearHead(LinearClasses, PriorHead):
@@ -300,10 +311,17 @@ class LinearHead(LinearClasses, PriorHead):
             another. See `PriorHead`.
         criterion: over (logits (B, C), target (B,)), in place of cross-entropy.
         metric: over (features (B, D), target (B,)), added ``metric_weight`` times.
+        device: of the weights.
 
     Raises:
         ValueError: no class or no feature, or a prior that is none.
     """
+
+    CLASS_TENSORS: ClassVar = {
+        "linear.weight": kaiming,
+        "linear.bias": uniform,
+        **PriorHead.CLASS_TENSORS,
+    }
 
     def __init__(
         self,
@@ -314,10 +332,11 @@ class LinearHead(LinearClasses, PriorHead):
         criterion: nn.Module | None = None,
         metric: nn.Module | None = None,
         metric_weight: float = 1.0,
+        device: torch.device | str | None = None,
     ) -> None:
         check_sizes(type(self).__name__, num_classes, feat_dim)
         super().__init__(class_prior, num_classes)
-        self.linear = nn.Linear(feat_dim, num_classes)
+        self.linear = nn.Linear(feat_dim, num_classes, device=device)
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.metric, self.metric_weight = metric, metric_weight
 
@@ -327,25 +346,31 @@ class LinearHead(LinearClasses, PriorHead):
 
     @property
     def origin(self) -> Tensor:
-        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
-        return -(torch.linalg.pinv(weight.cpu().double()) @ bias.cpu().double())
+        weight, bias = (self.layout.raw(t).detach() for t in self.linear.parameters())
+        return self.layout.zero_of(weight, bias)
 
     def learned(self, features: Tensor) -> Tensor:
-        """Features (B, D) to logits (B, C) as they are trained, before any prior."""
-        logits: Tensor = self.linear(features)
-        return logits
+        """Features (B, D) to logits (B, C) as they are trained, before any prior, of the classes
+        that this process has."""
+        return self.layout.linear(features, self.linear)
 
     def outputs(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(self.expected(self.learned(features)), features=features)
+        out: HeadOutput = self.layout.each(self._outputs, features)
+        return out._replace(features=features)
+
+    def _outputs(self, features: Tensor) -> HeadOutput:
+        return HeadOutput(self.expected(self.learned(features)))
 
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
-        logits = wide(self.learned(features))
+        x, y = self.layout.rows(features, target)
+        logits = wide(self.learned(x))
         if self.class_prior is not None:
-            logits = logits + self.class_prior.to(logits.dtype).log()
-        loss: Tensor = self.criterion(logits, target)
+            logits = logits + self.layout.raw(self.class_prior).to(logits.dtype).log()
+        loss = self.layout.criterion(self.criterion, logits, y)
         if self.metric is not None:
-            loss = loss + self.metric_weight * self.metric(*gather(features, target))
+            rows = (x, y) if gather is alone else gather(features, target)
+            loss = loss + self.metric_weight * self.metric(*rows)
         return loss
 
     @torch.no_grad()
@@ -364,27 +389,9 @@ class LinearHead(LinearClasses, PriorHead):
                     f"LinearHead.start_at: expected {name} of shape {tuple(own.shape)}, "
                     f"got {tuple(value.shape)}"
                 )
-        self.linear.weight.copy_(weight)
+        layout = self.layout
+        layout.raw(self.linear.weight).copy_(layout.cut(weight))
         if bias is None:
-            self.linear.bias.zero_()
+            layout.raw(self.linear.bias).zero_()
         else:
-            self.linear.bias.copy_(bias)
-
-
-def indices(values: Any) -> Tensor:
-    """Whole numbers in float64, for buffers that are read by rounding.
-
-    ``torch.optim.swa_utils.AveragedModel(use_buffers=True)`` averages buffers of integers with what
-    is left of them cut off, so that an average of 3 and 3 may be 2, and of booleans not at all.
-    """
-    return torch.as_tensor(values, dtype=torch.float64)
-
-
-def _move(value: Tensor, fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
-    """What `fn`, as `nn.Module._apply` takes it, makes of a buffer, but in `dtype`."""
-    try:
-        moved = fn(value)
-        return moved if moved.dtype == dtype else value.to(moved.device).to(dtype)
-    except TypeError:  # the device has no float64
-        value = value.float()
-        return value.to(fn(value).device)
+            layout.raw(self.linear.bias).copy_(layout.cut(bias))

@@ -6,10 +6,13 @@ None of them holds a parameter, so a state dict does not depend on the choice.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.layout import is_dtensor
+from oltr_ext.ops import Shard
 
 
 class DiscCentroidsLoss(nn.Module):
@@ -41,13 +44,16 @@ class DiscCentroidsLoss(nn.Module):
         classes = centroids.shape[0]
         if classes < 2:
             raise ValueError("DiscCentroidsLoss: expected at least two centroids to fit a margin")
-        exact = centroids.double()
-        spread = (exact - exact.mean(dim=0)).square().sum().item() / (classes - 1)
+        exact = getattr(centroids, "_local_tensor", centroids).double()
+        centre = _total(exact.sum(dim=0), centroids) / classes
+        spread = _total((exact - centre).square().sum(), centroids).item() / (classes - 1)
         self.margin = factor * 2 * spread
         return self.margin
 
-    def forward(self, x: Tensor, target: Tensor, centroids: Tensor) -> Tensor:
-        """Features (B, D), labels (B,) and centroids (C, D) to a scalar."""
+    def forward(
+        self, x: Tensor, target: Tensor, centroids: Tensor, shard: Shard | None = None
+    ) -> Tensor:
+        """Features (B, D), labels (B,) and centroids (C, D), or a shard of them, to a scalar."""
         return ops.disc_centroids_loss(
             x,
             target,
@@ -55,6 +61,7 @@ class DiscCentroidsLoss(nn.Module):
             margin=self.margin,
             repel_weight=self.repel_weight,
             compat=self.compat,
+            shard=shard,
         )
 
     def extra_repr(self) -> str:
@@ -167,6 +174,13 @@ class RangeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, margin={self.margin}, intra={self.intra}, inter={self.inter}"
+
+
+def _total(value: Tensor, bank: Tensor) -> Tensor:
+    """The sum over the processes that share a bank."""
+    if is_dtensor(bank):
+        dist.all_reduce(value, group=bank.device_mesh.get_group())  # type: ignore[attr-defined]
+    return value
 
 
 def wide(x: Tensor) -> Tensor:

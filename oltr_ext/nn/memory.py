@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from oltr_ext import ops
 from oltr_ext.nn.checks import check_sizes
+from oltr_ext.nn.layout import WHOLE, ClassRows, Layout
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
-from oltr_ext.ops import StreamedBank
-from oltr_ext.ops.bank import blocks_of
+from oltr_ext.ops.bank import blocks_of, rows_of
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
+from oltr_ext.ops.shard import Shard, summed
 
 COLUMNS = 1 << 13
 """Centroids that `CentroidMemory.closest` holds distances to at a time."""
 
 
-def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Means:
+def means_over(
+    batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, layout: Layout = WHOLE
+) -> Means:
     """Class means over batches, in one pass: memory is that of the C x D result.
 
     Sums run in float64, so that the result does not depend on how the data was batched.
@@ -31,6 +34,7 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
     Args:
         batches: features (B, D), any floating dtype, and labels (B,) int64 in [0, num_classes).
         num_classes: C.
+        layout: where they are; of a shard, sums are those of its own classes.
 
     Returns:
         (means (C, D) float64, counts (C,) int64) on the CPU; zero for a class without rows.
@@ -39,12 +43,13 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
         ValueError: no row at all. RuntimeError: a label out of range.
     """
     cpu, wide = torch.device("cpu"), torch.float64
-    sums, counts = torch.empty(0), torch.zeros(num_classes, dtype=torch.int64, device=cpu)
+    first, last = layout.bounds(num_classes)
+    sums, counts = torch.empty(0), torch.zeros(last - first, dtype=torch.int64, device=cpu)
     for features, target in batches:
         if len(features) == 0:
             continue
-        if len(sums) == 0:
-            sums = torch.zeros(num_classes, features.shape[1], dtype=wide, device=cpu)
+        if sums.dim() == 1:
+            sums = torch.zeros(len(counts), features.shape[1], dtype=wide, device=cpu)
         target = target.cpu()
         wrong = ((target < 0) | (target >= num_classes)).nonzero()
         if len(wrong):
@@ -53,17 +58,23 @@ def means_over(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Me
                 f"class means: expected labels in [0, {num_classes}), "
                 f"got {int(target[first])} at row {first}"
             )
+        if layout.shard is not None:
+            own = (target >= first) & (target < last)
+            features, target = features.cpu()[own], target[own] - first
+            if len(target) == 0:
+                continue
         # only the classes of the batch: their number, not C, sets the cost of a batch
         classes, row = target.unique(return_inverse=True)
         means, count = ops.class_means(features.to(cpu, wide), row, len(classes))
         sums[classes] += means * count.unsqueeze(1)
         counts[classes] += count
-    if len(sums) == 0:
+    sums, counts = layout.sums_of_replicas(sums, counts)
+    if sums.dim() == 1:
         raise ValueError("class means: expected at least one feature, got none")
     return Means(sums.div_(counts.clamp(min=1).unsqueeze(1)), counts)
 
 
-class CentroidMemory(nn.Module):
+class CentroidMemory(ClassRows):
     """Class centroids (C, D) that start as class means and learn, or follow, from there.
 
     Args:
@@ -71,11 +82,14 @@ class CentroidMemory(nn.Module):
         feat_dim: D.
         learnable: whether the centroids are a parameter (trained by the centroid loss) or a buffer
             (moved by :meth:`update`).
+        device: of the centroids.
 
     Attributes:
         centroids: (C, D).
         counts: (C,) int64, features seen of each class; 0 marks a class without a centroid yet.
     """
+
+    CLASS_TENSORS: ClassVar = {"centroids": 0.0, "counts": 0}
 
     centroids: Tensor
     counts: Tensor
@@ -84,28 +98,66 @@ class CentroidMemory(nn.Module):
     _present: Tensor | None = None
     _complete = False  # whether every class has a centroid
     _found_of: Any = ()
+    _places: Shard | None = None  # of its classes among those with a centroid
 
-    def __init__(self, num_classes: int, feat_dim: int, *, learnable: bool = True) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        feat_dim: int,
+        *,
+        learnable: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         check_sizes("CentroidMemory", num_classes, feat_dim)
-        centroids = torch.zeros(num_classes, feat_dim)
+        centroids = torch.zeros(num_classes, feat_dim, device=device)
         if learnable:
             self.centroids = nn.Parameter(centroids)
         else:
             self.register_buffer("centroids", centroids)
-        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64, device=device))
 
     @property
     def present(self) -> Tensor | None:
-        """(K,) int64, the classes with a centroid, in order.
+        """(K,) int64, the classes with a centroid, in order; of a shard those of its own, counted
+        from its first.
 
         None where that is all of them, or none (nothing was counted: the centroids are taken as
         they are). The others take no part: they are no feature's nearest class.
         """
         # a compiled graph cannot ask: it has what was found before
-        if not torch.compiler.is_compiling() and mark([self.counts]) != self._found_of:
+        if not torch.compiler.is_compiling() and mark([self._counted]) != self._found_of:
             self._find_present()
         return self._present
+
+    @property
+    def _counted(self) -> Tensor:
+        return self.layout.raw(self.counts)
+
+    def there(self, *parts: Tensor) -> list[Tensor]:
+        """Rows of the classes with a centroid that this process has, of tensors (C, ...) or of
+        streamed banks."""
+        present = self.present
+        own = [self.layout.own(part) for part in parts]
+        return own if present is None else [rows_of(part, present) for part in own]
+
+    @property
+    def places(self) -> Shard | None:
+        """Which of the classes with a centroid are here; None: all of them."""
+        return self.layout.shard if self.present is None else self._places
+
+    def classes(self, index: Tensor) -> Tensor:
+        """Classes (B,) of indices (B,) among those with a centroid."""
+        present, shard = self.present, self._places
+        if present is None:
+            return index
+        if shard is None or self.layout.shard is None:
+            return present[index]
+        here = (index >= shard.start) & (index < shard.stop)
+        if shard.size == 0:
+            return summed(shard, torch.zeros_like(index))
+        own = present[torch.where(here, index - shard.start, 0)] + self.layout.shard.start
+        return summed(shard, torch.where(here, own, 0))  # of its owner alone
 
     @property
     def num_classes(self) -> int:
@@ -117,17 +169,8 @@ class CentroidMemory(nn.Module):
 
     def forward(self, x: Tensor) -> Nearest:
         """Distance (B,) of features (B, D) to the nearest centroid, and its class (B,)."""
-        found = ops.nearest_centroid(x, self._there())
-        if self.present is None:
-            return found
-        return Nearest(found.distance, self.present[found.index])
-
-    def _there(self) -> Tensor | StreamedBank:
-        """Centroids (K, D) of the classes that have one."""
-        present, bank = self.present, self.centroids
-        if present is None:
-            return bank
-        return bank.only(present) if isinstance(bank, StreamedBank) else bank[present]
+        found = ops.nearest_centroid(x, *self.there(self.centroids), shard=self.places)
+        return Nearest(found.distance, self.classes(found.index))
 
     def closest(self, x: Tensor, count: int) -> Nearest:
         """The nearest centroids of each feature, nearest first.
@@ -139,13 +182,13 @@ class CentroidMemory(nn.Module):
         Returns:
             (distance (B, count) float32 or float64, class (B, count) int64).
         """
-        present = self.present
+        (memory,) = self.there(self.centroids)
         # By differences: close to a centroid, the products of the default cancel. In float64, where
         # there is one: it holds the square of every float32.
         mode = "donot_use_mm_for_euclid_dist"
         exact = torch.float32 if x.device.type == "mps" else torch.float64
-        memory, wider = self._there(), x.to(exact)
-        values, indices = [], []
+        wider = x.to(exact)
+        values, indices = [wider.new_empty(len(x), 0)], []
         with blocks_of(memory, COLUMNS) as blocks:
             for start, block in blocks:
                 distance = torch.cdist(wider, block.to(exact), compute_mode=mode)
@@ -154,9 +197,10 @@ class CentroidMemory(nn.Module):
                 indices.append(at + start)
         near = torch.cat(values, dim=1)
         value, order = near.topk(min(count, near.shape[1]), dim=1, largest=False)
-        index = torch.cat(indices, dim=1).gather(1, order)
-        value = value.to(wide(x).dtype)
-        return Nearest(value, index if present is None else present[index])
+        index = torch.cat([torch.empty_like(order[:, :0]), *indices], dim=1).gather(1, order)
+        index = index if self.present is None else self.present[index]
+        value, classes = self.layout.smallest(value, index, count)
+        return Nearest(value.to(wide(x).dtype), classes)
 
     @torch.no_grad()
     def initialise(self, features: Tensor, target: Tensor) -> None:
@@ -190,8 +234,9 @@ class CentroidMemory(nn.Module):
                 self._check(features)
                 yield features, target
 
-        means, counts = means_over(checked(), self.num_classes)
-        self.centroids.copy_(means)
+        layout = self.layout
+        means, counts = means_over(layout.batches(checked()), self.num_classes, layout)
+        layout.raw(self.centroids).copy_(means)
         self._set_counts(counts)
 
     @torch.no_grad()
@@ -209,16 +254,20 @@ class CentroidMemory(nn.Module):
             raise ValueError(f"CentroidMemory: expected momentum in [0, 1], got {momentum}")
         self._check(features)
         complete = self.present is None and self._complete
-        x = features.to(torch.promote_types(features.dtype, self.centroids.dtype))
-        means, count = ops.class_means(wide(x), target, self.num_classes)
+        with torch.no_grad():
+            features, target = self.layout.rows(features, target)
+        bank = self.layout.raw(self.centroids)
+        x = features.to(torch.promote_types(features.dtype, bank.dtype))
+        means, count = ops.class_means(wide(x), target, self.num_classes, shard=self.layout.shard)
+        means, count = self.layout.means_of_replicas(means, count)
         # in float32 at least, and rounded once
-        means, old = wide(means), wide(self.centroids)
+        means, old = wide(means), wide(bank)
         moved = momentum * old + (1 - momentum) * means
-        moved = torch.where((self.counts > 0).unsqueeze(1), moved, means)
-        self.centroids.copy_(torch.where((count > 0).unsqueeze(1), moved, old))
-        self.counts += count
+        moved = torch.where((self._counted > 0).unsqueeze(1), moved, means)
+        bank.copy_(torch.where((count > 0).unsqueeze(1), moved, old))
+        self._counted.add_(count)
         if complete:  # and so it stays: no need to wait for the device
-            self._found_of = mark([self.counts])
+            self._found_of = mark([self._counted])
         else:
             self._find_present()
 
@@ -227,7 +276,13 @@ class CentroidMemory(nn.Module):
         self._find_present()
 
     def save(self, path: str | Path) -> None:
-        """Writes centroids and counts as safetensors."""
+        """Writes centroids and counts as safetensors; of shards, `state_dict` is written by
+        `torch.distributed.checkpoint`.
+
+        Raises:
+            ValueError: processes share the classes.
+        """
+        self._check_whole("save")
         tensors = {"centroids": self.centroids.detach().contiguous(), "counts": self.counts}
         save_file(tensors, str(path))
 
@@ -236,8 +291,10 @@ class CentroidMemory(nn.Module):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is damaged, or holds a memory of another shape.
+            ValueError: the file is damaged, or holds a memory of another shape, or processes share
+                the classes.
         """
+        self._check_whole("load")
         if not Path(path).is_file():
             raise FileNotFoundError(f"CentroidMemory: no file {path}")
         try:
@@ -268,23 +325,35 @@ class CentroidMemory(nn.Module):
             raise ValueError("CentroidMemory: expected finite features, got NaN or infinity")
 
     def _set_counts(self, counts: Tensor) -> None:
-        self.counts.copy_(counts)
+        self._counted.copy_(counts)
+        self._find_present()
+
+    def _check_whole(self, what: str) -> None:
+        if self.layout.shard is not None:
+            raise ValueError(
+                f"CentroidMemory.{what}: expected all classes here, got {self.layout.shard.size} "
+                f"of {self.num_classes}: use state_dict with torch.distributed.checkpoint"
+            )
+
+    def sharded(self) -> None:
         self._find_present()
 
     def _find_present(self) -> None:
-        self._complete, self._present = False, None
-        self._found_of = mark([self.counts])
+        self._complete, self._present, self._places = False, None, None
+        self._found_of = mark([self._counted])
         if self.counts.is_meta:  # it is not known yet
             return
         with torch.inference_mode(False):  # of tensors made in that mode, backward saves none
-            present = self.counts.nonzero()[:, 0]
-        self._complete = len(present) == self.num_classes
-        self._present = present if 0 < len(present) < self.num_classes else None
+            present = self._counted.nonzero()[:, 0]
+        self._places = self.layout.places(len(present))
+        number = len(present) if self._places is None else self._places.total
+        self._complete = number == self.num_classes
+        self._present = present if 0 < number < self.num_classes else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         if self._present is not None:  # for compiled graphs, which do not look for it anew
-            self._present = None if self.counts.is_meta else self._present.to(self.counts.device)
+            self._present = None if self.counts.is_meta else self._present.to(self._counted.device)
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -41,6 +41,7 @@ class OLTRHead(PriorHead):
         memory_grad: whether the classifier's loss reaches the centroids too.
         margin, repel_weight, compat: of the centroid loss.
         without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
+        device: of what has a row a class, and of the selector.
     """
 
     def __init__(
@@ -59,11 +60,14 @@ class OLTRHead(PriorHead):
         repel_weight: float = 0.01,
         compat: str = "fixed",
         without: Iterable[str] = (),
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(class_prior, num_classes)
         self.feature_loss_weight = feature_loss_weight
         self.label_smoothing = label_smoothing
-        self.memory = CentroidMemory(num_classes, feat_dim, learnable=learnable_memory)
+        self.memory = CentroidMemory(
+            num_classes, feat_dim, learnable=learnable_memory, device=device
+        )
         self.classifier = MetaEmbeddingClassifier(
             feat_dim,
             num_classes,
@@ -71,6 +75,7 @@ class OLTRHead(PriorHead):
             scale=reachability_scale,
             memory_grad=memory_grad,
             without=without,
+            device=device,
         )
         self.centroid_loss = DiscCentroidsLoss(margin, repel_weight, compat)
         by_classifier = memory_grad and not {"memory", "reachability"} <= {*self.classifier.without}
@@ -86,6 +91,10 @@ class OLTRHead(PriorHead):
         return self.memory.feat_dim
 
     def outputs(self, features: Tensor) -> HeadOutput:
+        out: HeadOutput = self.layout.each(self._outputs, features)
+        return out._replace(features=features)
+
+    def _outputs(self, features: Tensor) -> HeadOutput:
         parts = self._embed(features)
         cosine = self.classifier.cosnorm_classifier
         if self.streamed:
@@ -97,7 +106,7 @@ class OLTRHead(PriorHead):
                 self.num_trained,
             )
         else:
-            logits = self.expected(cosine(parts.embedding))
+            logits = self.expected(cosine.columns(parts.embedding))
         return HeadOutput(
             logits,
             parts.distance,
@@ -105,7 +114,6 @@ class OLTRHead(PriorHead):
             parts.embedding,
             parts.memory_feature,
             parts.selector,
-            features=features,
         )
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -129,13 +137,18 @@ class OLTRHead(PriorHead):
         layer, present = self.classifier, self.memory.present
         at_each_call = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if present is None or self.streamed or at_each_call:
-            return layer.embed(features, self.memory.centroids, present)
+            return self._embed_anew(features)
         bank = [self.memory.centroids, layer.fc_hallucinator.weight, layer.fc_hallucinator.bias]
-        made = self._rooms.derived(
-            "there", [*bank, self.memory.counts], lambda: [part[present] for part in bank]
-        )
-        parts = layer.embed_by(features, *made)
-        return parts._replace(nearest=present[parts.nearest])
+        tensors = [self.layout.raw(part) for part in (*bank, self.memory.counts)]
+        made = self._rooms.derived("there", tensors, lambda: self.memory.there(*bank))
+        parts = layer.embed_by(features, *made, shard=self.memory.places)
+        return parts._replace(nearest=self.memory.classes(parts.nearest))
+
+    def _embed_anew(self, features: Tensor) -> MetaEmbeddingDetails:
+        memory, keys = self.memory, self.classifier.fc_hallucinator
+        bank = memory.there(memory.centroids, keys.weight, keys.bias)
+        parts = self.classifier.embed_by(features, *bank, shard=memory.places)
+        return parts._replace(nearest=memory.classes(parts.nearest))
 
     def _class_tensors(self, what: str) -> list[ClassTensor]:
         keys = self.classifier.fc_hallucinator
@@ -208,7 +221,13 @@ class OLTRHead(PriorHead):
 
     def recall(self, features: Tensor) -> Tensor:
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
-        match, present = self.classifier.fc_hallucinator(features), self.memory.present
+        keys, present = self.classifier.fc_hallucinator, self.memory.present
+        match = self.layout.linear(features, keys)
+        if self.layout.shard is not None:
+            if present is not None:
+                gone = torch.ones_like(match[0], dtype=torch.bool).index_fill(0, present, False)
+                match = match.masked_fill(gone, -torch.inf)
+            return torch.softmax(self.layout.whole(match), dim=1)
         if present is None:
             return torch.softmax(match, dim=1)
         share = torch.softmax(match[:, present], dim=1)
@@ -240,16 +259,20 @@ class OLTRHead(PriorHead):
             gather: for the centroid loss, whose repel term clamps a mean over the batch. It is
                 O((B + C) D), so gathering costs little; the cross-entropy, O(B C D), stays local.
         """
-        parts = self.classifier.embed(features, self.memory.centroids, self.memory.present)
+        x, y = self.layout.rows(features, target)
+        parts = self._embed_anew(x)
+        prior = None if self.class_prior is None else self.layout.raw(self.class_prior)
         loss = self.classifier.cosnorm_classifier.loss(
             parts.embedding,
-            target,
-            class_prior=self.class_prior,
+            y,
+            class_prior=prior,
             label_smoothing=self.label_smoothing,
         )
         if self.feature_loss_weight == 0:
             return loss
-        pull = self.centroid_loss(*gather(features, target), self.memory.centroids)
+        rows = (x, y) if gather is alone else gather(features, target)
+        bank = self.layout.own(self.memory.centroids)
+        pull = self.centroid_loss(*rows, bank, self.layout.shard)
         return loss + self.feature_loss_weight * pull
 
     @torch.no_grad()
@@ -309,11 +332,13 @@ class OLTRHead(PriorHead):
                 f"{tuple(keys.weight.shape)}, got {tuple(linear.weight.shape)}"
             )
         self.memory.initialise_from(batches, lambda x: x)
-        keys.weight.copy_(self.memory.centroids if linear is None else linear.weight)
+        layout = self.layout
+        start = self.memory.centroids if linear is None else linear.weight
+        layout.raw(keys.weight).copy_(layout.cut(start))
         if linear is None or linear.bias is None:
-            keys.bias.zero_()
+            layout.raw(keys.bias).zero_()
         else:
-            keys.bias.copy_(linear.bias)
+            layout.raw(keys.bias).copy_(layout.cut(linear.bias))
         if classifier == "means":
             self.classifier.cosnorm_classifier.start_at(self.memory.centroids)
         if selector == "zero":

@@ -80,6 +80,8 @@ class OpenMaxHead(LinearHead):
 
     EXACT: ClassVar = {**LinearHead.EXACT, "weibull": torch.float64}
 
+    UNSHARDED = "each one's distances are of the logits of all, its means are C x C"
+
     mean: Tensor
     weibull: Tensor
 

@@ -8,6 +8,7 @@ ICLR 2021, Section 4.1. Their fourth, cRT, is a fresh `LinearHead` on class-bala
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -120,15 +121,22 @@ class LWSHead(LinearHead):
     Kang et al., Section 4. Start it with :meth:`LinearHead.start_at`, without a bias, as there.
     """
 
+    CLASS_TENSORS: ClassVar = {**LinearHead.CLASS_TENSORS, "scales": 1.0}
+
     def __init__(
-        self, feat_dim: int, num_classes: int, *, class_prior: Tensor | None = None
+        self,
+        feat_dim: int,
+        num_classes: int,
+        *,
+        class_prior: Tensor | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(feat_dim, num_classes, class_prior=class_prior)
+        super().__init__(feat_dim, num_classes, class_prior=class_prior, device=device)
         self.linear.requires_grad_(False)
-        self.scales = nn.Parameter(torch.ones(num_classes))
+        self.scales = nn.Parameter(torch.ones(num_classes, device=device))
 
     def learned(self, features: Tensor) -> Tensor:
-        return self.scales * self.linear(features)
+        return self.layout.own(self.scales) * super().learned(features)
 
     def _class_tensors(self, what: str) -> list[ClassTensor]:
         return [*super()._class_tensors(what), ClassTensor(self, "scales")]

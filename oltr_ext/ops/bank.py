@@ -237,6 +237,11 @@ def _bytes(t: Tensor) -> memoryview:
     return memoryview(t.view(torch.uint8).numpy().reshape(-1).data)
 
 
+def rows_of(bank: Any, classes: Tensor) -> Any:
+    """Some classes (K,) int64 of a tensor, or of a streamed bank, which are in ascending order."""
+    return bank.only(classes) if isinstance(bank, StreamedBank) else bank[classes]
+
+
 @contextmanager
 def together(banks: Sequence[StreamedBank]) -> Iterator[Iterator[tuple[int, tuple[Tensor, ...]]]]:
     """A pass over banks of the same classes side by side, in the same blocks."""

@@ -48,9 +48,15 @@ class Shard:
     def of(total: int, group: dist.ProcessGroup | None = None) -> Shard:
         """This process's part of ``total`` classes, cut as `torch.chunk` and DTensor's ``Shard(0)``
         cut: parts of ``ceil(total / processes)``, the last ones shorter or empty."""
-        size = math.ceil(total / dist.get_world_size(group))
-        start = min(total, size * dist.get_rank(group))
-        return Shard(start, min(total, start + size), total, group)
+        start, stop = Shard.cut(total, dist.get_world_size(group), dist.get_rank(group))
+        return Shard(start, stop, total, group)
+
+    @staticmethod
+    def cut(total: int, processes: int, rank: int) -> tuple[int, int]:
+        """First class of a process, and the one after its last."""
+        size = math.ceil(total / processes)
+        start = min(total, size * rank)
+        return start, min(total, start + size)
 
     @property
     def size(self) -> int:

@@ -28,7 +28,8 @@ class Disc(torch.autograd.Function):
     ) -> Tensor:
         rows, wide = len(x), torch.float64
         centre = _centre(x)  # R does not change by a shift, its rounding error does
-        a, gap = x.to(wide) - centre, _gap(x, target, centroids, shard)
+        a = x.to(wide) - centre
+        gap = _gap(a, target, centroids, centre)
         sum_a, sum_c, squares = a.sum(0), a.new_zeros(a.shape[1]), a.new_zeros(())
         for piece in centroids.split(8192):
             c = piece.to(wide) - centre
@@ -51,40 +52,45 @@ class Disc(torch.autograd.Function):
         repel_weight, official, shard = ctx.settings
         rows, g = len(x), grads[0].double()
         centre = _centre(x)
-        # R's pairs are all but a row's own class
-        repel = -2 * repel_weight * is_open * g / (rows * shard.total)
-        gap = _gap(x, target, centroids, shard)
+        # R's pairs are all but a row's own class; a number times a flag would be one of float32
+        repel = torch.where(is_open, g, 0) * (-2 * repel_weight / (rows * shard.total))
+        gap = _gap(x.double(), target, centroids, torch.zeros_like(centre))
         grad_x = summed(shard, gap * (g / rows - repel))
         grad_x = grad_x + repel * (shard.total * (x.double() - centre) - sum_c)
-        grad_c = centroids.new_empty(shard.size + 1, x.shape[1])  # the last, of rows elsewhere
+        # the last row is for targets elsewhere, so that no shape depends on where they are
+        grad_c = centroids.new_empty(shard.size + 1, x.shape[1])
         for first, piece in enumerate(centroids.split(8192)):
             shifted = piece.double() - centre
             grad_c[first * 8192 :][: len(piece)] = repel * (rows * shifted - sum_a)
-        # rows of a class together; nothing here has a shape that the labels decide
-        own, order = torch.where(_here(target, shard), target, shard.size).sort(stable=True)
-        at = (own.diff(prepend=own[:1]) != 0).cumsum(0)
+        grad_c[-1] = 0
+        own = torch.where(target < 0, shard.size, target)
+        at = _numbered(own)
         pull = gap * repel  # takes a row's own class out of R
         if official:
-            counts = gap.new_zeros(rows).index_add_(0, at, gap.new_ones(rows))
-            pull = pull[order] - gap[order] / (rows * (counts[at, None] + 1))
+            counts = torch.zeros_like(own).index_add_(0, at, torch.ones_like(own))
+            pull = pull - gap / (rows * (counts[at, None] + 1))
         else:
-            pull = (pull - gap * g / rows)[order]
-        sums = torch.zeros_like(gap).index_add_(0, at, pull)
-        grad_c[-1] = 0
-        grad_c[own] = (grad_c[own].double() + sums[at]).to(grad_c.dtype)
+            pull = pull - gap * g / rows
+        sums = torch.zeros_like(pull).index_add_(0, at, pull)[at]
+        grad_c[own] = (grad_c[own].double() + sums).to(grad_c.dtype)
         return grad_x.to(x.dtype), None, grad_c[:-1], None, None, None, None
 
 
-def _here(target: Tensor, shard: Shard) -> Tensor:
-    return (target >= 0) & (target < shard.size)
+def _gap(x: Tensor, target: Tensor, centroids: Tensor, centre: Tensor) -> Tensor:
+    """(B, D) float64 from the centroid of a row's class, both shifted; 0 for one elsewhere."""
+    if len(centroids) == 0:
+        return torch.zeros_like(x)
+    here = (target >= 0) & (target < len(centroids))
+    own = centroids[torch.where(here, target, 0)].double() - centre
+    return torch.where(here[:, None], x - own, 0)
 
 
-def _gap(x: Tensor, target: Tensor, centroids: Tensor, shard: Shard) -> Tensor:
-    """(B, D) float64 from the row's own centroid; 0 where that is another process's."""
-    if shard.size == 0:
-        return torch.zeros_like(x, dtype=torch.float64)
-    own = centroids[target.clamp(0, shard.size - 1)].double()
-    return torch.where(_here(target, shard)[:, None], x.double() - own, 0)
+def _numbered(classes: Tensor) -> Tensor:
+    """(B,) numbers below B, equal where classes (B,) are."""
+    ordered, order = classes.sort(stable=True)
+    first = torch.ones_like(ordered)
+    first[1:] = (ordered[1:] != ordered[:-1]).long()
+    return torch.empty_like(order).index_copy_(0, order, first.cumsum(0) - 1)
 
 
 def _centre(x: Tensor) -> Tensor:

@@ -55,7 +55,19 @@ def cross_entropy(
     shard: Shard,
 ) -> Tensor:
     logits = reference.cosine_logits(*widen(enter(shard, v), weight), scale=scale)
-    possible = torch.ones(shard.size, dtype=torch.bool, device=v.device)
+    return cross_entropy_of(logits, target, log_prior, label_smoothing, others, shard)
+
+
+def cross_entropy_of(
+    logits: Tensor,
+    target: Tensor,
+    log_prior: Tensor | None,
+    label_smoothing: float,
+    others: int,
+    shard: Shard,
+) -> Tensor:
+    """Of logits (B, N) of the shard; a loss a row, 0 where the target is -1."""
+    possible = torch.ones(shard.size, dtype=torch.bool, device=logits.device)
     if log_prior is not None:
         logits, possible = logits + log_prior, log_prior.isfinite()
     here = (target >= 0) & (target < shard.size)

@@ -17,6 +17,9 @@ from torch import Tensor
 from oltr_ext.ops._register import accumulator, precision
 from oltr_ext.ops.shard import Shard, cast, largest, nearest_of, summed
 
+FLOOR = 1e-30
+"""Of distances; small enough to change none, and 1 / it is finite."""
+
 
 class Recall(torch.autograd.Function):
     """(x, keys, key_bias, memory, memory_grad, shard) -> (recalled, lse over all shards)."""
@@ -157,10 +160,11 @@ class Meta(torch.autograd.Function):
             none = [torch.zeros_like(t) for t in (memory, keys, key_bias)]
             return summed(shard, torch.zeros_like(x)), *none, None, None, None, None
         here = (found >= shard.start) & (found < shard.stop)
+        floored = distance.clamp_min(FLOOR)  # by which zeros are divided
         g = torch.ops.oltr_ext.meta_embedding_backward(
             torch.zeros_like(x), grads[0].contiguous(), None, torch.where(here, grads[1], 0),
             x, memory, keys, key_bias, weight, recalled, selector,
-            distance, torch.where(here, found - shard.start, 0), lse, 1.0, 0.0, memory_grad, how,
+            floored, torch.where(here, found - shard.start, 0), lse, 1.0, FLOOR, memory_grad, how,
         )  # fmt: skip
         grad_memory = g[1] if memory_grad else None
         return summed(shard, g[0]), grad_memory, g[2], g[3], None, None, None, None

@@ -1,0 +1,105 @@
+"""What torch's optimizers and clipping ask of parameters of which some are shared by processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from oltr_ext.nn.layout import is_dtensor
+from oltr_ext.ops.shard import Shard, summed
+
+Group = dict[str, Any]
+
+
+def param_groups(parameters: Iterable[Tensor] | Iterable[Group]) -> list[Group]:
+    """Groups for an optimizer, each of DTensors alone or of plain tensors alone.
+
+    ``foreach`` (torch's default on CUDA) and ``fused`` work on the tensors of a group at once, and
+    fail on one that has both: *got mixed torch.Tensor and DTensor*. Of torch's fused optimizers SGD
+    takes no DTensors at all; Adam and AdamW do.
+
+    Args:
+        parameters: as an optimizer takes them: parameters, or groups, whose options both parts get.
+    """
+    given = list(parameters)
+    groups = [g if isinstance(g, dict) else None for g in given]
+    if any(g is None for g in groups):
+        groups = [{"params": given}]
+    found = []
+    for group in groups:
+        assert group is not None
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        parts: dict[bool, list[Tensor]] = {False: [], True: []}
+        for parameter in params:
+            parts[is_dtensor(parameter)].append(parameter)
+        found += [{**group, "params": part} for part in parts.values() if part]
+    return found
+
+
+@torch.no_grad()
+def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:
+    """As `torch.nn.utils.clip_grad_norm_` for the 2-norm, which fails on parameters of which some
+    are DTensors: gradients together are no longer than ``max_norm``, here and in other processes.
+
+    Call it in every process. Gradients of plain tensors count once: they are the same in all that
+    share the classes, once they are averaged.
+
+    Returns:
+        The norm before, the same in all processes.
+    """
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    grads: list[Any] = [p.grad for p in given if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    apart = [g for g in grads if is_dtensor(g)]
+    plain, local = [g for g in grads if not is_dtensor(g)], [g._local_tensor for g in apart]
+    square = _square(plain, grads[0].device)
+    if apart:
+        mesh = apart[0].device_mesh
+        square += summed(Shard.of(mesh.size(), mesh.get_group()), _square(local, square.device))
+    norm = square.sqrt()
+    share = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch has it
+    for grad in (*plain, *local):
+        grad.mul_(share.to(grad.dtype))
+    return norm.to(grads[0].dtype)
+
+
+def _square(grads: list[Tensor], device: torch.device) -> Tensor:
+    """Of their norm, in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    if grads:
+        total += nn.utils.get_total_norm(grads).to(total).square()
+    return total
+
+
+class GradScaler(torch.amp.GradScaler):
+    """As torch's, which fails on an optimizer of which some parameters are DTensors. Processes
+    agree on a step: where a gradient overflows in one of them, all pass over it."""
+
+    def _unscale_grads_(
+        self,
+        optimizer: torch.optim.Optimizer,
+        inv_scale: Tensor,
+        found_inf: Tensor,
+        allow_fp16: bool,
+    ) -> dict[torch.device, Tensor]:
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    grad = getattr(parameter.grad, "_local_tensor", parameter.grad)
+                    if grad.dtype == torch.float16 and not allow_fp16:
+                        raise ValueError("Attempting to unscale FP16 gradients.")
+                    by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
+        found: dict[torch.device, Tensor] = {}
+        for (device, _), grads in by_kind.items():
+            flag = found.setdefault(device, found_inf.to(device, copy=True))
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, inv_scale.to(device))
+        if dist.is_initialized():
+            for flag in found.values():
+                dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return found
