@@ -14,7 +14,7 @@ from typing import Any
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = "no chromium or no chromedriver here: make desk-test installs them"
-SOON = 20.0
+SOON = 60.0
 
 
 @contextmanager

@@ -31,7 +31,8 @@ def a_run(finished: Path, folder: Path) -> Path:
 
 
 def opened(run: Path, folder: Path, out: Path | None = None) -> Desk:
-    desk = Desk(load_trained(run, device="cpu"), Folder(folder), out or run / "desk")
+    out = out or run / "desk"
+    desk = Desk(load_trained(run, device="cpu"), Folder(folder, without=out), out)
     desk.prepare()
     return desk
 

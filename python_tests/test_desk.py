@@ -394,6 +394,19 @@ def test_a_folder_without_an_image(run: Path, tmp_path: Path) -> None:
         opened(run, tmp_path / "nowhere")
 
 
+def test_its_own_pictures_are_no_images_of_the_folder(run: Path, folder: Path) -> None:
+    out = folder / "test" / "kept"
+    desk = opened(run, folder, out)
+    images = desk.ready().images
+    for image in images:
+        desk.thumbs.small(image, desk.contents.paths[image])
+    desk.close()
+    assert len(list(out.rglob("*.jpg"))) == len(images)
+    desk = opened(run, folder, out)
+    assert desk.ready().images == images
+    desk.close()
+
+
 def test_nothing_outside_the_folder_is_read(run: Path, folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     Image.new("RGB", (16, 16), "red").save(secret)
@@ -414,6 +427,10 @@ def test_nothing_outside_the_folder_is_read(run: Path, folder: Path, tmp_path: P
     image = next(i for i, paths in desk.contents.paths.items() if "test/test_1_0.png" in paths)
     (folder / "test" / "test_1_0.png").unlink()
     (folder / "test" / "test_1_0.png").symlink_to(secret)
+    with pytest.raises(ValueError, match="has gone, or was changed"):
+        desk.thumbs.small(image, desk.contents.paths[image])
+    image = next(i for i, paths in desk.contents.paths.items() if "test/test_2_0.png" in paths)
+    shutil.copy(secret, folder / "test" / "test_2_0.png")  # another image under its name
     with pytest.raises(ValueError, match="has gone, or was changed"):
         desk.thumbs.small(image, desk.contents.paths[image])
     desk.close()

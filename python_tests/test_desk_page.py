@@ -160,11 +160,11 @@ def test_a_kill_in_the_midst_of_decisions(run: Path, folder: Path) -> None:
             json.dumps(held).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=20) as found:
+        with urllib.request.urlopen(request, timeout=60) as found:
             return int(json.load(found)["version"])
 
     def status(address: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{address}api/status", timeout=20) as found:
+        with urllib.request.urlopen(f"{address}api/status", timeout=60) as found:
             return dict(json.load(found))
 
     def ready(address: str) -> int:
@@ -186,5 +186,5 @@ def test_a_kill_in_the_midst_of_decisions(run: Path, folder: Path) -> None:
         again = ready(address)
         assert again in (told, told + 1)  # one more may have been kept, and not yet told
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert "goes on from here" in (process.stdout.read() if process.stdout else "")

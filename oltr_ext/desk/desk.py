@@ -27,7 +27,7 @@ from oltr_ext.serve.trained import Trained
 
 __all__ = ["FILE", "Desk", "Progress"]
 
-FILE = "desk.sqlite"
+FILE, THUMBS = "desk.sqlite", "thumbs"
 WAIT = 5.0
 """Seconds to wait for another process that changes the classes of the run."""
 
@@ -63,14 +63,13 @@ class Desk:
     def __init__(self, trained: Trained, folder: Folder, out: Path, *, nearest: int = 3) -> None:
         self.trained, self.folder, self.out, self.nearest = trained, folder, out, nearest
         self.store = Store(out / FILE)
-        self.thumbs = Thumbs(out / "thumbs", folder)
+        self.thumbs = Thumbs(out / THUMBS, folder)
         self.log = replay(self.store.events())
         self.lock = threading.RLock()
         self.progress = Progress()
         self.contents = Contents()
         self.bad: list[tuple[str, str]] = []
         self.answers: Answers | None = None
-        self.changes: list[Change] = []
         self.trouble = ""
         self.stamp = 0
         """Counts whatever changes what is shown, also what is no entry of the log."""

@@ -39,14 +39,18 @@ class Contents:
 class Folder:
     """A folder of images.
 
+    Args:
+        without: a folder that may be in it, whose images are not of it.
+
     Raises:
         FileNotFoundError: it is none.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, without: Path | None = None) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"desk: no folder {root}")
         self.root = root.resolve()
+        self._without = None if without is None else str(without.resolve())
 
     def read(
         self,
@@ -90,10 +94,15 @@ class Folder:
 
     def _walk(self, endings: set[str]) -> Iterator[str]:
         for folder, folders, files in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not name.startswith(".") and os.path.join(folder, name) != self._without
+            )
             for name in sorted(files):
                 if not name.startswith(".") and Path(name).suffix.lower() in endings:
-                    yield os.path.relpath(os.path.join(folder, name), self.root)
+                    path = os.path.relpath(os.path.join(folder, name), self.root)
+                    yield path.replace(os.sep, "/")
 
     def _open(self, path: str) -> BufferedReader:
         """A regular file in the folder, wherever a link in it leads."""

@@ -101,9 +101,10 @@ def _opened(
     device: str,
     say: Callable[[str], None],
 ) -> Iterator[Desk]:
-    images = Folder(folder)
+    Folder(folder)  # is there one? A model takes longer to read
     trained = load_trained(run, device=device)
     out = out or trained.path.resolve().parent / "desk"
+    images = Folder(folder, without=out)
     with locked(out, say):
         desk = Desk(trained, images, out, nearest=nearest)
         try:
