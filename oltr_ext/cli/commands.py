@@ -68,6 +68,7 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    from oltr_ext.serve.adapters import write_openood
     from oltr_ext.serve.assess import ALPHA, REPORT, compare, report
     from oltr_ext.serve.costs import price
     from oltr_ext.serve.observations import judge_observations, read_observations
@@ -94,6 +95,9 @@ def run_eval(args: argparse.Namespace) -> int:
             each.notes.append(price(each, args.costs))
         for line in each.notes:
             print(f"{each.name}: {line}", file=sys.stderr)
+        if args.openood is not None:
+            folder = args.openood / each.name if len(results) > 1 else args.openood
+            write_openood(each, folder)
     for line in dict.fromkeys(line for each in results for line in each.splits.problems()):
         print(f"oltr: {line}", file=sys.stderr)
     if args.json:

@@ -139,6 +139,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_observations(sub, "a CSV with columns path and observation: judge them as one each too")
     sub.add_argument(
+        "--openood",
+        type=path_of,
+        metavar="FOLDER",
+        help="write each image's score as OpenOOD does: scores/NAME.npz",
+    )
+    sub.add_argument(
         "--json", action="store_true", help="print all numbers, a line a model; write no report"
     )
     _add_set(sub)

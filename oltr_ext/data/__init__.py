@@ -4,6 +4,7 @@ from oltr_ext.data.augment import GENTLE, Augment
 from oltr_ext.data.decode import ImageError, read_image, read_rgb
 from oltr_ext.data.embedding_writer import FeatureStream, write_embeddings
 from oltr_ext.data.embeddings import Embeddings, read_embeddings
+from oltr_ext.data.faiss_index import from_faiss, to_faiss
 from oltr_ext.data.held_out import hold_out
 from oltr_ext.data.lists import ImageList, ListLine, read_list, read_names
 from oltr_ext.data.published import PUBLISHED, Published
@@ -35,6 +36,7 @@ __all__ = [
     "ShuffleSampler",
     "TensorImages",
     "eval_transform",
+    "from_faiss",
     "hold_out",
     "icon_image",
     "network_input",
@@ -44,6 +46,7 @@ __all__ = [
     "read_names",
     "read_rgb",
     "square",
+    "to_faiss",
     "train_transform",
     "write_embeddings",
 ]
