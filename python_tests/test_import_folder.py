@@ -72,9 +72,15 @@ def test_the_same_again_and_nothing_lost(photos, tmp_path, capsys):
     assert tree(out) == made
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train.txt").write_text("my own")
-    for folder in (tmp_path / "mine", photos, photos / "beech" / "0.png"):
+    for folder, error in (
+        (tmp_path / "mine", "is there and not empty"),
+        (tmp_path / "mine" / "train.txt", "is there and not empty"),
+        (photos, "lies in"),
+        (photos / "set", "lies in"),
+    ):
         assert run(photos, folder) == 1
-        assert "is there and not empty" in capsys.readouterr().err
+        assert error in capsys.readouterr().err
+    assert not (photos / "set").exists()
     assert (tmp_path / "mine" / "train.txt").read_text() == "my own"
 
 

@@ -193,6 +193,9 @@ def _tell_of(folder: Path, words: list[str]) -> None:
 def _folder(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:
     from oltr_ext.data.importing import read_folder
 
+    out, source = (Path(os.path.realpath(path)) for path in (args.out, args.source))
+    if out.is_relative_to(source):  # what it writes would be images of a class the next time
+        raise ValueError(f"--out {args.out} lies in {args.source}: choose a folder outside")
     return read_folder(
         args.source,
         notes,
