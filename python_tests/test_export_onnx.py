@@ -74,8 +74,10 @@ def test_every_head_and_score(at, tmp_path):
         )
     export_onnx.write(Traced(program, {}, {0: "rows"}), tmp_path / "it.onnx", {})
     found = session(tmp_path / "it.onnx")
-    # rows on a centroid, far away, and one at a time: distances and ties are what products lose
-    strange = torch.cat([x, torch.zeros(1, 6), 30 * x[:1], x[:1] + 1e-4])
+    # on a centroid, between two, and far away: what products select wrongly where they are wrong
+    means = torch.stack([x[y == c].mean(dim=0) for c in (0, 1)])
+    between = means.mean(dim=0) + torch.tensor([[1e-4], [-1e-4]]) * (means[1] - means[0])
+    strange = torch.cat([x, torch.zeros(1, 6), 30 * x[:1], x[:1] + 1e-4, means, between])
     for rows in (strange, x[:1], x[:0]):
         with torch.no_grad():
             want = everything(rows)
