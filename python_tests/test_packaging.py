@@ -386,5 +386,5 @@ def test_wheels_are_tested_by_what_the_oldest_torch_is() -> None:
     makefile = (ROOT / "Makefile").read_text()
     wanted = makefile.split("\nOP_TESTS :=")[1].split("\n\n")[0]
     names = set(re.findall(r"test_\w+\.py", wanted))
-    assert names == set(re.findall(r"test_\w+\.py", config)) and len(names) == 7
+    assert names == set(re.findall(r"test_\w+\.py", config)) and len(names) > 6
     assert all((ROOT / "python_tests" / name).is_file() for name in names)
