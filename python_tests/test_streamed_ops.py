@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -58,9 +60,7 @@ def _results(case, inputs):
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(
-    ("classes", "block"), [(1, 1), (5, 1), (10, 3), (33, 100), (1001, 64), (1001, None)]
-)
+@pytest.mark.parametrize(("classes", "block"), [(1, 1), (10, 3), (33, 100), (1001, 64)])
 @pytest.mark.parametrize("name", BANKS)
 def test_blocks_give_what_the_tensor_gives(name, classes, block, dtype, backend, tmp_path):
     case, inputs = _inputs(name, classes, dtype)
@@ -144,6 +144,7 @@ def test_a_pass_is_for_all_rows_at_once_and_reads_each_byte_once_in_order(tmp_pa
         return count
 
     monkeypatch.setattr(os, "preadv", watched)
+    monkeypatch.setattr("oltr_ext.ops.bank.leased", lambda file: nullcontext())
     ops.nearest_centroid(inputs["x"], bank)
     assert [at for at, _ in reads] == [128 + 7 * 28 * n for n in range(15)]
     assert sum(count for _, count in reads) == bank.nbytes == inputs["memory"].numel() * 4

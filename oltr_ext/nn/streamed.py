@@ -26,6 +26,9 @@ STREAMED = (
 )
 """What `stream` puts banks in the place of: all of a memory head that grows with C x D."""
 
+LOGITS = 1 << 22
+"""Of a block, at most: 32 MB of float64."""
+
 
 def stream(head: OLTRHead, opened: Callable[[str], StreamedBank]) -> None:
     """Put streamed banks in the place of a head's own tensors, which may be on "meta".
@@ -93,7 +96,8 @@ class StreamedLogits:
     @contextmanager
     def blocks(self) -> Iterator[Iterator[tuple[int, Tensor]]]:
         """First class and logits (B, n) float64 of each block."""
-        with self._weight.blocks() as blocks:
+        rows = min(self._weight.block_rows(), max(1, LOGITS // max(1, len(self))))
+        with self._weight.blocks(rows) as blocks:
             yield ((start, self._of(block, start)) for start, block in blocks)
 
     @torch.no_grad()

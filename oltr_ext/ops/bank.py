@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,24 @@ from torch import Tensor
 
 from oltr_ext.ops.streamed.ahead import on_device, read_ahead
 from oltr_ext.ops.streamed.files import Place, locate
+from oltr_ext.ops.streamed.mapped import forget, leased, mapped
 
 __all__ = ["StreamedBank"]
 
-BLOCK = 1 << 22
-"""Bytes of a block: small enough to be in the cache still when the kernel reads what was copied,
-large enough that what a block costs beside its bytes does not show."""
+BLOCK = 1 << 25
+"""Bytes of a block that is mapped, large enough that what it costs beside them does not show."""
+COPIED = 1 << 23
+"""Of one that a thread reads, of which there are three."""
 
 
 class StreamedBank:
     """Class vectors (C, D) that are read in order, block by block, each time an op asks for them.
 
-    Ops take one in place of the tensor, and give what they give for the tensor, in the memory of
-    three blocks. Out of a file blocks come by plain reads of a thread of their own while the one
-    before is worked on. It is not mapped: a file that another process cuts off is an error here,
-    and would end a process that had mapped it.
+    Ops take one in place of the tensor, and give what they give for the tensor. A file is mapped
+    while a pass lasts, and what has passed is given back, so that the process holds one block.
+    Meanwhile it is under a lease (see `oltr_ext.ops.streamed.mapped`), for a mapped file that
+    another process cuts off would end this one. Where the system gives none, and for a GPU, a
+    thread reads ahead into three blocks, and a file that was cut off is an error all the same.
 
     Read-only. Features get gradients, by a second pass; a bank gets none.
 
@@ -37,7 +40,8 @@ class StreamedBank:
             memory, pinned where blocks go to a GPU.
         key: of the tensor in a .safetensors file; None: its only matrix.
         device: where ops get blocks. On "cuda", copies to it run beside the computing.
-        block: classes a block; None: as many as make 4 MB.
+        block: classes a block; None: as many as make 32 MB, 8 where they are
+            read by a thread.
 
     Attributes:
         shape: (C, D).
@@ -66,6 +70,7 @@ class StreamedBank:
         self._block = block
         self._rows: Tensor | None = None
         self._tensor: Tensor | None = None
+        self._maps = False
         self.path: Path | None = None
         self.key = key
         if isinstance(source, Tensor):
@@ -86,6 +91,9 @@ class StreamedBank:
         weakref.finalize(self, os.close, self._file)
         self._place = locate(self.path, self._file, key)
         self._state = self._now()
+        aligned = self._place.offset % self.dtype.itemsize == 0
+        with leased(self._file) as held:
+            self._maps = held is not None and aligned and self.device.type == "cpu"
 
     @property
     def shape(self) -> torch.Size:
@@ -147,36 +155,57 @@ class StreamedBank:
     def block_rows(self) -> int:
         """Classes of a block."""
         row = max(1, self.shape[1] * self.dtype.itemsize)
-        return self._block or max(1, BLOCK // row)
+        return self._block or max(1, (BLOCK if self._maps else COPIED) // row)
 
     def _pass(self, rows: int, stack: ExitStack) -> Iterator[tuple[int, Tensor]]:
-        classes, width = self._place.shape
-        starts = range(0, classes, rows)
+        starts = range(0, self._place.shape[0], rows)
         whole: Iterator[Tensor]
         if self._tensor is not None:
             tensor = self._tensor
             whole = (tensor[start : start + rows] for start in starts)
         else:
-            pinned = self.device.type == "cuda"
-            buffers = [
-                torch.empty(min(rows, classes), width, dtype=self.dtype, pin_memory=pinned)
-                for _ in range(3)
-            ]
-
-            def fill(number: int, buffer: Tensor) -> Tensor:
-                start = starts[number]
-                part = buffer[: min(rows, classes - start)]
-                self._read(_bytes(part), start)
-                return part
-
+            held = stack.enter_context(leased(self._file))
             self._unchanged()
-            whole = read_ahead(len(starts), fill, buffers, self.device, stack)
+            if held is not None and self._maps and self.nbytes:
+                whole = self._mapped(starts, rows, held)
+            else:
+                whole = self._copied(starts, rows, stack)
         selected = self._selected(zip(starts, whole, strict=True))
         for start, part in on_device(selected, self.device):
             if len(part):
                 yield start, part
         if self._tensor is None:
             self._unchanged()
+
+    def _mapped(self, starts: range, rows: int, held: Callable[[], bool]) -> Iterator[Tensor]:
+        """Blocks where they lie in the file."""
+        tensor = mapped(self._file, *self._place)
+        for start in starts:
+            if not held():
+                raise ValueError(
+                    f"{self.path}: expected the file as it was opened while it is in use, got "
+                    "someone who writes to it"
+                )
+            part = tensor[start : start + rows]
+            yield part
+            forget(part)
+
+    def _copied(self, starts: range, rows: int, stack: ExitStack) -> Iterator[Tensor]:
+        """Blocks that a thread reads ahead."""
+        classes, width = self._place.shape
+        pinned = self.device.type == "cuda"
+        buffers = [
+            torch.empty(min(rows, classes), width, dtype=self.dtype, pin_memory=pinned)
+            for _ in range(3)
+        ]
+
+        def fill(number: int, buffer: Tensor) -> Tensor:
+            start = starts[number]
+            part = buffer[: min(rows, classes - start)]
+            self._read(_bytes(part), start)
+            return part
+
+        return read_ahead(len(starts), fill, buffers, self.device, stack)
 
     def _selected(self, blocks: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Where only some classes are asked for: these of each block, counted among them."""
