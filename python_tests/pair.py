@@ -46,8 +46,12 @@ def in_pair(job, *arguments):
     return first, second
 
 
-def in_processes(number, job, *arguments):
-    """What `job(rank, *arguments)` returns in each of several processes; fails as they fail."""
+def in_processes(number, job, *arguments, missing=()):
+    """What `job(rank, *arguments)` returns in each of several processes; fails as they fail.
+
+    Args:
+        missing: ranks of those that will not return.
+    """
     context = multiprocessing.get_context("forkserver")  # one import of torch for all of them
     context.set_forkserver_preload(["oltr_ext.engine.train"])
     results = context.Queue()
@@ -59,7 +63,7 @@ def in_processes(number, job, *arguments):
         process.start()
     returned = {}
     try:
-        for _ in members:
+        for _ in range(number - len(missing)):
             rank, error, value = results.get(timeout=PATIENCE)
             assert error is None, error
             returned[rank] = value
@@ -67,7 +71,7 @@ def in_processes(number, job, *arguments):
         for process in members:
             process.join(1 if sys.exc_info()[0] else PATIENCE)
             process.kill()
-    return [returned[rank] for rank in range(number)]
+    return [returned[rank] for rank in range(number) if rank not in missing]
 
 
 def _member(results, job, rank, *arguments):

@@ -39,7 +39,7 @@ def run_train(args: argparse.Namespace) -> int:
     from oltr_ext.engine.choose import configured
     from oltr_ext.engine.train import train
 
-    with distributed.joined():
+    with distributed.joined(_patience(args)):
         name = "_".join(filter(None, (Path(args.config).stem, args.method)))
         out = args.out or Path("runs") / name
         config, say = configured(
@@ -53,6 +53,18 @@ def run_train(args: argparse.Namespace) -> int:
         if distributed.lead():
             print(f"model  {path}")
     return 0
+
+
+def _patience(args: argparse.Namespace) -> float:
+    """Seconds to wait for other processes. What is wrong with the configuration is said later."""
+    from oltr_ext.config.loading import load_config
+    from oltr_ext.config.schema import Distributed
+
+    try:
+        method = args.method or "auto"
+        return load_config(args.config, args.set, method=method).distributed.timeout
+    except (OSError, ValueError):
+        return Distributed().timeout
 
 
 def run_config(args: argparse.Namespace) -> int:

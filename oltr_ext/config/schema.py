@@ -326,6 +326,14 @@ class FitStage(Stage):
 SecondStage = MemoryStage | RetrainStage | EpisodeStage | FitStage
 
 
+class Distributed(Strict):
+    """Of several processes, as torchrun starts them."""
+
+    # how many of them share the classes of the head, each with some of them; all: every one
+    classes: Count | Literal["all"] | None = None
+    timeout: Positive = 600  # seconds for which a process waits for the others
+
+
 class Config(Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     device: str = "auto"
@@ -345,6 +353,7 @@ class Config(Strict):
     select: Literal["last", "best"] = "last"
     checkpoint_every: Count | None = None  # steps; each epoch's end in any case
     log_every: Count = 20  # steps
+    distributed: Distributed = Distributed()
 
     @model_validator(mode="before")
     @classmethod

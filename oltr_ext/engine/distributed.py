@@ -13,6 +13,7 @@ So a gradient that crosses processes carries a factor W until `average` takes th
 
 Gradients are averaged here and not by DistributedDataParallel: that regroups its buckets after the
 first step, so a resumed run of three processes or more would add in another order, to other bits.
+Classes that processes share (`oltr_ext.engine.class_shards`) have their gradients already.
 Evaluation shares the batches (`oltr_ext.engine.evaluate.stream`). Process 0 alone writes files.
 
 Collectives on tensors of the device go through NCCL on CUDA, on tensors of the CPU through gloo.
@@ -21,8 +22,11 @@ Collectives on tensors of the device go through NCCL on CUDA, on tensors of the 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,22 +74,64 @@ def lead() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(timeout: float = 600) -> Iterator[None]:
     """Join the processes that torchrun started, if it did, for the length of the block.
 
-    The first of them to fail tells its error; the others, which it may have stopped, exit silently.
+    The first of them to fail tells its error, and which it is; the others, which it may have
+    stopped, exit silently. Of one that ended without a word, the first to miss it tells.
+
+    Args:
+        timeout: seconds for which a process waits for the others.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(seconds=timeout),
+    )
+    processes = _sign()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if not _first_to_fail():
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from error
+        if isinstance(error, RuntimeError) and (gone := _gone(processes)):
+            raise LostProcess(
+                f"process {', '.join(map(str, gone))} of {world()} ended without a word: process "
+                f"{rank()} missed it ({str(error).splitlines()[0]})"
+            ) from error
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            error.args = (f"process {rank()} of {world()}: {error.args[0]}",)
         raise
     dist.destroy_process_group()  # not after an error: others may wait in a collective
+
+
+class LostProcess(RuntimeError):
+    """Another process is no more."""
+
+
+def _sign() -> list[tuple[str, int]]:
+    """Host and number of every process, once each has said its own."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"oltr_ext/process{rank()}", f"{socket.gethostname()} {os.getpid()}")
+    said = [store.get(f"oltr_ext/process{other}").decode().split() for other in range(world())]
+    return [(host, int(pid)) for host, pid in said]
+
+
+def _gone(processes: Sequence[tuple[str, int]]) -> list[int]:
+    """Those of this machine that are no more."""
+    here = socket.gethostname()
+    return [r for r, (host, pid) in enumerate(processes) if host == here and not _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")  # who ended and was not asked for yet is there still
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _first_to_fail() -> bool:

@@ -64,7 +64,8 @@ class Outputs:
 def answers(head: Head, features: Tensor, target: Tensor, sets: Tensor | None = None) -> Outputs:
     """Outputs for features (B, D) and labels (B,), and thresholds of sets (M, C); the logits (B, C)
     end here."""
-    out = head.outputs(features)
+    with head.layout.same_rows():  # `stream` gives all of them to all
+        out = head.outputs(features)
     sets = out.logits.new_empty(0, out.logits.shape[1]) if sets is None else sets
     return Outputs(
         out.logits.argmax(dim=1).cpu().numpy(),

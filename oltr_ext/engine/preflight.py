@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 FREE = {"device", "threads", "checkpoint_every", "data.workers", "data.max_bad_images"}
+FREE |= {"distributed.classes", "distributed.timeout"}
 """Keys that may change without changing the result, but for that of a run that would stop."""
 
 AFTERWARDS = {"test_prior", "open_set"}

@@ -27,7 +27,7 @@ from oltr_ext.config.epochs import asked_epochs, settle_epochs
 from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
-from oltr_ext.engine import checkpoint, distributed, enrolment, preflight
+from oltr_ext.engine import checkpoint, class_shards, distributed, enrolment, preflight
 from oltr_ext.engine.base import described, read_back
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
@@ -54,6 +54,7 @@ from oltr_ext.engine.settle import expect, expected_accuracy, settle, settled_by
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.engine.stopping import TrainingError, stopped
 from oltr_ext.models import OLTRModel
+from oltr_ext.nn.layout import is_dtensor
 
 __all__ = ["OtherRunError", "TrainingError", "train"]
 
@@ -113,7 +114,8 @@ class _Run:
         preflight.check_batches(config, splits)
         self.device = distributed.device_of(config.device)
         self.state = State()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        shared = config.distributed.classes
+        self.scaler = class_shards.scaler_for(self.device, config.amp == "fp16", shared)
         self.say_once = cache(say)
         with distributed.lead_first():  # it sets damaged files aside
             found = checkpoint.load_latest(out) if resume else None
@@ -170,8 +172,9 @@ class _Run:
         model.to(self.device)
         if number == 2:
             assert self.config.stage2 is not None
-            prior = self.config.test_prior
-            hand_over(self.model, model, self.config.stage2, self.splits, self.device, prior)
+            prior, first = self.config.test_prior, self.model
+            first = class_shards.whole_model(first, self.config, self.splits)
+            hand_over(first, model, self.config.stage2, self.splits, self.device, prior)
             self.state = State(stage=2, total=self.state.total, origin=self.state.origin)
         distributed.same_start(model.state_dict().values())
         self.take(model)
@@ -198,7 +201,9 @@ class _Run:
         if self.config.model.tune == "nothing" and self.splits.train is not self.splits.plain:
             self.splits = on_features(model, self.splits, self.config, self.out, self.say)
         self.model = model
+        class_shards.as_asked(model, self.config.distributed, self.device)
         self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
+        class_shards.regroup(self.optimizer)
         self.norm = torch.zeros(())
 
     def train_stage(self) -> None:
@@ -269,9 +274,10 @@ class _Run:
         if not math.isfinite(state.losses[-1]):
             raise stopped(f"the loss is {state.losses[-1]}", state, self.out)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        distributed.average([p.grad for p in trained if p.grad is not None])
+        grads = [p.grad for p in trained if p.grad is not None]
+        distributed.average([g for g in grads if not is_dtensor(g)])  # the others have their mean
         self.scaler.unscale_(self.optimizer)
-        self.norm = torch.nn.utils.clip_grad_norm_(trained, stage.clip or math.inf)
+        self.norm = class_shards.clip(trained, stage.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -321,7 +327,7 @@ class _Run:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors, all of them finite, or an error that says which is not."""
-        tensors = {f"model.{k}": v for k, v in self.model.learned_state().items()}
+        tensors = class_shards.whole(self.model.learned_state(), "model.")
         for name, value in tensors.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 what = f"{name.removeprefix('model.')} is no longer finite"
@@ -331,12 +337,9 @@ class _Run:
     def save(self, *, threshold: dict[str, Any] | None, path: Path | None = None) -> None:
         """Write everything a run needs to go on to the same bits."""
         tensors = self.weights()
+        tensors |= class_shards.momentum(self.optimizer, self.model, "momentum.")
         if self.logs is None:
             return
-        for name, parameter in self.model.named_parameters():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
         self.state.log_position = self.logs.position()
         header = {
             "config": self.config.model_dump(mode="json"),
@@ -370,11 +373,7 @@ class _Run:
             )
         model = read_back(self.out, tensors, header, self.config)
         self.take(model.to(self.device))
-        momentum = checkpoint.under("momentum.", tensors)
-        for name, parameter in model.named_parameters():
-            if name in momentum:
-                buffer = momentum[name].to(self.device)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        class_shards.take_momentum(self.optimizer, model, checkpoint.under("momentum.", tensors))
         self.scaler.load_state_dict(header["scaler"])
         stage, step, end = self.state.stage, self.state.step, int(self.stages[-1].epochs)
         done = stage == len(self.stages) and step == self.steps_per_epoch() * end
@@ -391,8 +390,9 @@ class _Run:
         threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
         header |= {"threshold": threshold, "settled": settled_by()}
         header["config"] = self.config.model_dump(mode="json")
+        weights = self.weights()
         if distributed.lead():
-            tensors = {**self.weights(), **Calibration.of(seen).tensors()}
+            tensors = {**weights, **Calibration.of(seen).tensors()}
             checkpoint.save(path, *enrolment.carry(path, tensors, header))
             for line in below_floor(self.splits, seen):
                 self.say(line)

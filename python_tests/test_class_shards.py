@@ -1,0 +1,148 @@
+"""Runs whose processes share the classes are those of one process, and go on in any number."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from pair import group, in_float64, in_processes, near, settings, stopping_at
+from tiny import config, same_run
+
+from oltr_ext.cli import main
+from oltr_ext.engine import checkpoint, class_shards
+from oltr_ext.engine.splits import load_splits
+from oltr_ext.engine.train import _Run, train
+
+KINDS = ("memory", "openmax")  # the second of which cannot share its classes, but in stage 1
+
+
+def _settings(data, kind, classes):
+    """Batches that divide by one to four processes."""
+    made = settings(data, kind, distributed={"classes": classes})
+    stages = {}
+    for name in ("stage1", "stage2"):
+        stage = getattr(made, name)
+        if stage is not None and stage.epochs:
+            stages[name] = stage.model_copy(update={"batch_size": 12})
+    return made.model_copy(update=stages)
+
+
+def _runs(rank, data, out):
+    with group(rank, out, 4), in_float64():
+        for kind in KINDS:
+            train(_settings(data, kind, "all"), out / kind)
+        train(_settings(data, "memory", 2), out / "two_groups")
+        asked = _settings(data, "memory", "all")
+        with stopping_at(2, step=2), pytest.raises(KeyboardInterrupt):
+            train(asked, out / "parts")
+        dist.barrier()
+        if rank == 0:
+            for number in (3, 2, 1):
+                shutil.copytree(out / "parts", out / f"on_{number}")
+        dist.barrier()
+        train(asked, out / "parts")
+        with pytest.raises(ValueError, match=r"distributed.classes: 3 processes .* divide the 4"):
+            train(_settings(data, "memory", 3), out / "refused")
+
+
+def _go_on(rank, data, folder, number):
+    with group(rank, folder, number), in_float64():
+        asked = _settings(data, "memory", "all")
+        tensors, header, _ = checkpoint.load_latest(folder)
+        assert header["state"]["stage"] == 2 and header["state"]["step"] == 1
+        dist.barrier()
+        splits = load_splits(asked.data)
+        run = _Run(
+            asked.model_copy(update={"data": splits.data}), splits, folder, _mute, True, None
+        )
+        shared = run.model.head.layout.shard
+        assert (shared is None) == (number == 1)
+        again = {**run.weights(), **class_shards.momentum(run.optimizer, run.model, "momentum.")}
+        assert again.keys() == tensors.keys() and any("momentum.head" in name for name in again)
+        for name, value in tensors.items():
+            assert torch.equal(again[name], value), name
+        train(asked, folder)
+
+
+def _mute(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def shared(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shared")
+    in_processes(4, _runs, data, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    with in_float64():
+        for kind in KINDS:
+            train(_settings(data, kind, None), out / kind)
+    return out
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "two_groups"])
+def test_four_processes_give_what_one_gives(shared, alone, kind):
+    near(alone / kind.replace("two_groups", "memory"), shared / kind)
+
+
+def test_they_resume_to_the_same_bits(shared):
+    same_run(shared / "memory", shared / "parts")
+
+
+@pytest.mark.parametrize("number", [3, 2, 1])
+def test_other_numbers_go_on(data, shared, number):
+    in_processes(number, _go_on, data, shared / f"on_{number}", number)
+    near(shared / "memory", shared / f"on_{number}")
+
+
+def _dies(rank, port, path, out):
+    """`oltr train` in a process that is killed in a step, or raises there."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3")
+    os.environ.update(MASTER_ADDR="localhost", TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ["MASTER_PORT"] = str(port)
+    step, said = _Run.step, io.StringIO()
+
+    def last(self, parts, steps):
+        if rank == 1 and self.state.total == 2:
+            if out.endswith("killed"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("no more memory")
+        step(self, parts, steps)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        patch.setattr(_Run, "step", last)
+        try:
+            code = main(["train", path, "--out", out])
+        except SystemExit as stop:
+            code = stop.code
+    return code, said.getvalue()
+
+
+@pytest.mark.parametrize("how", ["raised", "killed"])
+def test_a_process_that_fails_ends_the_others_by_name(data, tmp_path, how):
+    values = {**config(data), "stage2": None, "distributed": {"classes": "all", "timeout": 20}}
+    values["stage1"] |= {"batch_size": 6}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    out = tmp_path / how
+    arguments = (store.port, str(tmp_path / "run.yaml"), str(out))
+    found = in_processes(3, _dies, *arguments, missing=[1] if how == "killed" else [])
+    assert all(code == 1 for code, _ in found)
+    lines = [line for _, said in found for line in said.splitlines() if line.startswith("oltr: ")]
+    assert len(lines) == 1, lines
+    if how == "raised":
+        assert lines == ["oltr: process 1 of 3: no more memory"]
+    else:
+        assert lines[0].startswith("oltr: process 1 of 3 ended without a word: process ")
+    assert checkpoint.load_latest(out) is not None
