@@ -179,7 +179,7 @@ def markdown(about: dict[str, Any]) -> str:
         "",
         f"{CLASSES:,} x {WIDTH} float32, {about['bytes'] / 1e6:.0f} MB, on {about['cores']} cores "
         f"shared with other work (load average {begin:.1f} at the beginning, {end:.1f} at the "
-        f"end), {about['threads']} thread(s) for the ops and one that reads; medians of "
+        f"end), {about['threads']} thread(s); medians of "
         f"{about['rounds']} rounds in turn, in GB/s of the file, and as a share of the faster "
         f"plain read. When cold, at most {about['resident_when_cold']:.1%} of the file was in the "
         "page cache. Memory: resident, beyond what was there before.",
