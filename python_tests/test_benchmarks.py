@@ -21,6 +21,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import augment_picture  # noqa: E402
 import collect  # noqa: E402
+import cost_model  # noqa: E402
 import errors  # noqa: E402
 import floors  # noqa: E402
 import harness  # noqa: E402
@@ -319,3 +320,20 @@ def test_the_picture_of_the_presets(tmp_path):
     committed = BENCHMARKS / "results" / "augment.jpg"
     assert Image.open(tmp_path / "drawn.jpg").size == Image.open(committed).size
     assert committed.stat().st_size < 150_000
+
+
+def test_what_shared_classes_cost():
+    """Bytes by formula are those counted, floors below times; eight processes have an eighth each."""
+    for row in cost_model.checked()[2:]:
+        _, _, least, measured, _, formula, counted, _ = row.split("|")
+        assert float(least) < float(measured) and float(formula) == float(counted)
+    eight = cost_model.KINDS[0]
+    one = eight._replace(processes=1)
+    found, alone = (cost_model.cost(of, 256, 10**6, 64) for of in (eight, one))
+    assert alone.network == 0 < found.network
+    assert found.arithmetic == pytest.approx(alone.arithmetic / 8, rel=0.01)
+    assert found.state == pytest.approx(alone.state / 8, rel=0.01)
+    # of a number of a bank: bfloat16, its gradient, a master and its momentum
+    assert alone.state == pytest.approx(3 * 10**6 * 64 * (2 + 2 + 4 + 4) / 1e9, rel=0.01)
+    four = one._replace(size=4)
+    assert cost_model.cost(four, 256, 10**6, 64).state == pytest.approx(alone.state, rel=0.01)
