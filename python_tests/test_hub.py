@@ -10,11 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from nets import drawn, saved, tiny_clip
 from strangers import rows, train_on_rows
+from test_backbones_whole import values
 
 import oltr_ext
 from oltr_ext.cli import main
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint
+from oltr_ext.engine.train import train
 from oltr_ext.serve.model import Model
 
 hub = pytest.importorskip("huggingface_hub")
@@ -74,6 +78,37 @@ def test_no_folder_of_this_machine_is_told(run, data, tmp_path):
     strangers = [f"data.{part}={data / f'{part}.txt'}" for part in ("open_val", "open_test")]
     words = [w for key in (*moved, *strangers, f"data.root={data}") for w in ("--set", key)]
     assert main(["eval", str(folder), "--device", "cpu", "--json", *words]) == 0
+
+
+@pytest.mark.parametrize("how", ["nothing", "bias_and_norms", "lora"])
+def test_a_tuned_model_is_saved_whole(how, data, tmp_path):
+    weights = tmp_path / "of mine" / "net.pth"
+    weights.parent.mkdir()
+    saved(drawn("test_resnet"), weights)
+    net = {"backbone": "timm:test_resnet", "weights": str(weights), "tune": how}
+    given = {**values(data, net), "stage2": None}
+    model = oltr_ext.load(train(make_config(given), tmp_path / "run"), device="cpu")
+    model.enroll([data / f"open_test_4_{n}.png" for n in range(4)], "fifth")
+    folder = model.save_pretrained(tmp_path / "saved")
+    weights.unlink()
+    assert not any(str(tmp_path).encode() in file.read_bytes() for file in folder.iterdir())
+    back = oltr_ext.load(folder, device="cpu")
+    same(model, back, sorted(data.glob("test_*.png"))[::6])
+    back.remove("fifth")
+    back.save()
+    again = oltr_ext.load(folder, device="cpu").save_pretrained(tmp_path / "again")
+    same(back, oltr_ext.load(again, device="cpu"), sorted(data.glob("test_*.png"))[::6])
+
+
+def test_what_a_folder_here_describes_is_refused(data, tmp_path):
+    clip, _ = tiny_clip(tmp_path / "clip")
+    given = values(data, {"backbone": f"open_clip:{clip}", "weights": "DEFAULT"})
+    run = train(make_config({**given, "stage2": None}), tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=f"has the backbone open_clip:{clip}, and nobody can build"
+    ):
+        oltr_ext.load(run, device="cpu").save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_the_card_has_the_figures_of_the_report(run, data, tmp_path, capsys):

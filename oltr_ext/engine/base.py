@@ -14,7 +14,7 @@ from oltr_ext.engine.build import build_model
 from oltr_ext.models import OLTRModel
 from oltr_ext.models.weights import is_file
 
-__all__ = ["described", "read_back"]
+__all__ = ["described", "read_back", "with_base"]
 
 BASE = "base"  # key of the header
 
@@ -29,6 +29,17 @@ def described(model: OLTRModel, config: Config) -> dict[str, str] | None:
         "weights": str(asked.weights),
         "sha256": model.base.sha256,
     }
+
+
+def with_base(
+    model: OLTRModel, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> checkpoint.Contents:
+    """Tensors and header of a model's checkpoint, with the weights it stands on in it."""
+    if model.base is None:
+        return dict(tensors), dict(header)
+    own = model.state_dict()
+    rest = {f"model.{key}": own[key] for key in model.base.keys}
+    return {**tensors, **rest}, {**header, BASE: None}
 
 
 def read_back(

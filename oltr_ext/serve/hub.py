@@ -16,6 +16,7 @@ from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.engine import checkpoint, enrolment
+from oltr_ext.engine.base import with_base
 from oltr_ext.metrics import json_ready
 from oltr_ext.serve.assess import REPORT
 from oltr_ext.serve.inputs import row_width
@@ -68,8 +69,9 @@ def save_pretrained(
 ) -> Path:
     """Write a model, its classes as they are now, with a configuration and a card to read.
 
-    Paths of this machine stay here: of each the last part is written. The card has the figures of
-    the run's report, where `oltr eval` has made one of this model.
+    Paths of this machine stay here: of each the last part is written. What a tuned model stands on
+    is in it. The card has the figures of the run's report, where `oltr eval` has made one of this
+    model.
 
     Args:
         name: what the card calls it, and loads it by; default: the folder.
@@ -77,12 +79,18 @@ def save_pretrained(
             ``datasets``, ``language``, ...
 
     Raises:
-        RuntimeError: the extra ``hub`` is missing.
+        RuntimeError: the extra ``hub`` is missing. ValueError: a backbone that a folder describes.
     """
-    folder = Path(folder)
+    folder, backbone = Path(folder), trained.config.model.backbone
+    if Path(backbone.partition(":")[2]).is_absolute():
+        raise ValueError(
+            f"save_pretrained: {trained.path} has the backbone {backbone}, which nobody can build "
+            "where that folder is not: train with a name that open_clip knows"
+        )
     name = name or folder.resolve().name
     text = _card(trained, name, dict(card or {}))  # first, as it may want the extra
-    tensors, header = enrolment.put(trained.enrolment, *checkpoint.load(trained.path))
+    whole = with_base(trained.model, *checkpoint.load(trained.path))
+    tensors, header = enrolment.put(trained.enrolment, *whole)
     header["config"] = _without_folders(header["config"])
     if "source" in header["shape"]:
         header["shape"] = {**header["shape"], "source": _without_folders(header["shape"]["source"])}
