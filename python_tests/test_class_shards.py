@@ -12,13 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from pair import group, in_float64, in_processes, near, settings, stopping_at
+from nets import drawn, saved
+from pair import group, in_float64, in_pair, in_processes, near, settings, stopping_at
+from test_backbones_whole import values as whole_net
 from tiny import config, same_run
 
 from oltr_ext.cli import main
+from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint, class_shards
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import _Run, train
+from oltr_ext.serve.trained import load_trained
 
 KINDS = ("memory", "openmax")  # the second of which cannot share its classes, but in stage 1
 
@@ -69,6 +73,23 @@ def _go_on(rank, data, folder, number):
         for name, value in tensors.items():
             assert torch.equal(again[name], value), name
         train(asked, folder)
+
+
+def _tuned(rank, values, out):
+    with group(rank, out):
+        run = train(make_config(values), out / "run")
+        assert train(make_config(values), out / "run") == run
+
+
+def test_a_tuned_model_holds_what_was_trained_alone(data, tmp_path):
+    weights = saved(drawn("test_resnet"), tmp_path / "net.pth")
+    net = {"backbone": "timm:test_resnet", "weights": weights, "tune": "bias_and_norms"}
+    in_pair(_tuned, {**whole_net(data, net), "distributed": {"classes": "all"}}, tmp_path)
+    tensors, header = checkpoint.load(tmp_path / "run" / "model.safetensors")
+    assert header["state"]["stage"] == 2 and header["base"]["weights"] == weights
+    assert "model.backbone.body.conv1.0.weight" not in tensors
+    assert "model.backbone.body.bn1.weight" in tensors
+    load_trained(tmp_path / "run", device="cpu")
 
 
 def _mute(line):

@@ -104,9 +104,7 @@ def test_what_a_folder_here_describes_is_refused(data, tmp_path):
     clip, _ = tiny_clip(tmp_path / "clip")
     given = values(data, {"backbone": f"open_clip:{clip}", "weights": "DEFAULT"})
     run = train(make_config({**given, "stage2": None}), tmp_path / "run")
-    with pytest.raises(
-        ValueError, match=f"has the backbone open_clip:{clip}, and nobody can build"
-    ):
+    with pytest.raises(ValueError, match=f"has the backbone open_clip:{clip}, which nobody can"):
         oltr_ext.load(run, device="cpu").save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 

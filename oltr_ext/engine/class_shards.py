@@ -66,6 +66,7 @@ def whole_model(model: OLTRModel, config: Config, splits: Splits) -> OLTRModel:
     state = whole(model.state_dict())
     made = build_model(config, 1, splits, weights=False).to(model.head.threshold.device)
     made.load_state_dict(state)
+    made.base = model.base  # which it keeps out of checkpoints
     return made
 
 
