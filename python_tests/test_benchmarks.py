@@ -323,7 +323,7 @@ def test_the_picture_of_the_presets(tmp_path):
 
 
 def test_what_shared_classes_cost():
-    """Bytes by formula are those counted, floors below times; eight processes have an eighth each."""
+    """Bytes by formula are those counted, floors below times; of eight each has an eighth."""
     for row in cost_model.checked()[2:]:
         _, _, least, measured, _, formula, counted, _ = row.split("|")
         assert float(least) < float(measured) and float(formula) == float(counted)
