@@ -14,8 +14,10 @@ from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
 from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
+from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.ops import StreamedBank, bank
+from oltr_ext.serve.export import export
 from oltr_ext.serve.trained import load_trained
 
 STAGE = {"epochs": 1, "batch_size": 8, "lr": {"feature": 0.1, "classifier": 0.1, "centroid": 0.1}}
@@ -111,3 +113,39 @@ def test_classes_that_joined(runs, tmp_path):
     model.save()
     with pytest.raises(ValueError, match="load it without streaming"):
         load_trained(file, stream=True)
+
+
+def test_observations(runs, blocks, capsys, tmp_path):
+    run, rows = str(runs / "memory"), str(runs / "rows.npy")
+    (tmp_path / "rows.csv").write_text(
+        "path,observation\n" + "".join(f"{rows}[{n}],{n % 4}\n" for n in range(16))
+    )
+    trained = load_trained(run)
+    ids = [n for n in range(24) if n % 3]
+    splits = load_splits(trained.config.data)
+    lines = [f"{splits.image_id(n)},{n % 4}\n" for n in ids]
+    (tmp_path / "test.csv").write_text("path,observation\n" + "".join(lines))
+    answers = []
+    for more in ([], ["--stream"]):
+        seen = ["--observations", str(tmp_path / "rows.csv"), "--json", *more]
+        assert main(["predict", run, rows, *seen]) == 0
+        labels = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+        seen[1] = str(tmp_path / "test.csv")
+        assert main(["eval", run, *seen]) == 0
+        answers.append((labels, json.loads(capsys.readouterr().out)["observations"]))
+    (labels, judged), (streamed, found) = answers
+    assert streamed == labels and found["observations"] == judged["observations"]
+    assert found["closed"] == judged["closed"]
+    for command, name in (("predict", "rows"), ("eval", "test")):
+        words = [command, run, *([rows] if command == "predict" else []), "--by", "scores"]
+        assert main([*words, "--stream", "--observations", str(tmp_path / f"{name}.csv")]) == 1
+        assert "observations by scores: expected banks in memory" in capsys.readouterr().err
+
+
+def test_what_wants_all_classes_at_once_says_so(runs, tmp_path):
+    model = oltr_ext.load(runs / "memory", stream=True, device="cpu")
+    with pytest.raises(ValueError, match="discover: expected banks in memory, got streamed ones"):
+        model.discover(np.load(runs / "rows.npy"), out=tmp_path / "found")
+    with pytest.raises(ValueError, match="export: expected banks in memory, got streamed ones"):
+        export(model.trained, tmp_path / "model.pt2")
+    assert not any(tmp_path.iterdir())

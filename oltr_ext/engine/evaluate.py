@@ -66,7 +66,7 @@ def answers(head: Head, features: Tensor, target: Tensor, sets: Tensor | None = 
     end here."""
     with head.layout.same_rows():  # `stream` gives all of them to all
         out = head.outputs(features)
-    sets = out.logits.new_empty(0, out.logits.shape[1]) if sets is None else sets
+    sets = features.new_empty(0, out.logits.shape[1]) if sets is None else sets
     return Outputs(
         out.logits.argmax(dim=1).cpu().numpy(),
         target.cpu().numpy(),

@@ -224,13 +224,14 @@ def known_classes(trained: Trained) -> tuple[list[str], Tensor]:
     """Names (K,) of the classes that a run knows by now, and their means as of `known_means`.
 
     Raises:
-        ValueError: see `known_means`.
+        ValueError: streamed banks; see `known_means`.
     """
     labels = np.flatnonzero(np.asarray(trained.train_counts) > 0)  # others have no mean
     joined = trained.model.head.bank.members  # classes that were enrolled
     if joined is not None:
         labels = np.append(labels, joined.cpu().long().numpy())
     living = ~np.isin(labels, trained.roster.removed)
+    trained.check_in_memory("discover")
     means = known_means(trained.model.head.bank)[torch.from_numpy(living)]
     return [trained.names[label] for label in labels[living]], means
 

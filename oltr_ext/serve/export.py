@@ -65,8 +65,8 @@ def export(
         say: gets what the target needs, in words.
 
     Raises:
-        ValueError: a model on another device, a file of another name than .pt2 or .onnx, or what
-            the format cannot carry.
+        ValueError: a model on another device or with streamed banks, a file of another name than
+            .pt2 or .onnx, or what the format cannot carry.
         RuntimeError: what the format needs here is not installed.
     """
     path = Path(path)
@@ -74,6 +74,7 @@ def export(
         raise ValueError(f"export: expected a format of {', '.join(FORMATS)}, got {format!r}")
     if trained.device.type != "cpu":
         raise ValueError(f"export: expected a model on the CPU, got one on {trained.device}")
+    trained.check_in_memory("export")
     if path.suffix != SUFFIX[format]:
         raise ValueError(f"export: expected a file named {SUFFIX[format]}, got {path}")
     if format == "onnx":

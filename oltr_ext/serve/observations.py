@@ -96,9 +96,10 @@ def predict_observations(
         on_error: see `predict_images`.
 
     Raises:
-        ValueError: another number of observations; no such `by`; see `predict_images`.
+        ValueError: another number of observations; no such `by`, or streamed banks by scores; see
+            `predict_images`.
     """
-    _check(by)
+    _check(by, trained)
     if len(observations) != len(images):
         raise ValueError(f"expected {len(images)} observations, got {len(observations)}")
     parts = list(image_features(trained, images, on_error=on_error))
@@ -146,10 +147,11 @@ def judge_observations(
         What `evaluate_answers` gives, with ``by``, ``observations`` and ``images``.
 
     Raises:
-        ValueError: no such `by`; an observation of images of several classes.
+        ValueError: no such `by`, or streamed banks by scores; an observation of images of several
+            classes.
     """
-    _check(by)
     trained, splits = result.trained, result.splits
+    _check(by, trained)
     head, device = trained.model.head, trained.device
     rows = result.rows
     ids = [splits.image_id(int(row)) for row in rows]
@@ -199,9 +201,11 @@ def judge_observations(
     }
 
 
-def _check(by: str) -> None:
+def _check(by: str, trained: Trained) -> None:
     if by not in BY:
         raise ValueError(f"by: expected {' or '.join(BY)}, got {by!r}")
+    if by == "scores":
+        trained.check_in_memory("observations by scores")
 
 
 def _numbered(

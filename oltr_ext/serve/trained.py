@@ -65,6 +65,14 @@ class Trained:
         """By id; a removed class has the name that it had."""
         return self.roster.names
 
+    def check_in_memory(self, what: str) -> None:
+        """Raises ValueError where banks are streamed, which `what` cannot do with."""
+        if isinstance(self.model.head, OLTRHead) and self.model.head.streamed:
+            raise ValueError(
+                f"{what}: expected banks in memory, got streamed ones: load the model without "
+                "streaming it"
+            )
+
 
 @dataclass
 class Embedder:
