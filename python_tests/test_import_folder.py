@@ -49,6 +49,8 @@ def test_lists_that_train(photos, tmp_path, capsys):
     assert found["ash tree", "train"] == 9 and found["dogwood", "val"] == 1
     assert found.total() == 24
     config = load_config(str(tmp_path / "set" / "data.yaml"))
+    assert config.stage1.batch_size == 4  # of 16; the usual 128 would be an error
+    assert f"train   oltr train {tmp_path / 'set' / 'data.yaml'} --out runs/set\n" in said
     assert check_data(config.data).problems == []
     assert load_splits(config.data).class_names == list(COUNTS)
     with Image.open(tmp_path / "set" / "report.png") as plot:

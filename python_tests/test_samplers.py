@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oltr_ext.data import BalancedSampler, ClassAwareSampler, ShuffleSampler
+from oltr_ext.data.samplers import batch_for
 
 ALL = (ShuffleSampler, ClassAwareSampler, BalancedSampler)
 labels_st = st.lists(st.integers(0, 6), min_size=1, max_size=40)
@@ -124,3 +125,9 @@ def test_bad_labels_are_named(kind):
         kind([0.5])
     with pytest.raises(ValueError, match="samples_per_class"):
         ClassAwareSampler([0], samples_per_class=0)
+
+
+def test_a_batch_that_few_images_fill():
+    """Four times at least; where there are next to none, never more than all of them."""
+    found = {images: batch_for(images) for images in (1, 2, 7, 16, 96, 503, 511, 512, 10_000)}
+    assert found == {1: 1, 2: 2, 7: 2, 16: 4, 96: 16, 503: 64, 511: 64, 512: 128, 10_000: 128}

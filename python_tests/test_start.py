@@ -121,10 +121,11 @@ def test_few_steps_are_told(data):
 
 def test_errors_of_data_and_size(data, tmp_path):
     values = config(data)
-    values["stage1"] = {**values["stage1"], "batch_size": 31}
-    with pytest.raises(
-        ValueError, match=r"stage1\.batch_size: 31 is more than the 30 training images"
-    ):
+    for stage in ("stage1", "stage2"):
+        values[stage] = {**values[stage], "batch_size": 31}
+    said = r"^stage1\.batch_size: 31 is more than the 30 training images: "
+    less = "--set stage1.batch_size=4 --set stage2.batch_size=4"
+    with pytest.raises(ValueError, match=f"{said}{less}$"):
         train(make_config(values), tmp_path)
     (tmp_path / "val.txt").write_text((data / "val.txt").read_text() + "val_0_0.png 4\n")
     values = config(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
         "from-folder",
         run_import,
         "make lists of images in folders, each class a folder",
-        "  oltr data from-folder photos --out birds && oltr train birds/data.yaml\n"
+        "  oltr data from-folder photos --out birds\n"
+        "  oltr train birds/data.yaml --out runs/birds\n"
         "  oltr data from-folder photos --out birds --open 10 --test 5\n"
         "  oltr data from-folder photos --out birds --class-by leaf --open magpie 'carrion crow'",
         within=parts,
@@ -187,7 +189,8 @@ def _tell_of(folder: Path, words: list[str]) -> None:
     for line in words:
         print(line)
     print(f"\nlists   {folder}\nreport  {folder / 'report.png'}")
-    print(f"train   oltr train {folder / 'data.yaml'}")
+    command = ["oltr", "train", str(folder / "data.yaml"), "--out", f"runs/{folder.name}"]
+    print(f"train   {shlex.join(command)}")
 
 
 def _folder(args: argparse.Namespace, notes: Notes) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BalancedSampler", "ClassAwareSampler", "Sampler", "ShuffleSampler", "mix"]
+__all__ = ["BalancedSampler", "ClassAwareSampler", "Sampler", "ShuffleSampler", "batch_for", "mix"]
 
 Ints = NDArray[np.int64]
 _MASK = (1 << 64) - 1
@@ -30,6 +30,12 @@ def mix(*keys: ArrayLike) -> NDArray[np.uint64]:
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
     return state
+
+
+def batch_for(images: int) -> int:
+    """A batch for so many training images where nobody said one: 128, and of fewer than 512 the
+    largest power of two of which they make four batches."""
+    return min(128, images, 1 << max(images // 4, 2).bit_length() - 1)
 
 
 class Sampler(ABC):

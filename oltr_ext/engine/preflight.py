@@ -17,6 +17,7 @@ from oltr_ext.config.epochs import auto_epochs, starts_at_random
 from oltr_ext.config.loading import run_config
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, FitStage, IconsData, ListData, MemoryStage, Stage
+from oltr_ext.data.samplers import batch_for
 from oltr_ext.engine import checkpoint, distributed, enrolment
 from oltr_ext.engine.build import build_model, model_shape, prior_power, wants_of
 from oltr_ext.engine.fingerprint import what_changed
@@ -193,13 +194,16 @@ def check_backbone(config: Config) -> None:
 def check_batches(config: Config, splits: Splits) -> None:
     """Raises ValueError where a stage has no whole batch, or one that cannot be shared."""
     images, processes = len(splits.train), distributed.world()
-    for number, stage in enumerate((config.stage1, config.stage2), 1):
+    stages = list(enumerate((config.stage1, config.stage2), 1))
+    large = [n for n, stage in stages if stage and stage.epochs and stage.batch_size > images]
+    less = " ".join(f"--set stage{number}.batch_size={batch_for(images)}" for number in large)
+    for number, stage in stages:
         if stage is None or stage.epochs == 0:
             continue
         if images < stage.batch_size:
             raise ValueError(
                 f"stage{number}.batch_size: {stage.batch_size} is more than the {images} training "
-                "images"
+                f"images: {less}"
             )
         if stage.batch_size % (processes * stage.accumulate):
             raise ValueError(

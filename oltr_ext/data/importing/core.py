@@ -19,6 +19,7 @@ from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look
 from oltr_ext.data.importing.deal import Item, Share, deal, deal_open, drawn
 from oltr_ext.data.importing.outcome import SEEN, finish, forget, open_folder, table
 from oltr_ext.data.importing.records import Notes, Record, tidy
+from oltr_ext.data.samplers import batch_for
 
 __all__ = ["Entry", "Imported", "Plan", "import_records"]
 
@@ -316,6 +317,7 @@ def _write(made: Imported, base: Path, about: Mapping[str, Any]) -> None:
 def _config(made: Imported, base: Path, files: Mapping[str, str]) -> str:
     """What `oltr train` takes. JSON strings are YAML's."""
     test = "test.txt" if "test.txt" in files else "val.txt"
+    batch = batch_for(files["train.txt"].count("\n"))
     data = {
         "kind": "lists",
         "root": str(base),
@@ -332,5 +334,6 @@ def _config(made: Imported, base: Path, files: Mapping[str, str]) -> str:
     return (
         f"data:\n{body}"
         '# for photos: model: {backbone: "torchvision:resnet50", weights: DEFAULT}\n'
-        "stage1:\n  lr: 0.1\n  schedule: {kind: cosine}\n"
+        f"stage1:\n  batch_size: {batch}\n"
+        "  lr: 0.1\n  schedule: {kind: cosine}\n"
     )
