@@ -120,3 +120,20 @@ def test_paths_of_a_file_of_observations(tmp_path):
     asked = [str(tmp_path / "b" / "c.png"), "b/c.png", "d.png", "e.png"]
     assert observations_of(asked, tmp_path / "a.csv") == ["o1", "o1", None, None]
     assert observations_of(asked, "folders")[0] == str(Path(tmp_path / "b"))
+    assert observations_of(
+        [str(tmp_path / "c" / "b" / "c.png")], tmp_path / "a.csv", tmp_path / "c"
+    ) == ["o1"]
+    with pytest.raises(ValueError, match=r"a.csv: expected observations .* such as 'b/c.png'"):
+        observations_of(["d.png", "c.png"], tmp_path / "a.csv")
+
+
+def test_observations_of_other_images_are_told(trained, data, tmp_path, capsys):
+    run, file = str(trained.path.parent), tmp_path / "images.csv"
+    file.write_text("path,observation\ntest_0_0.png,a\ntest_0_1.png,a\n")
+    paths = [str(data / f"test_0_{n}.png") for n in range(2)]
+    assert main(["predict", run, *paths, "--observations", str(file)]) == 0  # from data.root on
+    assert capsys.readouterr().out.startswith("a: ")
+    file.write_text("path,observation\n0.png,a\n")
+    for words in (["predict", run, *paths], ["eval", run, "--json"]):
+        assert main([*words, "--observations", str(file)]) == 1
+        assert "got paths of none of them, such as '0.png'" in capsys.readouterr().err

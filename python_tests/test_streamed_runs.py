@@ -125,19 +125,20 @@ def test_observations(runs, blocks, capsys, tmp_path):
     splits = load_splits(trained.config.data)
     lines = [f"{splits.image_id(n)},{n % 4}\n" for n in ids]
     (tmp_path / "test.csv").write_text("path,observation\n" + "".join(lines))
-    answers = []
+    asked, answers = [f"{rows}[{n}]" for n in range(16)], []
     for more in ([], ["--stream"]):
         seen = ["--observations", str(tmp_path / "rows.csv"), "--json", *more]
-        assert main(["predict", run, rows, *seen]) == 0
+        assert main(["predict", run, *asked, *seen]) == 0
         labels = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
         seen[1] = str(tmp_path / "test.csv")
         assert main(["eval", run, *seen]) == 0
         answers.append((labels, json.loads(capsys.readouterr().out)["observations"]))
     (labels, judged), (streamed, found) = answers
-    assert streamed == labels and found["observations"] == judged["observations"]
+    assert streamed == labels and len(labels) == 4
+    assert found["observations"] == judged["observations"]
     assert found["closed"] == judged["closed"]
     for command, name in (("predict", "rows"), ("eval", "test")):
-        words = [command, run, *([rows] if command == "predict" else []), "--by", "scores"]
+        words = [command, run, *(asked if command == "predict" else []), "--by", "scores"]
         assert main([*words, "--stream", "--observations", str(tmp_path / f"{name}.csv")]) == 1
         assert "observations by scores: expected banks in memory" in capsys.readouterr().err
 

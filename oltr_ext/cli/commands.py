@@ -150,7 +150,8 @@ def run_predict(args: argparse.Namespace) -> int:
         from oltr_ext.serve.observations import observations_of, predict_observations
 
         by = "probability" if args.by == "scores" else by
-        seen = observations_of(args.images, args.observations)
+        root = getattr(trained.config.data, "root", None)
+        seen = observations_of(args.images, args.observations, root)
         how = {"by": args.by, "nearest": args.nearest, "on_error": on_error}
         answers = predict_observations(trained, args.images, seen, **how)
     else:

@@ -60,18 +60,37 @@ def read_observations(file: str | Path) -> dict[str, str]:
         raise ValueError(f"{file} is not UTF-8 text") from None
 
 
-def observations_of(images: Sequence[str], source: str | Path) -> list[str | None]:
+def observations_of(
+    images: Sequence[str], source: str | Path, root: str | Path | None = None
+) -> list[str | None]:
     """The observation of each image, None for one that stands alone.
 
     Args:
         source: ``folders``: an image's folder is its observation; or a file as of
-            `read_observations`, whose paths are those given, or relative to it.
+            `read_observations`, whose paths are those given, or relative to it or to `root`.
+        root: of the images that a model was trained on, by which `images.csv` of an import goes.
+
+    Raises:
+        ValueError: a file with observations, and none of them of an image given.
     """
     if str(source) == "folders":
         return [os.path.dirname(image) for image in images]
-    found, base = read_observations(source), Path(source).parent
-    whole = {os.path.abspath(base / path): name for path, name in found.items()}
-    return [found.get(image, whole.get(os.path.abspath(image))) for image in images]
+    found, whole = read_observations(source), dict[str, str]()
+    for base in (root, Path(source).parent):
+        if base is not None:
+            whole |= {os.path.abspath(Path(base) / path): name for path, name in found.items()}
+    seen = [found.get(image, whole.get(os.path.abspath(image))) for image in images]
+    _check_met(found, seen, f"{source}: ")
+    return seen
+
+
+def _check_met(found: Mapping[str, str], seen: Sequence[str | None], where: str = "") -> None:
+    """Raises ValueError where there are observations, and none of what was seen."""
+    if found and not any(seen):
+        raise ValueError(
+            f"{where}expected observations of the images, got paths of none of them, such as "
+            f"{next(iter(found))!r}"
+        )
 
 
 @own_defaults()
@@ -148,14 +167,16 @@ def judge_observations(
 
     Raises:
         ValueError: no such `by`, or streamed banks by scores; an observation of images of several
-            classes.
+            classes; observations, and none of a test image.
     """
     trained, splits = result.trained, result.splits
     _check(by, trained)
     head, device = trained.model.head, trained.device
     rows = result.rows
     ids = [splits.image_id(int(row)) for row in rows]
-    index, names = _numbered(ids, [observations.get(path) for path in ids])
+    own_names = [observations.get(path) for path in ids]
+    _check_met(observations, own_names)
+    index, names = _numbered(ids, own_names)
     kept = np.full(len(splits.test) + sum(map(len, splits.opened)), -1)
     kept[rows] = index
     target = np.full(len(names), -2)
