@@ -62,6 +62,6 @@ def test_from_weights_to_a_program(family, data, tmp_path, monkeypatch):
 
 
 def pixels(trained, file):
-    from oltr_ext.serve.predict import _pixels
+    from oltr_ext.serve.inputs import pixels_of
 
-    return _pixels(trained.config.data, trained.image_shape, file)
+    return pixels_of(trained.config.data, trained.image_shape, file)

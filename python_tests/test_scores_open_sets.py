@@ -154,12 +154,11 @@ def test_embeddings_keep_the_sets(run, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_embedding_goes_on_within_any_set(run, tmp_path):
-    from oltr_ext.serve import embed as module
+    from oltr_ext.engine.features import _features
 
     trained = load_trained(run / "several", device="cpu")
     splits = load_splits(trained.config.data)
-    embedder = module.load_embedder(trained.config, trained, device="cpu")
-    made = module._features(embedder, "open_test", splits.opened, splits)
+    made = _features(trained.model, trained.device, "open_test", splits.opened, splits)
     whole = np.concatenate([np.asarray(part) for part in made.start(0)])
     assert whole.shape == made.shape == (10, trained.model.feature_dim)
     for row in random.Random(0).sample(range(1, 10), 4):

@@ -17,6 +17,7 @@ from oltr_ext.desk.export import export
 from oltr_ext.desk.folder import Folder
 from oltr_ext.engine.lock import locked
 from oltr_ext.serve.trained import load_trained
+from oltr_ext.serve.until import run_until_asked
 
 __all__ = ["export_decisions", "run_desk"]
 
@@ -70,7 +71,8 @@ def run_desk(
         say("(whoever has this address can decide; Ctrl-C ends it, and nothing is lost)")
         if browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        server.run(sockets=[listening])
+        run_until_asked(server, listening)
+        say("ended; the same command goes on from here")
 
 
 def export_decisions(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 import uvicorn
 
+from oltr_ext.serve.until import run_until_asked
 from oltr_ext.service.app import Service, make_app
 from oltr_ext.service.model import Asked, Question, Watched, answer
 from oltr_ext.service.room import Limits
@@ -77,15 +77,7 @@ def serve(
             "answered, unencrypted; put a proxy with TLS and passwords before it"
         )
 
-    def end(number: int, frame: object) -> None:
-        server.should_exit = True  # it has its own handlers, but not yet, or not any more
-
-    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        server.run(sockets=[listening])
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    run_until_asked(server, listening)
     say("all that was asked is answered")
 
 
