@@ -70,7 +70,7 @@ def step(shard: ops.Shard, x: Tensor, target: Tensor, banks: list[Tensor]) -> fl
     loss.backward()
     pull = 0.01 * ops.disc_centroids_loss(x, target, memory, shard=shard)
     pull.backward()
-    return float(loss + pull)
+    return float((loss + pull).detach())
 
 
 def member(rank: int, bank: str, rounds: int, store: str, results: Any) -> None:
