@@ -13,6 +13,7 @@ from test_backbones_whole import pixels, values
 from tiny import same_run, stop_after
 from torch import nn
 
+from oltr_ext.cli import main
 from oltr_ext.config.loading import ConfigError, make_config
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model
@@ -145,7 +146,7 @@ def test_a_run_holds_what_was_trained_and_goes_on(
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
-def test_the_base_may_move_and_must_be_the_same(weights, data, tmp_path):
+def test_the_base_may_move_and_must_be_the_same(weights, data, tmp_path, capsys):
     given = settings(data, "ResNet", weights, "bias_and_norms")
     given["stage2"] = None
     file = tmp_path / "base" / "net.pth"
@@ -163,6 +164,8 @@ def test_the_base_may_move_and_must_be_the_same(weights, data, tmp_path):
     text = str(caught.value)
     assert f"stands on {file} of timm:test_resnet (SHA-256 " in text and "no such file" in text
     assert text.endswith(f"put the file there again, or a copy of it in {tmp_path / 'run'}")
+    assert main(["predict", str(run), str(files[0])]) == 1
+    assert " put the file there again, or a copy of it in " in capsys.readouterr().err  # not cut off
     given["model"]["weights"] = str(tmp_path / "moved.pth")
     assert train(make_config(given), tmp_path / "run") == run  # told by what it holds
     other = drawn("test_resnet")

@@ -77,13 +77,13 @@ def read_back(
     except ValueError as error:
         folder = path if path.is_dir() else path.parent
         raise checkpoint.CheckpointError(
-            f"{what}, which cannot be read: {error}; put the file there again, or a copy of it in "
+            f"{what}, which cannot be read: {error}\nput the file there again, or a copy of it in "
             f"{folder}"
         ) from None
     there = None if model.base is None else model.base.sha256
     if there != base["sha256"]:
         raise checkpoint.CheckpointError(
-            f"{what}, but {config.model.weights} holds other weights (SHA-256 {str(there)[:16]}...)"
+            f"{what}\nbut {config.model.weights} holds other weights (SHA-256 {str(there)[:16]}...)"
         )
     (fill or OLTRModel.load_learned)(model, learned)
     return model
