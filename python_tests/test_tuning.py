@@ -165,7 +165,9 @@ def test_the_base_may_move_and_must_be_the_same(weights, data, tmp_path, capsys)
     assert f"stands on {file} of timm:test_resnet (SHA-256 " in text and "no such file" in text
     assert text.endswith(f"put the file there again, or a copy of it in {tmp_path / 'run'}")
     assert main(["predict", str(run), str(files[0])]) == 1
-    assert " put the file there again, or a copy of it in " in capsys.readouterr().err  # not cut off
+    assert (
+        " put the file there again, or a copy of it in " in capsys.readouterr().err
+    )  # not cut off
     given["model"]["weights"] = str(tmp_path / "moved.pth")
     assert train(make_config(given), tmp_path / "run") == run  # told by what it holds
     other = drawn("test_resnet")

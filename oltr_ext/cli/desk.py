@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from oltr_ext.cli.values import positive
 from oltr_ext.config.paths import path_of
 from oltr_ext.desk import PORT
 
@@ -31,7 +32,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
     sub.add_argument(
-        "--nearest", type=int, default=3, metavar="K", help="known classes to name a group"
+        "--nearest", type=positive, default=3, metavar="K", help="known classes to name a group"
     )
     sub.add_argument(
         "--export",

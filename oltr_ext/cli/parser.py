@@ -8,6 +8,7 @@ from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.cli import classes, commands, desk, importing, service
+from oltr_ext.cli.values import expectation, how_many, positive, share
 from oltr_ext.config.methods import DEFAULT, DEMO
 from oltr_ext.config.paths import expanded, path_of
 
@@ -125,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--test-prior",
-        type=_expectation,
+        type=expectation,
         metavar="WHAT",
         help="judge as if trained with this test_prior, threshold included: balanced, val, or a "
         "share of the training's tail; the run stays as it is",
@@ -169,11 +170,11 @@ def make_parser() -> argparse.ArgumentParser:
         sub, "a CSV with columns path and observation, or folders: one answer for each of them"
     )
     sub.add_argument(
-        "--nearest", type=_positive, default=3, metavar="K", help="known classes to name"
+        "--nearest", type=positive, default=3, metavar="K", help="known classes to name"
     )
     sub.add_argument(
         "--set",
-        type=_share,
+        type=share,
         metavar="ALPHA",
         help="name all classes that each may be of, so that at most this share of images of known "
         "classes lacks its own: 0.1",
@@ -210,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", type=path_of, metavar="FOLDER", help="default: discovered, in the run's folder"
     )
     sub.add_argument(
-        "--nearest", type=_positive, default=3, metavar="K", help="known classes to name a group"
+        "--nearest", type=positive, default=3, metavar="K", help="known classes to name a group"
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
 
@@ -261,7 +262,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_config(sub)
     sub.add_argument(
         "--decode",
-        type=_how_many,
+        type=how_many,
         default=200,
         metavar="N",
         help="images of each list to decode, or all; default: %(default)s",
@@ -372,31 +373,3 @@ def _add_observations(sub: argparse.ArgumentParser, about: str) -> None:
         default="embeddings",
         help="whose mean an observation goes by; default: %(default)s",
     )
-
-
-def _how_many(text: str) -> int | None:
-    """None is all."""
-    return None if text == "all" else _positive(text)
-
-
-def _expectation(text: str) -> str | float:
-    if text in ("balanced", "val"):
-        return text
-    value = float(text)
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"must be balanced, val or in [0, 2], got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be in (0, 1), got {text}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -1,0 +1,35 @@
+"""Values of options, from their text."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["expectation", "how_many", "positive", "share"]
+
+
+def how_many(text: str) -> int | None:
+    """None is all."""
+    return None if text == "all" else positive(text)
+
+
+def expectation(text: str) -> str | float:
+    if text in ("balanced", "val"):
+        return text
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"must be balanced, val or in [0, 2], got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1), got {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
