@@ -112,6 +112,21 @@ def test_what_may_be_of_several_types_is_named_with_all_of_them(name, override, 
         load_config(name, [override])
 
 
+def test_an_override_mends_what_a_file_lacks_under_any_method():
+    """A method is applied to the file, which the override is needed to make hold."""
+    values = {**SMALL, "stage1": {**SMALL["stage1"], "epochs": 8}}
+    unmade = {**values, "model": {"backbone": "torchvision:resnet18", "tune": "bias_and_norms"}}
+    with pytest.raises(ConfigError, match=r"^config: model: tune: .*, and weights is null$"):
+        make_config(unmade, method="oltr-plus")
+    for method in (None, "plain", "oltr-plus"):
+        assert make_config(unmade, ["model.tune=all"], method=method).model.tune == "all"
+        assert make_config(unmade, ["model.weights=DEFAULT"], method=method).model.weights
+    # of stages it is the last word, not what a method divides
+    shared, longer = (make_config(values, words, method="oltr-plus")
+                      for words in ([], ["stage1.epochs=9"]))  # fmt: skip
+    assert longer.stage1.epochs == 9 and longer.stage2 == shared.stage2
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="no configuration file icon; did you mean icons"):
         load_config("icon")

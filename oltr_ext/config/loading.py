@@ -59,9 +59,11 @@ def make_config(
     elif method in (None, "auto"):
         method = own
     if method is not None:
-        # what the method builds on must hold by itself; what comes back has numbers for what YAML
-        # leaves as text, such as 1e-1
-        held = make_config(values, source=source).model_dump(mode="json", exclude_unset=True)
+        # what the method builds on must hold by itself, stages without the overrides, which come
+        # after it; what comes back has numbers for what YAML leaves as text, such as 1e-1
+        mended = [item for item in overrides if not item.strip().startswith(("stage1", "stage2"))]
+        base = make_config(values, mended, source=source)
+        held = base.model_dump(mode="json", exclude_unset=True)
         try:
             values = apply_method(held, str(method))
         except ValueError as error:
@@ -194,8 +196,11 @@ def _first_line(error: ValidationError) -> str:
         last = len(first["loc"]) - 1
         of_key = first["loc"][:last] if _is_kind(first, last) else first["loc"]
         same = [e for e in errors if e["loc"][: len(of_key)] == of_key]
-        text = " or ".join(e["msg"] for e in same).replace("or Input should be ", "or ")
-        what = f"{text[0].lower()}{text[1:]}, got {first['input']!r}"
+        text = " or ".join(e["msg"].removeprefix("Value error, ") for e in same)
+        text = text.replace("or Input should be ", "or ")
+        # of a group the text says which keys; all of it would hide them
+        got = "" if isinstance(first["input"], Mapping) else f", got {first['input']!r}"
+        what = f"{text[0].lower()}{text[1:]}{got}"
         errors = [first, *(e for e in errors if e not in same)]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}: {what}{more}"
