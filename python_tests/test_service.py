@@ -110,6 +110,7 @@ def test_one_bad_image_fails_alone(client, caplog):
     [
         ("nearest=0", "nearest: expected 1 to 100"),
         ("nearest=x", "whole number"),
+        ("neares=2", "unknown ?neares=; there are nearest, set, set_method"),
         ("set=1", "share in (0, 1)"),
         ("set=nan", "share in (0, 1)"),
         ("set=0.1&set_method=no", "expected one of marginal, pas"),

@@ -38,6 +38,10 @@ def names(client):
 def test_a_class_joins_and_leaves(service, run, data):
     client, _ = service
     before, blob = names(client), (run / "model.safetensors").read_bytes()
+    for ask, address in (("POST", "?name=fifth&dryrun=1"), ("DELETE", "/c0?dry_run=1"),
+                         ("POST", "/undo?dry_run=1")):  # fmt: skip
+        reply = client.request(ask, f"/classes{address}", headers=MAY)
+        assert reply.status_code == 400 and "unknown ?dry" in reply.json()["error"]
     reply = client.post("/classes?name=fifth&dry_run=1", files=form(data), headers=MAY)
     assert reply.status_code == 200 and reply.json()["dry_run"]
     assert (run / "model.safetensors").read_bytes() == blob and names(client) == before

@@ -222,7 +222,7 @@ class Service:
         return JSONResponse({"classes": [vars(each) for each in classes(self._roster)]})
 
     async def enroll(self, request: Request) -> Response:
-        self._may(request)
+        self._may(request, "name", "more", "dry_run")
         name = request.query_params.get("name", "").strip()
         if not name:
             raise RefusedError(400, "expected ?name=, of the class that is to join")
@@ -264,7 +264,7 @@ class Service:
         await asyncio.shield(self._in(self.writer, changes.undone, self.watched))
         return await self.classes(request)
 
-    def _may(self, request: Request) -> None:
+    def _may(self, request: Request, *keys: str) -> None:
         if self.token is None:
             raise RefusedError(403, "classes cannot be changed here: oltr serve --enroll lets them")
         given = request.headers.get("authorization", "").encode()
@@ -272,6 +272,7 @@ class Service:
             raise RefusedError(
                 401, "expected Authorization: Bearer TOKEN", WWW_Authenticate="Bearer"
             )
+        _check_keys(request, *keys)
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"live": self.batcher.alive}, 200 if self.batcher.alive else 503)
@@ -344,6 +345,7 @@ def _pixels(served: Served, name: str, blob: bytes, limits: Limits) -> Any:
 
 
 def _question(request: Request) -> Question:
+    _check_keys(request, "nearest", "set", "set_method")
     asked = request.query_params
     try:
         nearest = int(asked.get("nearest", 3))
@@ -358,6 +360,12 @@ def _question(request: Request) -> Question:
     if method not in SET_METHODS:
         raise RefusedError(400, f"set_method: expected one of {', '.join(SET_METHODS)}")
     return Question(nearest, alpha, method)
+
+
+def _check_keys(request: Request, *known: str) -> None:
+    for key in request.query_params:
+        if key not in known:
+            raise RefusedError(400, f"unknown ?{key}=; there are {', '.join(known) or 'none'}")
 
 
 def _flag(request: Request, name: str) -> bool:
