@@ -121,6 +121,22 @@ def test_predict_says_label_or_unknown(folder, capsys):
         assert line.startswith(f"{answer['path']}: {answer['label'] or 'unknown'}  ")
 
 
+def test_predict_takes_folders(folder, capsys, tmp_path):
+    run, image = str(folder / "runs/tiny"), folder / "data" / "test_0_0.png"
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    names = [str(tmp_path / "in" / name) for name in ("b.png", "deep/a.png")]
+    for name in names:
+        (tmp_path / name).write_bytes(image.read_bytes())
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    for more in ([], ["--set", "0.2"]):
+        assert main(["predict", run, str(image), str(tmp_path / "in"), "--json", *more]) == 0
+        found = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
+        assert found == [str(image), *names]
+    (tmp_path / "none").mkdir()
+    assert main(["predict", run, str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err == f"oltr: no image in the folder {tmp_path}/none\n"
+
+
 def test_predict_answers_for_the_images_that_can_be_read(folder, capsys, tmp_path):
     good = [str(folder / "data" / f"test_{c}_0.png") for c in (0, 1, 0)]
     (tmp_path / "bad.png").write_text("no image")

@@ -140,6 +140,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
     if args.set is not None and args.observations is not None:
         raise ValueError("--set and --observations: expected one of them")
+    args.images = [name for each in args.images for name in _inside(each)]
     trained = load_trained(args.checkpoint, device=args.device, stream=args.stream)
     if args.set is not None:
         return _predict_sets(args, trained)
@@ -166,6 +167,13 @@ def run_predict(args: argparse.Namespace) -> int:
     for error in bad:
         print(f"oltr: {one_line(error)}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _inside(name: str) -> list[str]:
+    """The images of a folder; or the file, by the name it was called by."""
+    from oltr_ext.serve.discover_parts import files_of
+
+    return [str(path) for path in files_of([name])] if Path(name).is_dir() else [name]
 
 
 def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:

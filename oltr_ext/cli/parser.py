@@ -157,14 +157,12 @@ def make_parser() -> argparse.ArgumentParser:
         commands.run_predict,
         "label images or embeddings, or say that they are unknown",
         "  oltr predict runs/demo/oltr house.png cat.png\n"
-        "  oltr predict runs/demo/oltr *.png --json\n"
+        "  oltr predict runs/demo/oltr photos/ --json\n"
         "  oltr predict runs/demo/oltr house.png --set 0.1\n"
         "  oltr predict runs/on_embeddings features.npy",
     )
     sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
-    sub.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files; or .npy files of embeddings (N, D)"
-    )
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders, .npy embeddings")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
     _add_observations(
         sub, "a CSV with columns path and observation, or folders: one answer for each of them"

@@ -111,7 +111,7 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
                 if not name.startswith(".") and Path(name).suffix.lower() in endings
             ]
         if not inside:
-            raise ValueError(f"discover: no image in the folder {path}")
+            raise ValueError(f"no image in the folder {path}")
         found.update(dict.fromkeys(inside))
     return list(found)
 

@@ -106,7 +106,8 @@ def pixels_of(
 ) -> Tensor:
     """uint8 (C, H, W) of an image, as those that the model was trained on."""
     if isinstance(source, Path) and not source.is_file():
-        raise FileNotFoundError(f"no image {source}")
+        what = ": it is a folder" if source.is_dir() else ""
+        raise FileNotFoundError(f"no image {source}{what}")
     channels, size, _ = shape
     try:
         if isinstance(data, ListData):
