@@ -170,7 +170,7 @@ def test_what_is_not_there(root, tmp_path, capsys):
     (root / "cifar-100-python" / "train").write_bytes(b"torn")
     for name, words, error in (
         ("cifar10", ("--open", "places"), "places: 1 images are missing, as "),
-        ("cifar100", (), "cifar100: torchvision's CIFAR100 in "),
+        ("cifar100", (), f".CIFAR100({str(root)!r}, train=True, download=True)\n"),
     ):
         assert run(name, root, tmp_path / "none", *words) == 1
         assert error in capsys.readouterr().err

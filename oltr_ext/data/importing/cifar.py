@@ -169,8 +169,12 @@ def _torchvision(name: str, root: Path, **how: Any) -> Any:
     try:
         return kind(root, **how)
     except (RuntimeError, OSError) as error:
-        said = str(error).partition(" You can ")[0]
-        raise ValueError(f"{name}: torchvision's {kind.__name__} in {root}: {said}") from None
+        said = str(error).partition(" You can ")[0].rstrip(".")
+        args = [repr(str(root)), *(f"{k}={v!r}" for k, v in how.items()), "download=True"]
+        raise ValueError(
+            f"{name}: torchvision's {kind.__name__} in {root}: {said}\n"
+            f"to fetch it: torchvision.datasets.{kind.__name__}({', '.join(args)})"
+        ) from None
 
 
 def _open_images(name: str, root: Path) -> NDArray[np.uint8] | list[str]:
