@@ -201,6 +201,7 @@ def test_the_command_counts_and_names_what_it_cannot_read(
     out, err = capsys.readouterr()
     assert " of 14 images are unknown" in out and str(tmp_path / "o" / "groups.csv") in out
     assert "2 could not be read" in err and "broken.png" in err and "nowhere.png" in err
+    assert f"oltr enroll {finished} --from {tmp_path / 'o' / 'groups.csv'}\n" in out
     page = (tmp_path / "o" / "groups.html").read_text()
     assert "2 could not be read" in page and "broken.png" in page
     assert main(asked) == 1 and "broken.png" in capsys.readouterr().err  # taken up, and told again

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from textwrap import shorten
@@ -217,6 +218,9 @@ def run_discover(args: argparse.Namespace) -> int:
     for line in found.notes:
         print(f"oltr: {line}", file=sys.stderr)
     print(f"\nnames   {out / CSV}\nsheets  {out / PAGE}")
+    if found.groups:
+        command = ["oltr", "enroll", str(args.checkpoint), "--from", str(out / CSV)]
+        print(f"enroll  once they have names: {shlex.join(command)}")
     if found.bad:
         print(f"oltr: {len(found.bad):,} could not be read:", file=sys.stderr)
     for text in found.bad[:20]:
