@@ -84,3 +84,13 @@ def test_without_the_extra(run_python, finished):
         "print(err.getvalue())"
     )
     assert "pip install oltr_ext[web]" in said
+
+
+@pytest.mark.parametrize(
+    "words", [("--port", "99999"), ("--batch", "0"), ("--wait-ms", "-5"), ("--wait-ms", "nan")]
+)
+def test_numbers_that_cannot_be_are_refused(finished, capsys, words):
+    with pytest.raises(SystemExit) as stop:  # 99999 would listen on 34463
+        main(["serve", str(finished), *words])
+    assert stop.value.code == 2
+    assert f"argument {words[0]}: must be" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from oltr_ext.cli.values import positive
+from oltr_ext.cli.values import port, positive
 from oltr_ext.config.paths import path_of
 from oltr_ext.desk import PORT
 
@@ -28,7 +28,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--out", type=path_of, help="folder of decisions; default: desk, in the run's folder"
     )
     sub.add_argument(
-        "--port", type=_port, default=PORT, help="of 127.0.0.1; 0: any; default: %(default)s"
+        "--port", type=port, default=PORT, help="of 127.0.0.1; 0: any; default: %(default)s"
     )
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
     sub.add_argument(
@@ -41,13 +41,6 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="serve nothing: write what was decided as `path label` lists",
     )
     sub.add_argument("--device", default="auto", help="default: %(default)s")
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
-    return value
 
 
 def run_desk(args: argparse.Namespace) -> int:

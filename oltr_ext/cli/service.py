@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from oltr_ext.cli.values import port, positive
 from oltr_ext.config.paths import path_of
 
 TOKEN = "OLTR_SERVE_TOKEN"
@@ -33,13 +34,17 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         default="127.0.0.1",
         help="address to listen on; default: %(default)s, this machine alone",
     )
-    sub.add_argument("--port", type=int, default=8000, help="0: a free one; default: %(default)s")
+    sub.add_argument("--port", type=port, default=8000, help="0: a free one; default: %(default)s")
     sub.add_argument(
-        "--batch", type=int, default=32, metavar="N", help="images of a batch; default: %(default)s"
+        "--batch",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="images of a batch; default: %(default)s",
     )
     sub.add_argument(
         "--wait-ms",
-        type=float,
+        type=_wait,
         default=5.0,
         metavar="MS",
         help="how long the first image of a batch waits for others; default: %(default)s",
@@ -89,6 +94,13 @@ def run_serve(args: argparse.Namespace) -> int:
         say=_say,
     )
     return 0
+
+
+def _wait(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 60_000:
+        raise argparse.ArgumentTypeError(f"must be from 0 to a minute, got {text}")
+    return value
 
 
 def _limit(text: str) -> tuple[str, Any]:

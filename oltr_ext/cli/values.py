@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["expectation", "how_many", "positive", "share"]
+__all__ = ["expectation", "how_many", "port", "positive", "share"]
 
 
 def how_many(text: str) -> int | None:
@@ -32,4 +32,11 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
     return value
