@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from oltr_ext.desk import views
 from oltr_ext.desk.answers import Answers
 from oltr_ext.desk.desk import Desk, Progress
 from oltr_ext.desk.folder import Folder
@@ -52,3 +54,16 @@ def crowded(trained: Trained, folder: Path, out: Path, count: int, kinds: int) -
     desk.progress = Progress("ready", count, count)
     desk.stamp += 1
     return desk
+
+
+def decide(desk: Desk, do: str, **more: Any) -> int:
+    return desk.decide({"version": desk.log.version, "do": do, **more})
+
+
+def first(desk: Desk) -> int:
+    """The largest group."""
+    return int(views.groups(desk, "open", 0)["groups"][0]["id"])
+
+
+def members(desk: Desk, group: int) -> list[str]:
+    return list(desk.log.state.members[group])
