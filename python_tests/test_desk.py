@@ -131,6 +131,18 @@ def test_what_others_enrolled_stays(desk: Desk, run: Path, folder: Path) -> None
     assert roster[roster.id_of("snail")].images == len(inside) - 3
 
 
+def test_a_class_that_loses_an_image_keeps_its_number(desk: Desk, run: Path, folder: Path) -> None:
+    inside = members(desk, first(desk))
+    files = [str(folder / desk.contents.paths[image][0]) for image in inside[:3]]
+    assert main(["enroll", str(run), "--name", "whelk", *files]) == 0
+    views.status(desk)
+    decide(desk, "name", images=inside[2:6], name="snail")
+    desk.enroll(desk.log.version)
+    roster = load_trained(run, device="cpu").roster
+    assert [roster[4].name, roster[5].name] == ["whelk", "snail"]
+    assert (roster[4].images, roster[5].images) == (2, 4)
+
+
 def test_classes_that_are_undone_elsewhere(desk: Desk, run: Path) -> None:
     group = first(desk)
     decide(desk, "name", groups=[group], name="snail")

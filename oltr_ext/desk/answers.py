@@ -200,13 +200,14 @@ class Answers:
             given.append(rows)
             names.extend([name] * len(rows))
 
-        for name, images in {**plan.new, **plan.more}.items():
-            give(name, self._features(images))
-        for name in plan.anew:
+        # first, so that no new class gets the id that one of the last had
+        for name in sorted(plan.anew, key=self.trained.roster.id_of):
             stays = self._rows(name, as_what, ours)
             there = {image for images in self._matched(stays) for image in images}
             rows = self._features([i for i in wanted.get(name, ()) if i not in there])
             give(name, torch.cat([stays, rows]) if len(stays) else rows)
+        for name, images in {**plan.new, **plan.more}.items():
+            give(name, self._features(images))
         with as_one(self.trained) if plan.anew or plan.gone else nullcontext():
             if plan.anew or plan.gone:
                 remove(self.trained, [*plan.anew, *plan.gone])
