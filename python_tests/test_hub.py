@@ -153,6 +153,20 @@ def test_by_its_name_on_the_hub(run, data, tmp_path, monkeypatch):
         Model.from_pretrained("me/stripes", cache_dir=tmp_path / "cache")
 
 
+def test_the_hubs_copy_stays_what_its_hash_says(run, data, tmp_path):
+    saved_to = oltr_ext.load(run, device="cpu").save_pretrained(tmp_path / "saved")
+    cached(saved_to, tmp_path / "cache", "me/it")
+    model = Model.from_pretrained("me/it", cache_dir=tmp_path / "cache", local_files_only=True)
+    before = model.trained.path.read_bytes()
+    model.enroll([data / f"open_test_4_{n}.png" for n in range(4)], "fifth")
+    with pytest.raises(ValueError, match=r"is the Hub's own, .*: save_pretrained to a folder"):
+        model.save()
+    assert model.trained.path.read_bytes() == before
+    own = oltr_ext.load(model.save_pretrained(tmp_path / "own"), device="cpu")
+    own.rename("fifth", "5th")
+    assert oltr_ext.load(own.save()).class_names[-1] == "5th"
+
+
 def test_it_is_pushed_whole(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)

@@ -222,7 +222,7 @@ def save(trained: Trained, *, wait: float = WAIT) -> Path:
     Raises:
         ChangedError: others changed its classes, or trained it anew, since it was read.
         BusyError: another process holds the folder for longer.
-        ValueError: a checkpoint to train on from, not a model.
+        ValueError: a checkpoint to train on from, not a model; the Hub's copy of one.
     """
     path = _target(trained)
     with locked(path.parent, wait=wait):
@@ -303,6 +303,12 @@ def unlike(features: Tensor) -> list[int]:
 
 def _target(trained: Trained) -> Path:
     """The file to write; a link stays one."""
+    held = trained.path.absolute().parents
+    if len(held) > 2 and held[1].name == "snapshots" and held[2].name.startswith("models--"):
+        raise ValueError(
+            f"{trained.path} is the Hub's own, kept under the hash of its contents: "
+            "save_pretrained to a folder, and change that"
+        )
     path = trained.path.resolve()
     if path.name in checkpoint.OF_TRAINING:
         raise ValueError(
