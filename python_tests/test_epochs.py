@@ -37,7 +37,7 @@ def open_ended(folder: Path, **changes: Any) -> dict[str, Any]:
         (2_000, 64, True, 33),
         (115_846, 128, True, 30),
         (100, 64, True, 500),
-        (10, 64, True, 500),  # less than a batch: `check_batches` has the error
+        (10, 64, True, 500),  # less than a batch: `feasible.check_batches` has the error
     ],
 )
 def test_auto_counts_steps(images, batch, random, expected):

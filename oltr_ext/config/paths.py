@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-__all__ = ["expanded", "path_of"]
+from pydantic import AfterValidator
+
+__all__ = ["AnyPath", "expanded", "path_of"]
 
 
 def expanded(text: str) -> str:
@@ -15,3 +18,7 @@ def expanded(text: str) -> str:
 
 def path_of(text: str | Path) -> Path:
     return Path(expanded(str(text)))
+
+
+AnyPath = Annotated[Path, AfterValidator(path_of)]
+"""A path in a configuration: `~` and `$NAME` put in."""

@@ -27,7 +27,7 @@ from oltr_ext.config.epochs import asked_epochs, settle_epochs
 from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
-from oltr_ext.engine import checkpoint, class_shards, distributed, enrolment, preflight
+from oltr_ext.engine import checkpoint, class_shards, distributed, enrolment, feasible, preflight
 from oltr_ext.engine.base import described, read_back
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
@@ -98,7 +98,7 @@ def train(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
-    preflight.check_backbone(config)
+    feasible.check_backbone(config)
     splits = load_splits(config.data, wants_of(config))
     config = config.model_copy(update={"data": splits.data})  # its checkpoints say what was chosen
     with locked(out, told) if distributed.lead() else nullcontext():
@@ -111,7 +111,7 @@ class _Run:
         self, config: Config, splits: Splits, out: Path, say: Say, resume: bool, stage1: Path | None
     ) -> None:
         self.splits, self.out, self.say = splits, out, say
-        preflight.check_batches(config, splits)
+        feasible.check_batches(config, splits)
         self.device = distributed.device_of(config.device)
         self.state = State()
         shared = config.distributed.classes
@@ -131,7 +131,7 @@ class _Run:
             self.start_from(stage1)
         else:
             self.enter_stage(1)
-            preflight.check_last_stage(config, splits, self.model)
+            feasible.check_last_stage(config, splits, self.model)
         if not resume and distributed.lead():  # not before the new run is known to start
             checkpoint.clear(out)
 
@@ -187,7 +187,7 @@ class _Run:
         preflight.check_stage_1(path, tensors, header, self.config, self.splits, say=self.say)
         weights = checkpoint.under("model.", tensors)
         self.model = read_back(path, tensors, header, self.config).to(self.device)
-        preflight.check_last_stage(self.config, self.splits, self.model)
+        feasible.check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"], origin=checkpoint.fingerprint(weights))
         self.enter_stage(2)
         self.say(f"stage 1 taken from {path}")
