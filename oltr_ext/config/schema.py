@@ -353,7 +353,10 @@ class Config(Strict):
     ) -> ModelConfig:
         data = info.data.get("data")  # None where it is wrong itself
         if data and (data.kind == "embeddings") != (value.backbone == "embedding"):
-            raise ValueError("the backbone of data of kind embeddings, and only that, is embedding")
+            raise ValueError(
+                "the backbone of data of kind embeddings, and only that, is embedding, got "
+                f"{value.backbone} for {data.kind}"
+            )
         return value
 
     @field_validator("amp", mode="before")
