@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext.models import weights as w
-from oltr_ext.models.pixels import Renormalise, Wants, probe
+from oltr_ext.models.pixels import Renormalise, Wants, check_channels, probe
 
 __all__ = ["OpenClipBackbone", "text_directions", "wants"]
 
@@ -47,10 +47,7 @@ class OpenClipBackbone(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(
-                f"build_backbone: open_clip:{name} takes 1 or 3 channels, got {in_channels}"
-            )
+        check_channels(f"open_clip:{name}", in_channels)
         settings = _settings(name, weights)
         size = image_size or settings["size"]
         try:

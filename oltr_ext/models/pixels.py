@@ -9,7 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Interpolation", "Renormalise", "Wants", "probe"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Interpolation",
+    "Renormalise",
+    "Wants",
+    "check_channels",
+    "probe",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Interpolation = Literal["bilinear", "bicubic"]
@@ -21,6 +29,12 @@ class Wants:
 
     size: int
     interpolation: Interpolation
+
+
+def check_channels(net: str, channels: int) -> None:
+    """Raises ValueError for images that a net made for three channels cannot be given."""
+    if channels not in (1, 3):
+        raise ValueError(f"build_backbone: {net} takes 1 or 3 channels, got {channels}")
 
 
 def probe(channels: int, size: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from oltr_ext.models import weights as w
-from oltr_ext.models.pixels import Renormalise, Wants, probe
+from oltr_ext.models.pixels import Renormalise, Wants, check_channels, probe
 
 __all__ = ["TimmBackbone", "wants"]
 
@@ -41,10 +41,7 @@ class TimmBackbone(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(
-                f"build_backbone: timm:{name} takes 1 or 3 channels, got {in_channels}"
-            )
+        check_channels(f"timm:{name}", in_channels)
         timm, full = w.extra("timm", "timm"), _tagged(name, weights)
         cfg = timm.get_pretrained_cfg(full)
         size = image_size or cfg.input_size[-1]

@@ -12,7 +12,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from oltr_ext.models import weights as w
-from oltr_ext.models.pixels import IMAGENET_MEAN, IMAGENET_STD, Renormalise
+from oltr_ext.models.pixels import IMAGENET_MEAN, IMAGENET_STD, Renormalise, check_channels
 
 __all__ = ["TorchvisionBackbone"]
 
@@ -40,10 +40,7 @@ class TorchvisionBackbone(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(
-                f"build_backbone: torchvision:{name} takes 1 or 3 channels, got {in_channels}"
-            )
+        check_channels(f"torchvision:{name}", in_channels)
         size = image_size or SIZE
         net = _torchvision_model(name, weights, size)
         if weights is not None and load:
