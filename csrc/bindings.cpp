@@ -16,8 +16,6 @@ namespace py = pybind11;
 // Tables that carry their name alone: cpu/dispatch.cpp makes its choice here as it does in the op
 // library, and no kernel has to be linked in for it.
 namespace oltr {
-extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16,
-    kernels_amx, kernels_neon, kernels_neon_bf16;
 const KernelTable kernels_generic{"generic"}, kernels_avx2{"avx2"}, kernels_avx512{"avx512"},
     kernels_avx512_bf16{"avx512_bf16"}, kernels_amx{"amx"}, kernels_neon{"neon"},
     kernels_neon_bf16{"neon_bf16"};

@@ -18,19 +18,6 @@
 
 namespace oltr {
 
-extern const KernelTable kernels_generic;
-#if defined(__x86_64__)
-extern const KernelTable kernels_avx2;
-extern const KernelTable kernels_avx512;
-extern const KernelTable kernels_avx512_bf16;
-#if defined(OLTR_AMX)
-extern const KernelTable kernels_amx;
-#endif
-#elif defined(__aarch64__)
-extern const KernelTable kernels_neon;
-extern const KernelTable kernels_neon_bf16;
-#endif
-
 namespace {
 
 const char* ask_for_tiles() {

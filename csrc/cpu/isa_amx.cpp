@@ -15,10 +15,6 @@
 #if defined(OLTR_AMX)
 #include <immintrin.h>
 
-namespace oltr {
-extern const KernelTable kernels_avx512;
-}
-
 #if defined(__clang__)
 #pragma clang attribute push(                                                          \
     __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
@@ -35,7 +31,6 @@ extern const KernelTable kernels_avx512;
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_amx;
 constexpr KernelTable kernels_amx = amx::make_table("amx");
 }  // namespace oltr
 

@@ -23,7 +23,6 @@
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_avx2;
 constexpr KernelTable kernels_avx2 = avx2::make_table("avx2");
 }  // namespace oltr
 

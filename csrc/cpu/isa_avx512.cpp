@@ -24,7 +24,6 @@
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_avx512;
 constexpr KernelTable kernels_avx512 = avx512::make_table("avx512");
 }  // namespace oltr
 

@@ -15,10 +15,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-namespace oltr {
-extern const KernelTable kernels_avx512;
-}
-
 #if defined(__clang__)
 #pragma clang attribute push(                                                          \
     __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
@@ -34,7 +30,6 @@ extern const KernelTable kernels_avx512;
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_avx512_bf16;
 constexpr KernelTable kernels_avx512_bf16 = avx512_bf16::make_table("avx512_bf16");
 }  // namespace oltr
 

@@ -12,6 +12,5 @@
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_generic;
 constexpr KernelTable kernels_generic = generic::make_table("generic");
 }  // namespace oltr

@@ -19,7 +19,6 @@
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_neon;
 constexpr KernelTable kernels_neon = neon::make_table("neon");
 }  // namespace oltr
 #endif  // __aarch64__

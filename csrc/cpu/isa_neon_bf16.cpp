@@ -14,10 +14,6 @@
 #include "cpu/kernels.h"
 
 #if defined(OLTR_NEON_BF16)
-namespace oltr {
-extern const KernelTable kernels_neon;
-}
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("bf16"))), apply_to = function)
 #else
@@ -35,7 +31,6 @@ extern const KernelTable kernels_neon;
 #include "cpu/isa_table.h"
 
 namespace oltr {
-extern const KernelTable kernels_neon_bf16;
 constexpr KernelTable kernels_neon_bf16 = neon_bf16::make_table("neon_bf16");
 }  // namespace oltr
 

@@ -27,6 +27,10 @@ struct KernelTable {
   void (*class_means_backward)(const ClassMeansBackward&, const Parallel&);
 };
 
+// One an instruction set; a build holds those of its processor.
+extern const KernelTable kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16,
+    kernels_amx, kernels_neon, kernels_neon_bf16;
+
 // The table for this processor (see cpu_features.h).
 const KernelTable& kernels();
 

@@ -7,10 +7,6 @@
 #include "testing/loss_ops.h"
 #include "testing/ops.h"
 
-namespace oltr {
-extern const KernelTable kernels_generic;
-}
-
 namespace oltr::testing {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

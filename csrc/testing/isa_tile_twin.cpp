@@ -9,10 +9,6 @@
 
 #include "cpu/kernels.h"
 
-namespace oltr {
-extern const KernelTable kernels_generic;
-}
-
 #define OLTR_ISA tile_twin
 #define OLTR_TILES
 #define OLTR_TILE_TWIN

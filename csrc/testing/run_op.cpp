@@ -8,16 +8,6 @@
 #include "testing/loss_ops.h"
 #include "testing/ops.h"
 
-namespace oltr {
-extern const KernelTable kernels_generic;
-#if defined(__aarch64__)
-extern const KernelTable kernels_neon;
-#endif
-#if defined(OLTR_NEON_BF16)
-extern const KernelTable kernels_neon_bf16;
-#endif
-}  // namespace oltr
-
 namespace oltr::testing {
 namespace {
 

@@ -5,17 +5,6 @@
 #include "testing/checks.h"
 
 namespace oltr {
-#if defined(__x86_64__)
-extern const KernelTable kernels_avx2;
-extern const KernelTable kernels_avx512;
-extern const KernelTable kernels_avx512_bf16;
-#if defined(OLTR_AMX)
-extern const KernelTable kernels_amx;
-#endif
-#elif defined(__aarch64__)
-extern const KernelTable kernels_neon;
-extern const KernelTable kernels_neon_bf16;
-#endif
 extern const KernelTable kernels_tile_twin;  // what "amx" does, in plain C++
 }  // namespace oltr
 
