@@ -109,8 +109,10 @@ class MemoryAttention : public Op {
     for (int64_t c = 0; c < C; ++c) z[c] = dot(x, &keys[c * D], D) + bias[c];
     *lse = log_sum_exp(z);
     std::fill(out, out + D, 0.0);
-    for (int64_t c = 0; c < C; ++c)
-      for (int64_t d = 0; d < D; ++d) out[d] += std::exp(z[c] - *lse) * memory[c * D + d];
+    for (int64_t c = 0; c < C; ++c) {
+      const double weight = std::exp(z[c] - *lse);
+      for (int64_t d = 0; d < D; ++d) out[d] += weight * memory[c * D + d];
+    }
   }
   Arrays naive(const Arrays& in) const override {
     Array out(B() * D()), lse(B());
