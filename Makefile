@@ -21,6 +21,7 @@ OLDEST_VISION := 0.26.0
 OP_TESTS := test_ops.py test_precision.py test_op_arguments.py test_nearest_centroid.py test_meta_embedding.py \
   test_cosine_cross_entropy.py test_disc_centroids_loss.py test_sharded_ops.py
 
+TOOLS := $(VENV)/.tools-done
 ENV := $(VENV)/.env-done
 BUILD := $(VENV)/.build-done
 PEERS := $(VENV)/.peers-done
@@ -28,7 +29,7 @@ SUITES ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 NATIVE := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build native-test sanitize arm-test desk-test test-oldest bench bench-full lint format \
+.PHONY: help demo test pytest tools env build native-test sanitize arm-test desk-test test-oldest bench bench-full lint format \
   cuda-build gpu-check wheel clean
 
 help:  ## this list
@@ -39,18 +40,32 @@ demo: $(BUILD)  ## train and evaluate on the embedded icons, under 4 minutes on 
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/oltr demo
 
 test: $(BUILD) native-test  ## every test: native, then pytest
+	$(MAKE) --no-print-directory pytest
+
+pytest: $(BUILD)  ## the Python tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 build: $(BUILD)  ## .venv and the extension, installed in place
 
-$(ENV): requirements-dev.txt
+tools: $(TOOLS)
+
+env: $(ENV)
+
+# What the native tests need.
+$(TOOLS): requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "make: $(PYTHON) is missing or older than 3.10; name another: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: this Python has no venv; Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo "make: setting up $(VENV), about 3 GB to download"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $$(grep -E '^(cmake|ninja)==' requirements-dev.txt)
+	@touch $@
+
+# Byte code comes with the first import, of a tenth of these files.
+$(ENV): $(TOOLS)
+	@echo "make: setting up $(VENV), about 3 GB to download"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt
 	@touch $@
 
 $(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(filter-out csrc/testing/% examples/%,$(NATIVE))
@@ -58,7 +73,7 @@ $(BUILD): $(ENV) setup.py pyproject.toml oltr_ext/_version.py $(filter-out csrc/
 	  --editable .
 	@touch $@
 
-native-test: $(ENV)  ## kernels under GoogleTest; PRESET=debug|asan|tsan
+native-test: $(TOOLS)  ## kernels under GoogleTest; PRESET=debug|asan|tsan
 	$(BIN)/cmake --preset $(PRESET)
 	$(BIN)/cmake --build --preset $(PRESET)
 	$(BIN)/ctest --preset $(PRESET)
@@ -67,7 +82,7 @@ sanitize:  ## native tests under ASan + UBSan, then TSan
 	$(MAKE) --no-print-directory native-test PRESET=asan
 	$(MAKE) --no-print-directory native-test PRESET=tsan
 
-arm-test: $(ENV)  ## CPU kernels for 64-bit Arm: Debian's cross compiler, run by qemu
+arm-test: $(TOOLS)  ## CPU kernels for 64-bit Arm: Debian's cross compiler, run by qemu
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
 	  echo "make: no aarch64-linux-gnu-g++ or no qemu-aarch64 here; Debian and Ubuntu: apt-get install" \
 	    "g++-aarch64-linux-gnu qemu-user"; exit 1; }
