@@ -193,6 +193,10 @@ def test_a_broken_library_does_not_break_import(bare_package, run_python):
     assert "_oltr_cpu.abi3.so did not load under torch" in run_python(code)
 
 
+def test_import_leaves_the_compiler_alone(run_python):
+    run_python("import sys, oltr_ext.nn\nassert 'torch._dynamo' not in sys.modules")
+
+
 def test_an_unknown_instruction_set_is_told(run_python):
     code = (
         "import warnings\n"

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from oltr_ext.nn.gathering import Gathered, MeanGradient, Mine, Whole, cross_entropy, gather_rows
+from oltr_ext.ops._compile import untraced
 from oltr_ext.ops.shard import Shard, enter, summed
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class Sharded(Layout):
         sizes = [rows for rows, _ in every]
         return Gathered.apply(features, sizes, self.shard), sizes
 
-    @torch.compiler.disable  # numbers are read: it waits for the device
+    @untraced  # numbers are read: it waits for the device
     def _every(self, numbers: list[int], device: torch.device) -> list[list[int]]:
         """What each process has to say."""
         own = torch.tensor(numbers, device=device)

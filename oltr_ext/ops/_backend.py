@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from oltr_ext.ops._compile import constant
+
 BACKENDS = ("auto", "native", "reference")
 INSTRUCTION_SETS = (
     ("neon_bf16", "neon", "generic")
@@ -183,7 +185,7 @@ def cuda_archs() -> str:
         return ""
 
 
-@torch.compiler.assume_constant_result
+@constant
 @functools.cache
 def _gpu_error(index: int) -> str | None:
     """Why the CUDA library cannot run on a GPU."""

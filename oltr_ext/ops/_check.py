@@ -8,6 +8,7 @@ import numbers
 import torch
 from torch import Tensor
 
+from oltr_ext.ops._compile import constant
 from oltr_ext.ops.shard import Shard
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -94,6 +95,6 @@ def autocast_on(device: str) -> bool:
     return _has_autocast(device) and torch.is_autocast_enabled(device)
 
 
-@torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot trace it
+@constant  # torch.compile of torch 2.11 cannot trace it
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oltr_ext.ops._backend import LOADED
 from oltr_ext.ops._check import autocast_on
+from oltr_ext.ops._compile import constant
 
 # Ops that are products keep the autocast dtype, as torch.nn.functional.linear does. Ops that
 # measure a distance or sum a loss run in float32, as torch.cdist and cross_entropy do.
@@ -24,7 +25,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.compiler.assume_constant_result
+@constant
 def precision(device: str) -> str:
     """How products of float32 inputs may be computed on a device, as the user has told torch.
 
