@@ -139,7 +139,7 @@ def test_who_cannot_wait_is_told(enrolled: Path) -> None:
     model = oltr_ext.load(enrolled, device="cpu")
     model.rename("d", "D")
     blob = (enrolled / MODEL).read_bytes()
-    with locked(enrolled), pytest.raises(BusyError, match="is in use by another run"):
+    with locked(enrolled, "a test"), pytest.raises(BusyError, match=r"a test .*; wait for it$"):
         save(model.trained, wait=0.1)
     assert (enrolled / MODEL).read_bytes() == blob
 

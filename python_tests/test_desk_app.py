@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import socket
 import sys
@@ -19,8 +20,8 @@ from oltr_ext.cli import main
 from oltr_ext.desk import views
 from oltr_ext.desk.app import make_app
 from oltr_ext.desk.desk import Desk
+from oltr_ext.desk.run import _held
 from oltr_ext.desk.thumbs import LARGE, SMALL
-from oltr_ext.engine.lock import locked
 from oltr_ext.serve import discover_groups
 from oltr_ext.serve.trained import load_trained
 
@@ -218,9 +219,12 @@ def test_a_port_that_is_taken_and_a_desk_that_is_open(
         asked = ["desk", run, folder, "--no-browser", "--port", port, "--out", str(tmp_path / "o")]
         assert main(asked) == 1
         assert f"port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
-    with locked(tmp_path / "held"):
-        asked = ["desk", run, folder, "--export", str(tmp_path), "--out", str(tmp_path / "held")]
-        assert main(asked) == 1 and "in use" in capsys.readouterr().err
+    held = tmp_path / "held"
+    with _held(desk.trained.path, desk.folder.root, held, "cpu", print):
+        asked = ["desk", run, folder, "--export", str(tmp_path), "--out", str(held)]
+        assert main(asked) == 1
+        said = f"{held} is in use by a desk (process {os.getpid()} on "
+        assert said in capsys.readouterr().err
     asked[asked.index("--out") + 1] = str(tmp_path / "own")
     assert main(asked) == 0 and (tmp_path / "train.txt").read_text() == ""
 

@@ -86,9 +86,10 @@ def test_nothing_changes_unless_all_is_right(service, run, data, monkeypatch):
         reply = client.post(f"/classes{query}", files=form(data), headers=MAY)
         assert reply.status_code == status and str(run) not in reply.text
     monkeypatch.setattr(changes, "WAIT", 0.05)
-    with locked(run):
+    with locked(run, "a test"):
         reply = client.post("/classes?name=a", files=form(data), headers=MAY)
         assert reply.status_code == 503 and "retry-after" in reply.headers
+        assert reply.json()["error"] == "a test has this run"
         assert str(run) not in reply.text
 
     def broken(*_, **__):

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import re
+from socket import gethostname
 
 import numpy as np
 import pytest
@@ -242,7 +244,7 @@ def test_a_fresh_run_that_cannot_start_leaves_the_old_one(data, tmp_path):
 
 
 def _hold(folder, held, done):
-    with locked(folder):
+    with locked(folder, "a test"):
         held.set()
         done.wait(60)
 
@@ -254,7 +256,9 @@ def test_a_folder_belongs_to_one_process(data, tmp_path):
     other.start()
     try:
         assert held.wait(60)
-        with pytest.raises(BusyError, match="out is in use by another run"):
+        wanted = rf"out is in use by a test \(process {other.pid} on {re.escape(gethostname())}, "
+        wanted += r"since 2\d+-\d\d-\d\d .*\); wait for it, or choose another folder"
+        with pytest.raises(BusyError, match=wanted):
             train(make_config({**config(data), "stage2": None}), tmp_path / "out")
     finally:
         other.kill()  # its lock goes with it
@@ -274,11 +278,11 @@ def test_a_file_system_without_locks_holds_nothing_and_says_so(tmp_path, monkeyp
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(run, said.append), locked(run, said.append):
+    with locked(run, "a test", said.append), locked(run, "a test", said.append):
         (run / "file").touch()
     line = f"{run} has no file locks ({os.strerror(number)}): nothing keeps another run out of it"
     assert said == [line, line] and (run / "file").exists()
-    with locked(tmp_path / "empty"):
+    with locked(tmp_path / "empty", "a test"):
         pass
     assert not (tmp_path / "empty").exists()
 
@@ -289,15 +293,22 @@ def test_a_lock_that_another_holds_is_no_lack_of_locks(tmp_path, monkeypatch, na
         raise OSError(getattr(errno, name), "held")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(BusyError, match="run is in use by another run"), locked(tmp_path / "run"):
+    with (
+        pytest.raises(BusyError, match="run is in use by another process;"),
+        locked(tmp_path / "run", "a test"),
+    ):
         pass
     assert not (tmp_path / "run").exists()
 
 
 def test_errors_of_the_block_pass_through_its_lock(tmp_path):
-    with pytest.raises(OSError, match="disk"), locked(tmp_path / "run"):
+    with pytest.raises(OSError, match="disk"), locked(tmp_path / "run", "a test"):
         raise OSError("disk")
-    with locked(tmp_path / "run"), pytest.raises(BusyError), locked(tmp_path / "run"):
+    with (
+        locked(tmp_path / "run", "a test"),
+        pytest.raises(BusyError),
+        locked(tmp_path / "run", "a test"),
+    ):
         pass
 
 

@@ -44,6 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
+from oltr_ext.data.folders import made_folder
 from oltr_ext.data.pack import SIZE, SPLITS, Pack, rank
 
 __all__ = ["FACES", "Face", "fetch", "make"]
@@ -117,7 +118,6 @@ def fetch(folder: Path, say: Say, faces: Sequence[Face] = FACES) -> Path:
     Raises:
         RuntimeError: apt-get is missing or fails.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [p for p in packages_of(faces) if not any(folder.glob(f"{p}_*.deb"))]
     if not wanted:
         return folder
@@ -126,7 +126,7 @@ def fetch(folder: Path, say: Say, faces: Sequence[Face] = FACES) -> Path:
     if apt is None:
         raise RuntimeError(f"apt-get, which fetches fonts, is missing; {by_hand}")
     say(f"fetching {len(wanted)} font packages")
-    with tempfile.TemporaryDirectory(dir=folder) as part:
+    with made_folder(folder), tempfile.TemporaryDirectory(dir=folder) as part:
         run = subprocess.run(
             [apt, "download", "-q", *wanted], cwd=part, capture_output=True, text=True
         )

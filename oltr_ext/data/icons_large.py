@@ -38,6 +38,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oltr_ext.data.folders import made_folder
 from oltr_ext.data.icons.iconify import (
     SEED,
     STYLE,
@@ -80,8 +81,7 @@ def fetch(folder: Path, say: Say) -> Path:
     if npm is None:
         raise RuntimeError(f"npm is missing: install it, or {by_hand}")
     say(f"fetching {PACKAGE}, about 104 MB")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as part:
+    with made_folder(folder), tempfile.TemporaryDirectory(dir=folder) as part:
         run = subprocess.run(
             [npm, "pack", "--silent", PACKAGE], cwd=part, capture_output=True, text=True
         )

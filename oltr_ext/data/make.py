@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from oltr_ext.data import glyphs, icons_large
+from oltr_ext.data.folders import made_folder
 from oltr_ext.data.pack import Pack, cache_folder, save_pack
 
 __all__ = ["MAKERS", "make"]
@@ -34,21 +36,22 @@ def make(name: str, source: Path | None = None, *, say: Say = lambda _: None) ->
     if name not in MAKERS:
         raise ValueError(f"no data set {name!r} to make; there are {', '.join(MAKERS)}")
     begin, paths, folder = time.perf_counter(), [], cache_folder()
-    try:  # before minutes of rendering
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise RuntimeError(
-            f"cannot write to the cache {folder} ({error.strerror}): set OLTR_EXT_CACHE to another "
-            "folder"
-        ) from None
-    for pack_name, pack in MAKERS[name](source, folder / "downloads", say).items():
-        paths.append(folder / f"{pack_name}.npz")
-        save_pack(paths[-1], pack)
-        strangers = len(pack.class_names) - pack.num_known
-        say(
-            f"{pack_name}: {len(pack.images)} images of {pack.num_known} known and {strangers} "
-            f"open classes, {paths[-1]}"
-        )
+    with ExitStack() as stack:
+        try:  # before minutes of rendering
+            stack.enter_context(made_folder(folder))
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise RuntimeError(
+                f"cannot write to the cache {folder} ({error.strerror}): set OLTR_EXT_CACHE to "
+                "another folder"
+            ) from None
+        for pack_name, pack in MAKERS[name](source, folder / "downloads", say).items():
+            paths.append(folder / f"{pack_name}.npz")
+            save_pack(paths[-1], pack)
+            strangers = len(pack.class_names) - pack.num_known
+            say(
+                f"{pack_name}: {len(pack.images)} images of {pack.num_known} known and {strangers} "
+                f"open classes, {paths[-1]}"
+            )
     say(f"done in {time.perf_counter() - begin:.0f} s")
     return paths

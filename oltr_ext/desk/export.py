@@ -58,9 +58,9 @@ def _fits(path: str) -> bool:
 
 def export(desk: Desk, out: Path) -> list[Path]:
     """Write the lists into a folder, each whole; their paths."""
+    found, written = lists(desk), []
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, held in lists(desk).items():
+    for name, held in found.items():
         partial = out / f".{name}.tmp"
         partial.write_bytes(held)
         os.replace(partial, out / name)

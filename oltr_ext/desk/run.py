@@ -7,7 +7,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from oltr_ext.desk import PORT
@@ -16,7 +16,7 @@ from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.export import export
 from oltr_ext.desk.folder import Folder
 from oltr_ext.engine.lock import locked
-from oltr_ext.serve.trained import load_trained
+from oltr_ext.serve.trained import Trained, load_trained
 from oltr_ext.serve.until import run_until_asked
 
 __all__ = ["export_decisions", "run_desk"]
@@ -53,7 +53,11 @@ def run_desk(
         raise RuntimeError(
             f"desk: {error.name} is missing: run `pip install oltr_ext[web]`"
         ) from None
-    with _opened(run, folder, out, nearest, device, say) as desk, _listening(port) as listening:
+    with (
+        _held(run, folder, out, device, say) as held,
+        _listening(port) as listening,
+        closing(Desk(*held, nearest=nearest)) as desk,
+    ):
         token = secrets.token_urlsafe(32)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/"
         config = uvicorn.Config(
@@ -89,30 +93,25 @@ def export_decisions(
     Raises:
         BusyError: a desk is open, whose page exports too. Else as `run_desk`.
     """
-    with _opened(run, folder, out, nearest, device, lambda _: None) as desk:
+    with (
+        _held(run, folder, out, device, lambda _: None) as held,
+        closing(Desk(*held, nearest=nearest)) as desk,
+    ):
         desk.prepare()
         return export(desk, to)
 
 
 @contextmanager
-def _opened(
-    run: Path,
-    folder: Path,
-    out: Path | None,
-    nearest: int,
-    device: str,
-    say: Callable[[str], None],
-) -> Iterator[Desk]:
+def _held(
+    run: Path, folder: Path, out: Path | None, device: str, say: Callable[[str], None]
+) -> Iterator[tuple[Trained, Folder, Path]]:
+    """What a desk is made of, and the folder of decisions for this process alone."""
     Folder(folder)  # is there one? A model takes longer to read
     trained = load_trained(run, device=device)
     out = out or trained.path.resolve().parent / "desk"
     images = Folder(folder, without=out)
-    with locked(out, say):
-        desk = Desk(trained, images, out, nearest=nearest)
-        try:
-            yield desk
-        finally:
-            desk.close()
+    with locked(out, "a desk", say):
+        yield trained, images, out
 
 
 def _prepare(desk: Desk, say: Callable[[str], None]) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -34,22 +35,31 @@ class Logs:
 
     `position` goes into every checkpoint; opening with it drops the rows a killed run wrote
     after that checkpoint, so an interrupted log ends up the same bytes as an uninterrupted one.
+    There is nothing in `folder` before the first row.
     """
 
     def __init__(self, folder: Path, *, position: int = 0, step: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.csv"
-        known = path.stat().st_size if path.exists() else 0
-        self._file = path.open("r+" if known else "w", 1, encoding="utf-8", newline="")
-        self._file.truncate(min(position, known))
-        self._file.seek(0, os.SEEK_END)
-        self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
-        if self._file.tell() == 0:
-            self._csv.writeheader()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        self._folder, self._position, self._step = folder, position, step
+        self._file: TextIO | None = None
+
+    def _open(self) -> TextIO:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / "log.csv"
+            known = path.stat().st_size if path.exists() else 0
+            self._file = path.open("r+" if known else "w", 1, encoding="utf-8", newline="")
+            self._file.truncate(min(self._position, known))
+            self._file.seek(0, os.SEEK_END)
+            self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+            if self._file.tell() == 0:
+                self._csv.writeheader()
+            board = str(self._folder / "tensorboard")
+            self._board = SummaryWriter(board, purge_step=self._step or None)
+        return self._file
 
     def row(self, values: Mapping[str, float | int], step: int) -> None:
         """One line; `step` counts over both stages. Floats are written with all their bits."""
+        self._open()
         self._csv.writerow({k: values.get(k, "") for k in COLUMNS})
         for key, value in values.items():
             if key not in ("stage", "step"):
@@ -57,9 +67,10 @@ class Logs:
 
     def position(self) -> int:
         """Bytes written so far, safely on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        file = self._open()
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
     def __enter__(self) -> Logs:
         return self
@@ -70,5 +81,6 @@ class Logs:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()

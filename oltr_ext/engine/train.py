@@ -101,7 +101,7 @@ def train(
     feasible.check_backbone(config)
     splits = load_splits(config.data, wants_of(config))
     config = config.model_copy(update={"data": splits.data})  # its checkpoints say what was chosen
-    with locked(out, told) if distributed.lead() else nullcontext():
+    with locked(out, "a training", told) if distributed.lead() else nullcontext():
         first = None if stage1 is None else Path(stage1)
         return _Run(config, splits, out, told, resume=resume, stage1=first).go()
 

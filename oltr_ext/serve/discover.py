@@ -136,7 +136,7 @@ def discover(
     if out is None:
         return _discover(trained, inputs, known, None, nearest, least)[0]
     out = Path(out)
-    with locked(out, say):
+    with locked(out, "a discovery", say):
         names = files.read_names(out)
         found, pictures = _discover(trained, inputs, known, out, nearest, least)
         found.notes += files.write(out, found, pictures, names, trained)

@@ -57,7 +57,7 @@ def embed(
     if isinstance(data, ListData):  # a row is made for each image, or none
         data = data.model_copy(update={"max_bad_images": 0})
     splits = load_splits(data)
-    with locked(Path(out), say):
+    with locked(Path(out), "a writing of embeddings", say):
         return write_features(
             embedder.model, splits, out, embedder.device, embedder.source, dtype=dtype
         )

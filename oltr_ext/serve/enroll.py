@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 WAIT = 30.0
+CHANGE = "a change of its classes"
 """Seconds to wait for another process that changes the classes of the same run."""
 
 
@@ -225,7 +226,7 @@ def save(trained: Trained, *, wait: float = WAIT) -> Path:
         ValueError: a checkpoint to train on from, not a model; the Hub's copy of one.
     """
     path = _target(trained)
-    with locked(path.parent, wait=wait):
+    with locked(path.parent, CHANGE, wait=wait):
         _write(trained, *_unchanged(trained))
     return path
 
@@ -239,7 +240,7 @@ def editing(trained: Trained, *, wait: float = WAIT) -> Iterator[Trained]:
         ChangedError: it was trained anew since it was read. BusyError, ValueError: see `save`.
     """
     path = _target(trained)
-    with locked(path.parent, wait=wait):
+    with locked(path.parent, CHANGE, wait=wait):
         tensors, header = checkpoint.load(path)
         _refresh(trained, tensors, header)
         yield trained

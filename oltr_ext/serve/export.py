@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from oltr_ext.data.folders import made_folder
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.ops import use_backend
 from oltr_ext.serve import export_aoti, export_onnx
@@ -88,9 +89,9 @@ def export(
         it = traced(trained, any_size)
     needs = {"torch": _needs, "aoti": export_aoti.needs, "onnx": export_onnx.needs}[format](it)
     about = json.dumps({**it.about, "format": format, "needs": needs}, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # named as it will be, for a file may name its neighbours
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    partial = tempfile.TemporaryDirectory
+    with made_folder(path.parent), partial(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         if format == "torch":
             torch.export.save(it.program, unfinished, extra_files={ABOUT: about})

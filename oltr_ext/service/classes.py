@@ -81,8 +81,8 @@ def _changed(watched: Watched, change: Callable[[Trained], T], *, dry: bool = Fa
             return change(trained)
         with editing(trained, wait=WAIT):
             found = change(trained)
-    except BusyError:
-        raise RefusedError(503, "another process is changing this run", Retry_After="5") from None
+    except BusyError as error:
+        raise RefusedError(503, f"{error.what} has this run", Retry_After="5") from None
     except ChangedError:
         raise RefusedError(409, "the run was trained anew meanwhile; ask again") from None
     except ValueError as error:

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from oltr_ext.data.importing.content import write_whole
-from oltr_ext.data.importing.outcome import finish, forget, open_folder
+from oltr_ext.data.importing.outcome import finish, open_folder
 
 __all__ = ["OPEN_SETS", "CifarLT", "class_sizes", "kept_images", "write_cifar"]
 
@@ -119,45 +119,41 @@ def write_cifar(
     out, root = Path(os.path.abspath(out)), Path(os.path.abspath(root))
     about = {"read": name, "root": str(root), "kind": kind, "factor": factor, "seed": seed,
              "val": val, "open": list(open_sets)}  # fmt: skip
-    open_folder(out, about)
-    try:
+    with open_folder(out, about):
         train, test = (_torchvision(name, root, train=part) for part in (True, False))
         opened = {each: _open_images(each, root) for each in open_sets}
         kept = kept_images(train.targets, kind, factor, seed)
-    except (ValueError, OSError):
-        forget(out)
-        raise
-    labels = {"train": np.asarray(train.targets)[kept], "test": np.asarray(test.targets)}
-    rows = {"train": kept, "test": np.arange(len(test.targets))}
-    files = {"names.txt": "".join(f"{each}\n" for each in train.classes)}
-    for part, source in (("train", train), ("test", test)):
-        paths = _written(out, part, source.data, rows[part])
-        pairs = zip(paths, labels[part], strict=True)
-        files[f"{part}.txt"] = "".join(f"{path} {label}\n" for path, label in pairs)
-    made = CifarLT(
-        out,
-        list(train.classes),
-        {p: np.bincount(y, minlength=CLASSES[name]).tolist() for p, y in labels.items()},
-    )
-    for each, images in opened.items():
-        if isinstance(images, list):
-            paths = images
-        else:
-            paths = _written(out, each, images, range(len(images)))
-        files[f"open_{each}.txt"] = "".join(f"{path} -1\n" for path in paths)
-        made.opened[each] = len(paths)
-    counts = made.counts["train"]
-    made.words = [
-        f"{name}, {kind}, factor {factor:g}, seed {seed}: {sum(counts):,} training images of "
-        f"{len(counts)} classes, {max(counts):,} to {min(counts):,} a class; "
-        f"{len(test.targets):,} test images",
-        "validation: "
-        + ("the test images" if val == "test" else f"{val:g} of these, held out by training"),
-        *(f"open, {OPEN_SETS[each]}: {each}, {n:,} images" for each, n in made.opened.items()),
-    ]
-    files["data.yaml"] = _config(out, val, open_sets)
-    files["report.txt"] = "".join(f"{line}\n" for line in made.words)
-    finish(out, about, files)
+        labels = {"train": np.asarray(train.targets)[kept], "test": np.asarray(test.targets)}
+        rows = {"train": kept, "test": np.arange(len(test.targets))}
+        files = {"names.txt": "".join(f"{each}\n" for each in train.classes)}
+        for part, source in (("train", train), ("test", test)):
+            paths = _written(out, part, source.data, rows[part])
+            pairs = zip(paths, labels[part], strict=True)
+            files[f"{part}.txt"] = "".join(f"{path} {label}\n" for path, label in pairs)
+        made = CifarLT(
+            out,
+            list(train.classes),
+            {p: np.bincount(y, minlength=CLASSES[name]).tolist() for p, y in labels.items()},
+        )
+        for each, images in opened.items():
+            if isinstance(images, list):
+                paths = images
+            else:
+                paths = _written(out, each, images, range(len(images)))
+            files[f"open_{each}.txt"] = "".join(f"{path} -1\n" for path in paths)
+            made.opened[each] = len(paths)
+        counts = made.counts["train"]
+        made.words = [
+            f"{name}, {kind}, factor {factor:g}, seed {seed}: {sum(counts):,} training images of "
+            f"{len(counts)} classes, {max(counts):,} to {min(counts):,} a class; "
+            f"{len(test.targets):,} test images",
+            "validation: "
+            + ("the test images" if val == "test" else f"{val:g} of these, held out by training"),
+            *(f"open, {OPEN_SETS[each]}: {each}, {n:,} images" for each, n in made.opened.items()),
+        ]
+        files["data.yaml"] = _config(out, val, open_sets)
+        files["report.txt"] = "".join(f"{line}\n" for line in made.words)
+        finish(out, about, files)
     return made
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look_at
 from oltr_ext.data.importing.deal import Item, Share, deal, deal_open, drawn
-from oltr_ext.data.importing.outcome import SEEN, finish, forget, open_folder, table
+from oltr_ext.data.importing.outcome import SEEN, finish, open_folder, table
 from oltr_ext.data.importing.records import Notes, Record, tidy
 from oltr_ext.data.samplers import batch_for
 
@@ -115,11 +115,10 @@ def import_records(
     """
     out = Path(os.path.abspath(out))
     about = json.loads(json.dumps({**about, "plan": asdict(plan)}))
-    open_folder(out, about)
     base = out / IMAGES if root is None else Path(os.path.abspath(root))
-    seen = Seen(out / SEEN)
     made = Imported(out, [], [], notes, plan)
-    try:
+    with open_folder(out, about):
+        seen = Seen(out / SEEN)
         with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
             warnings.simplefilter("ignore")  # of large and of odd images; what matters is reported
             for entry in _looked_at(records, base, out, seen, plan, pool):
@@ -127,11 +126,8 @@ def import_records(
         made.left_out += [(name, f"unreadable: {reason}") for name, reason in notes.broken]
         made.entries = _without_copies(made)
         _settle(made)
-    except (ValueError, OSError):
-        forget(out)
-        raise
-    made.words = describe(made)
-    _write(made, base, about)
+        made.words = describe(made)
+        _write(made, base, about)
     return made
 
 

@@ -6,19 +6,23 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from oltr_ext.data.folders import made_folder
 from oltr_ext.data.importing.content import write_whole
 
-__all__ = ["SEEN", "finish", "forget", "open_folder", "table"]
+__all__ = ["SEEN", "finish", "open_folder", "table"]
 
 SEEN, DONE, BEGUN = ".seen.jsonl", "import.json", ".import.json.partial"
 
 
-def open_folder(out: Path, about: Mapping[str, Any]) -> None:
-    """See that a folder is ours to write to: missing, empty, or of the same import.
+@contextmanager
+def open_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """See that a folder is ours to write to: missing, empty, or of the same import. A block that
+    fails before its first image leaves no trace.
 
     Raises:
         ValueError: it holds something else.
@@ -26,6 +30,7 @@ def open_folder(out: Path, about: Mapping[str, Any]) -> None:
     if (out / DONE).is_file():
         if _about(out / DONE) != about:
             raise ValueError(f"{out} holds another import: choose another folder for --out")
+        yield
         return
     if (out / BEGUN).is_file():  # what was looked at is good for any plan
         begun = _about(out / BEGUN) or {}
@@ -36,15 +41,14 @@ def open_folder(out: Path, about: Mapping[str, Any]) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty: choose another folder for --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / BEGUN, json.dumps({"about": about}).encode())
-
-
-def forget(out: Path) -> None:
-    """Leave no trace of an import that had not got to its first image."""
-    if [path.name for path in out.iterdir()] == [BEGUN]:
-        (out / BEGUN).unlink()
-        out.rmdir()
+    with made_folder(out):
+        write_whole(out / BEGUN, json.dumps({"about": about}).encode())
+        try:
+            yield
+        except (ValueError, OSError):
+            if [path.name for path in out.iterdir()] == [BEGUN]:
+                (out / BEGUN).unlink()
+            raise
 
 
 def _about(file: Path) -> Any:
