@@ -112,7 +112,7 @@ def test_a_persons_steps(driver: Any, run: Path, folder: Path, tmp_path: Path) -
         person.tab(7)
         assert "broken.png" in person.text("main")
         person.tab(8)
-        assert "undo: 1 classes enrolled" in person.text("main") and name in person.text("main")
+        assert "undo: 1 class enrolled" in person.text("main") and name in person.text("main")
         assert WILD not in driver.title and driver.title == "desk: run"
         assert [each for each in driver.get_log("browser") if "410" not in each["message"]] == []
 

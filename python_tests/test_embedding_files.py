@@ -137,7 +137,7 @@ def test_damage_is_told_when_it_is_read(tmp_path):
     folder = fresh("manifest")
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, message in (
-        ({"class_names": ["a"]}, "label 1 of train, row 1, is out of range: there are 1 classes"),
+        ({"class_names": ["a"]}, "label 1 of train, row 1, is out of range: there are 1 class"),
         ({"width": 0}, "manifest.json is no manifest of embeddings: width: "),
         ({"format": 2}, "manifest.json is no manifest of embeddings: format: "),
         ({"splits": {}}, "expected a split train"),

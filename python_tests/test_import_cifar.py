@@ -169,7 +169,7 @@ def test_what_is_not_there(root, tmp_path, capsys):
     (root / "val_256" / "p1.jpg").unlink()
     (root / "cifar-100-python" / "train").write_bytes(b"torn")
     for name, words, error in (
-        ("cifar10", ("--open", "places"), "places: 1 images are missing, as "),
+        ("cifar10", ("--open", "places"), "places: 1 image is missing, as "),
         ("cifar100", (), f".CIFAR100({str(root)!r}, train=True, download=True)\n"),
     ):
         assert run(name, root, tmp_path / "none", *words) == 1

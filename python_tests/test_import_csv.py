@@ -93,7 +93,7 @@ def test_rows_that_say_too_little(tmp_path, capsys):
     assert run(tmp_path / "t.csv", tmp_path / "set") == 0
     said = capsys.readouterr().out
     for line in (
-        "4 images of 1 known classes",
+        "4 images of 1 known class",
         "left out, without a class: 1 (4.png)",
         "left out, unreadable: 2 (gone.png: No such file or directory, .: Is a directory)",
         "left out, copies of others of their class: 1 (0.png = 0.png)",

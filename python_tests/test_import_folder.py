@@ -35,8 +35,8 @@ def test_lists_that_train(photos, tmp_path, capsys):
     assert run(photos, tmp_path / "set") == 0
     said = capsys.readouterr().out
     assert "24 images of 5 known classes: train 16, val 4, test 4\n" in said
-    assert "tail: 9 to 1 training images a class; the largest 1 classes hold half" in said
-    assert "no val image of 1 classes: elm\n" in said
+    assert "tail: 9 to 1 training images a class; the largest 1 class holds half" in said
+    assert "no val image of 1 class: elm\n" in said
     assert "no test image of 2 classes: dogwood, elm\n" in said
     assert said.count("rule (val 0.1, test 0.2, seed 0): images of one observation") == 1
     assert (tmp_path / "set" / "report.txt").read_text() in said
@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_said(photos, tmp_path, capsys):
         "26 images of 5 known classes",
         "left out, unreadable: 4 (ash tree/text.jpg: no image, or of an unknown format",
         "left out, copies of others of their class: 1 (ash tree/again.png = ash tree/0.png)",
-        "PROBLEM: 1 images are in several classes: beech/0.png (beech) = cedar/same.png (cedar)",
+        "PROBLEM: 1 image is in several classes: beech/0.png (beech) = cedar/same.png (cedar)",
         "links to nothing: 1",
         "links to folders (see --follow-links): 2",
         "neither files nor folders: 1",
@@ -216,8 +216,8 @@ def test_splits_of_the_source(tmp_path, capsys):
     assert (
         "train 22, val 3, test 9" in said and "splits of the source are kept: test, train" in said
     )
-    assert "open_test: 3 images of 1 unknown classes: new" in said
-    assert "PROBLEM: 1 images are in" in said and "test: Training/a/0.png" in said
+    assert "open_test: 3 images of 1 unknown class: new" in said
+    assert "PROBLEM: 1 image is in" in said and "test: Training/a/0.png" in said
     assert {path.split("/")[0] for path, _ in listed(tmp_path / "set", "test")} == {"test"}
     assert run(root, tmp_path / "anew", "--deal-anew") == 0
     assert (tmp_path / "anew" / "names.txt").read_text().split() == ["Training", "test"]

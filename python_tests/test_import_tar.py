@@ -89,7 +89,7 @@ def test_members_that_mean_harm(tmp_path, capsys):
     before = {p for p in tmp_path.rglob("*")}
     assert run(tmp_path / "in" / "set", evil) == 0
     said = capsys.readouterr().out
-    assert "5 images of 1 known classes" in said
+    assert "5 images of 1 known class" in said
     assert "members that are no files (links, devices): 3" in said
     assert "members without a name or suffix: 2" in said and "samples of no image: 1" in said
     made = {p for p in tmp_path.rglob("*")} - before

@@ -36,6 +36,7 @@ LEVEL = {
     "_C": 0,
     "_moved": 0,
     "_version": 0,
+    "_words": 0,
 }
 
 

@@ -115,13 +115,13 @@ def move_out(root):
             lambda lists, root: append(
                 lists / "ImageNet_LT_test.txt", "train/n01440760/n01440760_1.JPEG 0\n"
             ),
-            "train and test: 1 images are in both: {root}/train/n01440760/n01440760_1.JPEG",
+            "train and test: 1 image is in both: {root}/train/n01440760/n01440760_1.JPEG",
         ),
         (
             lambda lists, root: append(
                 lists / "ImageNet_LT_train.txt", "train/n01440760/n01440760_1.JPEG 0\n"
             ),
-            "train: 1 images are listed more than once: train/n01440760/n01440760_1.JPEG",
+            "train: 1 image is listed more than once: train/n01440760/n01440760_1.JPEG",
         ),
         (
             lambda lists, root: append(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oltr_ext._words import counted
 from oltr_ext.config.paths import path_of
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _told(found: Enrolled, *, dry: bool) -> str:
     """What became of a class, in a line and one for each thing to look at."""
-    images = f"{found.images} image{'' if found.images == 1 else 's'}"
+    images = counted(found.images, "image")
     now = "all" if found.recognised == found.images else f"{found.recognised} of them"
     said = (
         f"{found.name}: {'would be ' if dry else ''}enrolled as class {found.id} from {images}; "
@@ -269,4 +270,4 @@ def _changes(before: Roster, after: Roster) -> Iterator[str]:
             if old.name != new.name:
                 yield f"{old.name} is {new.name} now"
             if old.images != new.images:
-                yield f"{new.name} is of {new.images} images, not of {old.images}"
+                yield f"{new.name} is of {counted(new.images or 0, 'image')}, not of {old.images}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+from oltr_ext._words import counted
 from oltr_ext.config.methods import METHODS
 
 if TYPE_CHECKING:
@@ -207,12 +208,15 @@ def run_discover(args: argparse.Namespace) -> int:
     print(f"{len(found):,} of {found.seen:,} images are unknown")
     if found.groups:
         print(
-            f"{len(found.groups):,} groups, {len(found.believed):,} of them at least "
+            f"{counted(len(found.groups), 'group')}, {len(found.believed):,} of them at least "
             f"{found.limit} sure; {len(found.odd):,} odd ones out\n"
         )
     for group in found.groups[:20]:
         near = ", ".join(f"{name} {value:.2f}" for name, value in group.nearest)
-        print(f"group {group.number}: {group.size:,} images, sure {group.sure:.2f}, near {near}")
+        print(
+            f"group {group.number}: {counted(group.size, 'image')}, sure {group.sure:.2f}, near "
+            f"{near}"
+        )
     if len(found.groups) > 20:
         print(f"... and {len(found.groups) - 20:,} smaller ones")
     for line in found.notes:
@@ -313,7 +317,11 @@ def one_line(error: Exception) -> str:
         parts = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)
         text = parts[-1] if len(parts) > 1 else text.splitlines()[-1]
     lines = [shorten(line, 240, placeholder=" ...") for line in text.splitlines() if line.strip()]
-    more = f"; and {len(lines) - 6} more lines (--debug shows them)" if len(lines) > 6 else ""
+    more = (
+        f"; and {counted(len(lines) - 6, 'more line')} (--debug shows them)"
+        if len(lines) > 6
+        else ""
+    )
     return "; ".join(lines[:6]).replace(":; ", ": ").replace(".; ", ". ") + more
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from oltr_ext._version import __version__
+from oltr_ext._words import counted
 from oltr_ext.config.loading import load_config
 from oltr_ext.config.methods import DEMO, METHODS
 from oltr_ext.engine.splits import load_splits
@@ -64,9 +65,9 @@ def demo(
         out / REPORT,
         picture=out / "demo.png",
         details={
-            "data": f"embedded icons: {len(data.train)} training images of {data.num_classes} "
-            f"known classes, {len(data.test)} known and "
-            f"{sum(map(len, data.opened))} open test images",
+            "data": f"embedded icons: {counted(len(data.train), 'training image')} of "
+            f"{counted(data.num_classes, 'known class')}, {len(data.test)} known and "
+            f"{counted(sum(map(len, data.opened)), 'open test image')}",
             "seed": str(seed),
             "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
             f"Python {platform.python_version()}",

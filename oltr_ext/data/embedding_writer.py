@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from oltr_ext._words import counted
 from oltr_ext.data.embeddings import (
     MANIFEST,
     NEEDED,
@@ -102,8 +103,8 @@ def write_embeddings(
         last = int(labels["train"].max())
         if last >= len(labels["train"]):
             raise ValueError(
-                f"write_embeddings: label {last} with {len(labels['train'])} rows of train leaves "
-                "most classes without any; labels count from 0, or give class_names"
+                f"write_embeddings: label {last} with {counted(len(labels['train']), 'row')} of "
+                "train leaves most classes without any; labels count from 0, or give class_names"
             )
         class_names = [f"class {c}" for c in range(last + 1)]
     if len(set(class_names)) < len(class_names):
@@ -170,7 +171,7 @@ def _labels(name: str, rows: int, values: ArrayLike | None) -> Ints:
     labels = np.asarray(values)
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"write_embeddings: expected {rows} integer labels of {name}, "
+            f"write_embeddings: expected {counted(rows, 'integer label')} of {name}, "
             f"got {labels.dtype} {labels.shape}"
         )
     return np.ascontiguousarray(labels, np.int64)
@@ -223,7 +224,7 @@ def _write(path: Path, stream: FeatureStream, dtype: np.dtype[Any], resume: bool
         file.flush()
         os.fsync(file.fileno())
     if done != rows:
-        raise ValueError(f"{path}: expected {rows} rows, the stream gave {done}")
+        raise ValueError(f"{path}: expected {counted(rows, 'row')}, the stream gave {done}")
     return f"{crc:08x}"
 
 

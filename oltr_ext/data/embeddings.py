@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from oltr_ext._words import counted
+
 __all__ = [
     "EmbeddingFolder",
     "Embeddings",
@@ -153,7 +155,7 @@ def check_labels(name: str, labels: Ints, classes: int, where: str) -> None:
     if len(wrong):
         raise ValueError(
             f"{where}: label {labels[wrong[0]]} of {name}, row {wrong[0]}, is out of range: "
-            f"there are {classes} classes, {low} to {classes - 1}"
+            f"there are {counted(classes, 'class')}, {low} to {classes - 1}"
         )
     if name == "val" and (labels < 0).all():
         raise ValueError(f"{where}: val holds no image of a known class")

@@ -44,6 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
+from oltr_ext._words import counted
 from oltr_ext.data.folders import made_folder
 from oltr_ext.data.pack import SIZE, SPLITS, Pack, rank
 
@@ -125,7 +126,7 @@ def fetch(folder: Path, say: Say, faces: Sequence[Face] = FACES) -> Path:
     apt = shutil.which("apt-get")
     if apt is None:
         raise RuntimeError(f"apt-get, which fetches fonts, is missing; {by_hand}")
-    say(f"fetching {len(wanted)} font packages")
+    say(f"fetching {counted(len(wanted), 'font package')}")
     with made_folder(folder), tempfile.TemporaryDirectory(dir=folder) as part:
         run = subprocess.run(
             [apt, "download", "-q", *wanted], cwd=part, capture_output=True, text=True
@@ -164,7 +165,7 @@ def make(
         drawn = []
         for count, (face, path) in enumerate(zip(faces, paths, strict=True), 1):
             drawn.append(draw(path, face.number, characters))
-            say(f"{count}/{len(faces)} {face.name}: {len(drawn[-1][0])} characters")
+            say(f"{count}/{len(faces)} {face.name}: {counted(len(drawn[-1][0]), 'character')}")
         digest = {
             face.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for face, path in zip(faces, paths, strict=True)

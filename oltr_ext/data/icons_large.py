@@ -38,6 +38,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oltr_ext._words import counted
 from oltr_ext.data.folders import made_folder
 from oltr_ext.data.icons.iconify import (
     SEED,
@@ -123,10 +124,13 @@ def make(
             lambda label: len(label) > 1 and not label.isdigit() and label not in left_out,
         )
         enough = {label: group for label, group in found.items() if len(group) >= least}
-        say(f"rendering {sum(map(len, enough.values()))} icons of {len(side)} sets")
+        say(
+            f"rendering {counted(sum(map(len, enough.values())), 'icon')} of "
+            f"{counted(len(side), 'set')}"
+        )
         icons = [i for label, group in enough.items() for i in draw(label, group, collections)]
     icons = frequent(drop_duplicates(icons), least)
-    say(f"comparing {len(icons)} images")
+    say(f"comparing {counted(len(icons), 'image')}")
     icons = frequent(drop_lookalikes(icons), least)
     pack = deal(icons, side, strangers)
     used = sorted(set(pack.source_names))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from oltr_ext._words import counted
 from oltr_ext.data import glyphs, icons_large
 from oltr_ext.data.folders import made_folder
 from oltr_ext.data.pack import Pack, cache_folder, save_pack
@@ -50,8 +51,8 @@ def make(name: str, source: Path | None = None, *, say: Say = lambda _: None) ->
             save_pack(paths[-1], pack)
             strangers = len(pack.class_names) - pack.num_known
             say(
-                f"{pack_name}: {len(pack.images)} images of {pack.num_known} known and {strangers} "
-                f"open classes, {paths[-1]}"
+                f"{pack_name}: {counted(len(pack.images), 'image')} of {pack.num_known} known and "
+                f"{strangers} open classes, {paths[-1]}"
             )
     say(f"done in {time.perf_counter() - begin:.0f} s")
     return paths

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from oltr_ext._words import counted
 from oltr_ext.desk.answers import Answers
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.state import JUNK, Event, Refused
@@ -244,14 +245,14 @@ def _word(desk: Desk, stack: Sequence[int]) -> str | None:
 
 def _words(desk: Desk, event: Event) -> str:
     said, count = event.said, len(event.said.get("images", ()))
-    images = f"{count:,} image{'' if count == 1 else 's'}"
+    images = counted(count, "image")
     name = f" “{text(said['name'])}”" if said.get("name") else ""
     if event.kind in ("undo", "redo"):
         of = desk.log[said["of"]]
         return f"{event.kind}: {_words(desk, of)}"
     if event.kind == "found":
         new = sum(len(part) for part in said["placed"].values())
-        return f"{new:,} unknown images found"
+        return f"{counted(new, 'unknown image')} found"
     if event.kind == "outside":
         return "classes were changed elsewhere"
     if event.kind == "move":
@@ -263,4 +264,4 @@ def _words(desk: Desk, event: Event) -> str:
         return f"groups merged into {said['to']} ({images}){name}"
     if event.kind == "regroup":
         return f"{images} grouped again"
-    return f"{len(said['classes']):,} classes enrolled of {images}"
+    return f"{counted(len(said['classes']), 'class')} enrolled of {images}"

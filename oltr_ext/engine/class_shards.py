@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.config.schema import Config, Distributed
 from oltr_ext.engine import distributed
 from oltr_ext.engine.build import build_model
@@ -41,8 +42,8 @@ def as_asked(model: OLTRModel, settings: Distributed, device: torch.device) -> N
     number = world if asked == "all" else asked
     if world % number:
         raise ValueError(
-            f"distributed.classes: {number} processes that share the classes do not divide the "
-            f"{world} there are"
+            f"distributed.classes: {counted(number, 'process')} that share the classes do not "
+            f"divide the {world} there are"
         )
     from torch.distributed.device_mesh import init_device_mesh
 

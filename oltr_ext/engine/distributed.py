@@ -35,6 +35,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.engine.build import pick_device
 
 __all__ = [
@@ -152,7 +153,9 @@ def device_of(name: str) -> torch.device:
         return device
     local, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
     if device.index is not None:
-        raise ValueError(f"device: {name} is one GPU for {world()} processes; expected cuda")
+        raise ValueError(
+            f"device: {name} is one GPU for {counted(world(), 'process')}; expected cuda"
+        )
     if local >= gpus:
         raise ValueError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
     torch.cuda.set_device(local)

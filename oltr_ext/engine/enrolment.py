@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.data.lists import numbered
 from oltr_ext.engine import checkpoint
 from oltr_ext.nn import Head, Roster
@@ -181,7 +182,7 @@ def check_nothing_lost(path: Path) -> None:
 def spelt(names: Sequence[str], most: int = 5) -> str:
     """How many, and the first of them."""
     some = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({some})"
+    return f"{counted(len(names), 'class')} ({some})"
 
 
 def carry(

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import torch
 
+from oltr_ext._words import counted
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.data.samplers import batch_for
@@ -55,8 +56,8 @@ def check_batches(config: Config, splits: Splits) -> None:
             continue
         if images < stage.batch_size:
             raise ValueError(
-                f"stage{number}.batch_size: {stage.batch_size} is more than the {images} training "
-                f"images: {less}"
+                f"stage{number}.batch_size: {stage.batch_size} is more than the "
+                f"{counted(images, 'training image')}: {less}"
             )
         if stage.batch_size % (processes * stage.accumulate):
             raise ValueError(

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from oltr_ext._words import counted
 from oltr_ext.data import Embeddings, ImageList, TensorImages
 
 __all__ = ["fingerprint_of", "what_changed"]
@@ -45,7 +46,7 @@ def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         before, now = old.get(part, {}), new.get(part, {})
         rows, others = now.get("rows", 0), before.get("rows", 0)
         if rows != others:
-            return f"{part} has {rows:,} images, and had {others:,}"
+            return f"{part} has {counted(rows, 'image')}, and had {others:,}"
         differs = [
             key
             for key in ("images", "labels")

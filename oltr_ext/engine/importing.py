@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oltr_ext._words import counted
 from oltr_ext.data.importing import Imported, Notes, Plan, Record, describe, import_records
 from oltr_ext.data.importing.cifar import CifarLT, write_cifar
 from oltr_ext.report import write_class_counts
@@ -62,5 +63,5 @@ def _draw(
 ) -> None:
     picture, train = folder / "report.png", counts["train"]
     if not picture.exists():
-        title = f"{sum(train):,} training images of {len(train):,} classes"
+        title = f"{counted(sum(train), 'training image')} of {counted(len(train), 'class')}"
         write_class_counts(picture, counts, opened, title=title)

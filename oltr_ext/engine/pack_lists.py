@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from oltr_ext._words import counted
 from oltr_ext.config.schema import Config, ListData
 from oltr_ext.data import ImageList, read_list
 from oltr_ext.data.lists import UNREADABLE
@@ -89,7 +90,7 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
             say(line)
     say(
         f"{out}: {len(pack.images):,} {'grey' if grey else 'colour'} images of {size} x {size}, "
-        f"{pack.num_known:,} known and {len(classes) - pack.num_known:,} open classes"
+        f"{pack.num_known:,} known and {counted(len(classes) - pack.num_known, 'open class')}"
     )
     return out
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.config.epochs import auto_epochs, starts_at_random
 from oltr_ext.config.loading import run_config
 from oltr_ext.config.schema import Config, FitStage
@@ -61,14 +62,13 @@ def outline(
     counts = splits.train_counts
     stages = [s for s in (config.stage1, config.stage2) if s is not None]
     plan = ", ".join(
-        f"stage {number}: {stage.epochs} epoch{'' if stage.epochs == 1 else 's'} in batches of "
-        f"{stage.batch_size}"
+        f"stage {number}: {counted(int(stage.epochs), 'epoch')} in batches of {stage.batch_size}"
         for number, stage in enumerate(stages, 1)
         if stage.epochs
     )
     said = (
-        f"{len(counts):,} classes, {int(counts.sum()):,} training images ({counts.max():,} to "
-        f"{counts.min():,} a class); {plan}; on {device}"
+        f"{counted(len(counts), 'class')}, {counted(int(counts.sum()), 'training image')} "
+        f"({counts.max():,} to {counts.min():,} a class); {plan}; on {device}"
     )
     for line in (splits.note, splits.held_out, shot_note(counts, config.data.shots)):
         said += f"\n{line}" if line else ""
@@ -94,7 +94,7 @@ def shot_note(train_counts: ArrayLike, shots: str | tuple[int, int]) -> str | No
     held = shots if isinstance(shots, str) else list(shots)
     said = (
         f"data.shots: {held} makes every class {whole[0]}-shot, for they have {counts.max():,} to "
-        f"{counts.min():,} training images"
+        f"{counted(counts.min(), 'training image')}"
     )
     bounds = fitting_bounds(counts)
     if bounds is None:
@@ -112,10 +112,11 @@ def _prior_line(config: Config, splits: Splits) -> str:
             return ""
         return f"\ntest_prior: {asked} changes nothing: this method learns under no class prior"
     found, share = found_share(splits), share_of(asked, splits)
+    images = int((splits.val.labels >= 0).sum())
+    held = counted(images, "validation image has", "validation images have")
     line = (
         f"\ntest_prior: {asked}: expects {expectation(share)} of test images; the "
-        f"{int((splits.val.labels >= 0).sum()):,} validation images have {found:.2f} of the "
-        "training's tail (0: all classes alike, 1: as in training)"
+        f"{held} {found:.2f} of the training's tail (0: all classes alike, 1: as in training)"
     )
     if asked == "val" and found > 1:
         line += ", of which no more than 1 is taken unasked"
@@ -139,15 +140,16 @@ def _steps_line(config: Config, splits: Splits, asked: Mapping[str, Any]) -> str
     if asked:
         kind = "starts at random" if random else "is trained already"
         return (
-            f"\nstage1.epochs: auto: {epochs} epochs in all, {steps:,} steps, by the number of "
+            f"\nstage1.epochs: auto: {counted(epochs, 'epoch')} in all, {counted(steps, 'step')}, "
+            "by the number of "
             f"images and for a network that {kind}; a number of epochs takes its place"
         )
     if not random or not 0 < steps < FEW_STEPS:
         return ""
     better = auto_epochs(images, stages[0].batch_size, random=True)
     return (
-        f"\n{steps} steps are few for a network that starts at random: stage1.epochs: auto would "
-        f"be {better} epochs in all instead of {epochs}"
+        f"\n{counted(steps, 'step is', 'steps are')} few for a network that starts at random: "
+        f"stage1.epochs: auto would be {counted(better, 'epoch')} in all instead of {epochs}"
     )
 
 
@@ -246,7 +248,9 @@ def check_stage_1(
     stage = config.stage1
     left = len(splits.train) // stage.batch_size * int(stage.epochs) - header["state"]["step"]
     if left and checkpoint.under("momentum.", tensors):  # a model has none, and may be the best
-        raise ValueError(f"{path} was written {left} steps before the end of its stage 1")
+        raise ValueError(
+            f"{path} was written {counted(left, 'step')} before the end of its stage 1"
+        )
     if joined := enrolment.read(tensors, header).joined:
         say(
             f"{path} has {enrolment.spelt(joined)} enrolled, which stay with it: features will be "

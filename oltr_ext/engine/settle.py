@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.config.schema import Config, OpenSet, TestPrior
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import AUTO, Outputs, calibrate, collect, stream
@@ -193,7 +194,8 @@ def settle(
     if config.open_set.score not in ("auto", *seen.scores):
         raise ValueError(
             f"open_set.score: {config.open_set.score} needs a training feature of each class, and "
-            f"open_set.features = {config.open_set.features} for {splits.num_classes} classes"
+            f"open_set.features = {config.open_set.features} for "
+            f"{counted(splits.num_classes, 'class')}"
         )
     threshold = calibrate(head, seen, opened, config.open_set)
     say(_score_line(threshold["score"], seen, opened, head.bank, len(splits.train)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from oltr_ext._words import counted
 from oltr_ext.config.pictures import described, recipe, settled, spelt
 from oltr_ext.config.schema import Data, EmbeddingsData, IconsData, ListData, PackData
 from oltr_ext.data import (
@@ -219,8 +220,8 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
         last = int(train.labels.max())
         if last >= len(train):
             raise ValueError(
-                f"{train.file}: label {last} with {len(train)} images leaves most classes without "
-                "any; labels count from 0, or set data.class_names"
+                f"{train.file}: label {last} with {counted(len(train), 'image')} leaves most "
+                "classes without any; labels count from 0, or set data.class_names"
             )
         names = [f"class {c}" for c in range(last + 1)]
     for images, low in ((train, 0), (val, -1), (test, -1)):
@@ -228,7 +229,7 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
         if len(wrong):
             raise ValueError(
                 f"{images.file}:{images.lines[wrong[0]]}: label {images.labels[wrong[0]]} is out "
-                f"of range: there are {len(names)} classes, 0 to {len(names) - 1}"
+                f"of range: there are {counted(len(names), 'class')}, 0 to {len(names) - 1}"
             )
     held_out = None if isinstance(data.val, Path) else _hold_out(data, train, again, val)
     if (val.labels < 0).all():
@@ -261,13 +262,15 @@ def _hold_out(data: ListData, train: ImageList, again: ImageList, val: ImageList
     assert not isinstance(data.val, Path)
     held, number = hold_out(train.paths, train.labels, data.val, data.val_seed), len(train)
     if not held.any():
-        raise ValueError(f"data.val: {data.val} holds none of the {number} training images out")
+        raise ValueError(
+            f"data.val: {data.val} holds none of the {counted(number, 'training image')} out"
+        )
     classes = len(np.unique(train.labels))
     for images, rows in ((train, ~held), (again, ~held), (val, held)):
         images.keep(rows)
     again.bad = train.bad
     return (
-        f"validation: {len(val):,} of the {number:,} training images, of "
+        f"validation: {len(val):,} of the {counted(number, 'training image')}, of "
         f"{len(np.unique(val.labels)):,} of {classes:,} classes, are held out (data.val: "
         f"{data.val}, data.val_seed: {data.val_seed})"
     )

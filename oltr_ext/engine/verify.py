@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from oltr_ext._words import counted
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import ListData
 from oltr_ext.data import (
@@ -126,12 +127,16 @@ def _read(part: str, file: Path, problems: list[str]) -> list[ListLine]:
     good = [line for line in lines if line.label is not None]
     if len(good) < len(lines):
         bad = [f"line {n} {text!r}" for n, text, label in lines if label is None]
-        problems.append(f"{part}: {len(bad):,} lines of {file} are not `path label`: {_some(bad)}")
+        are = counted(len(bad), f"line of {file} is", f"lines of {file} are")
+        problems.append(f"{part}: {are} not `path label`: {_some(bad)}")
     if not good:
         problems.append(f"{part}: {file} lists no images")
     twice = [path for path, n in Counter(line.path for line in good).items() if n > 1]
     if twice:
-        problems.append(f"{part}: {len(twice):,} images are listed more than once: {_some(twice)}")
+        problems.append(
+            f"{part}: {counted(len(twice), 'image is', 'images are')} listed more than once: "
+            f"{_some(twice)}"
+        )
     return good
 
 
@@ -150,7 +155,8 @@ def _hold_out(data: ListData, lists: dict[str, list[ListLine]], found: DataCheck
     lists["val"] = [line for line, out in zip(lines, held, strict=True) if out]
     lists["train"] = _without(lists["train"], lists["val"])
     found.notes.append(
-        f"val: {len(lists['val']):,} of the {len(lines):,} images of train are held out (data.val: "
+        f"val: {len(lists['val']):,} of the {counted(len(lines), 'image')} of train are held out "
+        "(data.val: "
         f"{data.val}, data.val_seed: {data.val_seed}); train keeps {len(lists['train']):,}"
     )
 
@@ -172,8 +178,8 @@ def _check_labels(data: ListData, lists: dict[str, list[ListLine]], found: DataC
         wrong = {label for label in labels if not low <= label < found.classes}
         if wrong and lists["train"]:
             found.problems.append(
-                f"{part}: labels out of range, for there are {found.classes:,} classes from 0: "
-                + _some(map(str, sorted(wrong)))
+                f"{part}: labels out of range, for there are {counted(found.classes, 'class')} "
+                f"from 0: " + _some(map(str, sorted(wrong)))
             )
         if part == "val" and labels and max(labels) < 0:
             found.problems.append("val: no image of a known class")
@@ -214,7 +220,8 @@ def _check_overlap(data: ListData, lists: dict[str, list[ListLine]], problems: l
             both = paths[one] & paths[other]
             if both and parts[one] != parts[other]:
                 problems.append(
-                    f"{one} and {other}: {len(both):,} images are in both: {_some(sorted(both))}"
+                    f"{one} and {other}: {counted(len(both), 'image is', 'images are')} in both: "
+                    f"{_some(sorted(both))}"
                 )
 
 
@@ -227,10 +234,10 @@ def _check_published(known: Published, found: DataCheck, *, whole: bool) -> None
     for part in found.parts:
         if part.images and part.published and differs(part.part, part.images, part.published):
             found.problems.append(
-                f"{part.part}: {part.images:,} images, {part.published:,} are published"
+                f"{part.part}: {counted(part.images, 'image')}, {part.published:,} are published"
             )
     if found.classes and differs("classes", found.classes, known.classes):
-        found.problems.append(f"{found.classes:,} classes, {known.classes:,} are published")
+        found.problems.append(f"{counted(found.classes, 'class')}, {known.classes:,} are published")
     if whole and found.largest and known.shots and (found.largest, found.smallest) != known.shots:
         found.problems.append(
             f"train: {found.largest:,} to {found.smallest:,} images a class, "
@@ -299,7 +306,7 @@ def check_table(found: DataCheck) -> str:
     ]
     if found.classes:
         lines.append(
-            f"{found.title + ': ' if found.title else ''}{found.classes:,} classes with "
+            f"{found.title + ': ' if found.title else ''}{counted(found.classes, 'class')} with "
             f"{found.largest:,} to {found.smallest:,} training images"
         )
     lines += [f"note: {note}" for note in found.notes]

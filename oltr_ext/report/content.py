@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from oltr_ext._words import counted
+
 from .numbers import number
 from .samples import describe
 from .types import MethodResult
@@ -38,7 +40,7 @@ def build(
         raise ValueError(f"write_report: method names repeat: {[r.name for r in results]}")
     if counts.shape != (len(class_names),):
         raise ValueError(
-            f"write_report: expected train_counts of {len(class_names)} classes, "
+            f"write_report: expected train_counts of {counted(len(class_names), 'class')}, "
             f"got shape {counts.shape}"
         )
     target = np.asarray(results[0].target)
@@ -71,7 +73,7 @@ def _method(result: MethodResult, names: Sequence[str], counts: np.ndarray) -> d
     if result.score_name not in scores:
         raise ValueError(f"{where}: expected a score of {list(scores)}, got {result.score_name!r}")
     if len(result.summary["closed"]["per_class"]) != len(names):
-        raise ValueError(f"{where}: expected results of {len(names)} classes")
+        raise ValueError(f"{where}: expected results of {counted(len(names), 'class')}")
     score, pred, target = (np.asarray(a) for a in (result.score, result.pred, result.target))
     if not score.shape == pred.shape == target.shape or score.ndim != 1:
         raise ValueError(

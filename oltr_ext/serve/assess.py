@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.config.schema import TestPrior
 from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine import checkpoint
@@ -111,8 +112,8 @@ def assess(
     splits = splits or load_splits(trained.config.data)
     if splits.class_names != trained.class_names:
         raise ValueError(
-            f"{trained.path} knows {len(trained.class_names)} classes, which are not the "
-            f"{len(splits.class_names)} classes of the data"
+            f"{trained.path} knows {counted(len(trained.class_names), 'class')}, which are not the "
+            f"{counted(len(splits.class_names), 'class')} of the data"
         )
     notes: list[str] = []
     if test_prior is not None and has_prior(trained.model.head):
@@ -203,8 +204,8 @@ def compare(
     """
     if not len(set(names)) == len(names) == len(trained):
         raise ValueError(
-            f"expected {len(trained)} names for {len(trained)} models, no two the same, got "
-            f"{', '.join(names)}"
+            f"expected {counted(len(trained), 'name')} for {counted(len(trained), 'model')}, no "
+            f"two the same, got {', '.join(names)}"
         )
     if test_prior is not None and not any(has_prior(each.model.head) for each in trained):
         raise ValueError(

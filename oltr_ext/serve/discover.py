@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.lock import locked
 from oltr_ext.serve import discover_files as files
@@ -254,7 +255,9 @@ def _notes(found: Discovery, different: int, cells: int) -> list[str]:
     if found.seen == 0:
         notes.append("no image could be read")
     elif len(found) == 0:
-        notes.append(f"none of the {found.seen:,} images is rejected: there is nothing unknown")
+        notes.append(
+            f"none of the {counted(found.seen, 'image')} is rejected: there is nothing unknown"
+        )
     elif different == 1 and len(found) > 1:
         notes.append(f"all {len(found):,} that are rejected are one image: there is no group")
     elif different < HANDFUL:
@@ -266,7 +269,8 @@ def _notes(found: Discovery, different: int, cells: int) -> list[str]:
         notes.append(f"{found.copies:,} of the rejected are copies of others, counted once")
     if cells:
         notes.append(
-            f"{different:,} images are too many to compare all pairs: {cells:,} means of them were"
+            f"{counted(different, 'image is', 'images are')} too many to compare all pairs: "
+            f"{cells:,} means of them were"
         )
     return notes
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.engine import checkpoint, enrolment
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.enrolment import Enrolment
@@ -117,8 +118,8 @@ def enroll(
     called = [name for part, _ in given for name in part]
     if not called or len(called) != len(names):
         raise ValueError(
-            f"enroll: expected images and a name for each, got {len(called)} images and "
-            f"{len(names)} names"
+            f"enroll: expected images and a name for each, got {counted(len(called), 'image')} and "
+            f"{counted(len(names), 'name')}"
         )
     features = torch.cat([part for _, part in given])
     _check_names(trained.roster, names, more)
@@ -259,8 +260,9 @@ def _check_names(roster: Roster, names: Sequence[str], more: bool) -> None:
             )
         if not more:
             raise ValueError(
-                f"enroll: {name!r} was enrolled before, from {entry.images} images: give the new "
-                "one another name, or say that these are more of it (--more, more=True)"
+                f"enroll: {name!r} was enrolled before, from {counted(entry.images or 0, 'image')}"
+                ": give the new one another name, or say that these are more of it (--more, "
+                "more=True)"
             )
 
 

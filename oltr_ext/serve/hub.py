@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from oltr_ext._version import __version__
+from oltr_ext._words import counted
 from oltr_ext.engine import checkpoint, enrolment
 from oltr_ext.engine.base import with_base
 from oltr_ext.metrics import json_ready
@@ -257,7 +258,8 @@ def _words(trained: Trained, name: str, judged: dict[str, Any] | None) -> str:
     return "\n".join(
         [
             *lines,
-            f"On {known:,} test images of the trained classes ({judged['shots']['convention']} "
+            f"On {counted(known, 'test image')} of the trained classes "
+            f"({judged['shots']['convention']} "
             f"training images) and {strangers:,} of none of them, percent:",
             "",
             "| | |",

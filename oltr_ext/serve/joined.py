@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oltr_ext._words import counted
 from oltr_ext.engine.evaluate import Outputs
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import json_ready
@@ -59,16 +60,17 @@ def of_the_enrolled(
 
 def enrolled_line(found: Mapping[str, Any]) -> str:
     """The same in a sentence."""
-    classes = "class" if found["classes"] == 1 else "classes"
     line = (
-        f"{found['classes']} enrolled {classes}: {found['known_taken']} of {found['known']} known "
+        f"{counted(found['classes'], 'enrolled class')}: {found['known_taken']} of "
+        f"{found['known']} known "
         f"images and {found['open_taken']} of {found['open']} strangers are taken for one"
     )
     if found["images"]:
+        one, many = "image bears its name, and counts", "images bear their names, and count"
         line += (
-            f"; {found['images']} open images bear their names, and count for nothing else: "
+            f"; {counted(found['images'], f'open {one}', f'open {many}')} for nothing else: "
             f"{100 * found['right']:.1f} % are recognised"
         )
     if found["removed"]:
-        line += f"; images of {found['removed']} removed classes do not count"
+        line += f"; images of {counted(found['removed'], 'removed class')} do not count"
     return line

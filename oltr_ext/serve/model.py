@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.serve.discover import Discovery, discover
 from oltr_ext.serve.enroll import (
@@ -115,7 +116,8 @@ class Model:
         self.trained = trained
 
     def __repr__(self) -> str:
-        return f"Model({str(self.trained.path)!r}, {len(self.trained.roster.living)} classes)"
+        classes = counted(len(self.trained.roster.living), "class")
+        return f"Model({str(self.trained.path)!r}, {classes})"
 
     @property
     def class_names(self) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, answers, stream
 from oltr_ext.metrics import evaluate_answers
@@ -120,7 +121,7 @@ def predict_observations(
     """
     _check(by, trained)
     if len(observations) != len(images):
-        raise ValueError(f"expected {len(images)} observations, got {len(observations)}")
+        raise ValueError(f"expected {counted(len(images), 'observation')}, got {len(observations)}")
     parts = list(image_features(trained, images, on_error=on_error))
     ids = [name for names, _ in parts for name in names]
     if not ids:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import collect
 from oltr_ext.engine.sets import Calibration, thresholds_of
@@ -118,7 +119,7 @@ def calibration_of(trained: Trained, splits: Splits | None = None) -> Calibratio
         try:
             splits = splits or load_splits(trained.config.data)
             if splits.class_names != trained.class_names:
-                raise ValueError(f"they are of {len(splits.class_names)} other classes")
+                raise ValueError(f"they are of {counted(len(splits.class_names), 'other class')}")
             seen = collect(trained.model, splits.val, trained.device, workers=splits.workers)
         except (OSError, ValueError) as error:
             raise ValueError(

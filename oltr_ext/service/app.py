@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from oltr_ext._version import __version__
+from oltr_ext._words import counted
 from oltr_ext.metrics import json_ready
 from oltr_ext.nn.sets import SET_METHODS
 from oltr_ext.serve.enroll import classes
@@ -200,7 +201,9 @@ class Service:
     ) -> list[asyncio.Future[Answer]]:
         pieces = await self._good(lambda: served.rows(rows_of(blob)))
         if len(pieces) > self.limits.images:
-            raise RefusedError(413, f"at most {ROWS * self.limits.images:,} rows in one request")
+            raise RefusedError(
+                413, f"at most {counted(ROWS * self.limits.images, 'row')} in one request"
+            )
         seat.take(images=len(pieces) - 1)
         pending, begin = [], 0
         for piece in pieces:

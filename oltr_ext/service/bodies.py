@@ -16,6 +16,7 @@ from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from oltr_ext._words import counted
 from oltr_ext.serve.inputs import Reads, pixels_of
 from oltr_ext.service.room import Limits, Seat
 
@@ -63,7 +64,9 @@ async def read_body(request: Request, limits: Limits, seat: Seat) -> Body:
         form = await parser.parse()
     except MultiPartException as error:
         many = error.message.startswith("Too many files")
-        message = f"at most {limits.images} images in one request" if many else error.message
+        message = (
+            f"at most {counted(limits.images, 'image')} in one request" if many else error.message
+        )
         raise RefusedError(413 if many else 400, message) from None
     try:
         files = [value for _, value in form.multi_items() if not isinstance(value, str)]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from oltr_ext._words import counted
+
 __all__ = ["FullError", "Limits", "Room", "Seat"]
 
 
@@ -33,8 +35,8 @@ class Limits:
                 raise ValueError(f"limits.{name}: expected a positive number, got {value}")
         if self.queue < self.images:
             raise ValueError(
-                f"limits.queue: expected at least the {self.images} images of one request, got "
-                f"{self.queue}"
+                f"limits.queue: expected at least the {counted(self.images, 'image')} of one "
+                f"request, got {self.queue}"
             )
         if self.held < self.body:
             raise ValueError(

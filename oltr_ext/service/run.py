@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import uvicorn
 
+from oltr_ext._words import counted
 from oltr_ext.serve.until import run_until_asked
 from oltr_ext.service.app import Service, make_app
 from oltr_ext.service.model import Asked, Question, Watched, answer
@@ -70,7 +71,10 @@ def serve(
     )
     trained = watched.served.trained
     shown = f"[{address}]" if ":" in address else address
-    say(f"http://{shown}:{port} answers by {trained.path}, {len(trained.roster.living)} classes")
+    say(
+        f"http://{shown}:{port} answers by {trained.path}, "
+        f"{counted(len(trained.roster.living), 'class')}"
+    )
     if not local:
         say(
             f"warning: {shown} may be reached from other machines, and whoever reaches it is "

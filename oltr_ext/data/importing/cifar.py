@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from oltr_ext._words import counted
 from oltr_ext.data.importing.content import write_whole
 from oltr_ext.data.importing.outcome import finish, open_folder
 
@@ -144,12 +145,16 @@ def write_cifar(
             made.opened[each] = len(paths)
         counts = made.counts["train"]
         made.words = [
-            f"{name}, {kind}, factor {factor:g}, seed {seed}: {sum(counts):,} training images of "
-            f"{len(counts)} classes, {max(counts):,} to {min(counts):,} a class; "
-            f"{len(test.targets):,} test images",
+            f"{name}, {kind}, factor {factor:g}, seed {seed}: "
+            f"{counted(sum(counts), 'training image')} of "
+            f"{counted(len(counts), 'class')}, {max(counts):,} to {min(counts):,} a class; "
+            f"{counted(len(test.targets), 'test image')}",
             "validation: "
             + ("the test images" if val == "test" else f"{val:g} of these, held out by training"),
-            *(f"open, {OPEN_SETS[each]}: {each}, {n:,} images" for each, n in made.opened.items()),
+            *(
+                f"open, {OPEN_SETS[each]}: {each}, {counted(n, 'image')}"
+                for each, n in made.opened.items()
+            ),
         ]
         files["data.yaml"] = _config(out, val, open_sets)
         files["report.txt"] = "".join(f"{line}\n" for line in made.words)
@@ -190,7 +195,9 @@ def _open_images(name: str, root: Path) -> NDArray[np.uint8] | list[str]:
         paths = [file for file, _ in _torchvision(name, root, split="val", small=small).imgs]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        raise FileNotFoundError(f"{name}: {len(missing):,} images are missing, as {missing[0]}")
+        raise FileNotFoundError(
+            f"{name}: {counted(len(missing), 'image is', 'images are')} missing, as {missing[0]}"
+        )
     return paths
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from oltr_ext._words import counted
 from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look_at
 from oltr_ext.data.importing.deal import Item, Share, deal, deal_open, drawn
 from oltr_ext.data.importing.outcome import SEEN, finish, open_folder, table
@@ -275,7 +276,8 @@ def _to_hold_out(labels: list[str], plan: Plan) -> list[str]:
     if isinstance(plan.open, int):
         if not 0 <= plan.open < len(labels):
             raise ValueError(
-                f"--open {plan.open}: expected fewer than the {len(labels):,} classes there are"
+                f"--open {plan.open}: expected fewer than the {counted(len(labels), 'class')} "
+                "there are"
             )
         return sorted(labels, key=lambda c: drawn(plan.seed, f"open {c}"))[: plan.open]
     wanted = [tidy(name) for name in plan.open]

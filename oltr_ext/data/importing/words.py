@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from oltr_ext._words import counted
 from oltr_ext.data.importing.core import LARGE, PARTS, Entry, Imported
 from oltr_ext.data.importing.deal import RULE, half_of_the_images
 from oltr_ext.data.importing.records import tidy
@@ -30,20 +31,21 @@ def describe(made: Imported) -> list[str]:
 def _counts(made: Imported) -> Iterator[str]:
     total = {part: sum(made.counts[part]) for part in PARTS[:3]}
     yield (
-        f"{sum(total.values()):,} images of {len(made.names):,} known classes: "
+        f"{counted(sum(total.values()), 'image')} of {counted(len(made.names), 'known class')}: "
         + ", ".join(f"{part} {count:,}" for part, count in total.items())
     )
     train = made.counts["train"]
     few = sum(count < FEW for count in train)
     yield (
         f"tail: {max(train):,} to {min(train):,} training images a class; the largest "
-        f"{half_of_the_images(train):,} classes hold half of them, {few:,} have fewer than {FEW}"
+        f"{counted(half_of_the_images(train), 'class holds', 'classes hold')} half of them, "
+        f"{few:,} have fewer than {FEW}"
     )
     for part, classes in made.opened.items():
         if classes:
             yield (
-                f"{part}: {classes.total():,} images of {len(classes):,} unknown classes: "
-                + some(sorted(classes))
+                f"{part}: {counted(classes.total(), 'image')} of "
+                f"{counted(len(classes), 'unknown class')}: " + some(sorted(classes))
             )
 
 
@@ -51,7 +53,7 @@ def _lacking(made: Imported) -> Iterator[str]:
     for part in PARTS[1:3]:
         lacking = [name for name, n in zip(made.names, made.counts[part], strict=True) if n == 0]
         if lacking and sum(made.counts[part]):
-            yield f"no {part} image of {len(lacking):,} classes: {some(lacking)}"
+            yield f"no {part} image of {counted(len(lacking), 'class')}: {some(lacking)}"
     if not sum(made.counts["test"]):
         yield "no test images: the configuration tests on those of validation"
     for name, spelt in sorted(made.spelt.items()):
@@ -73,7 +75,7 @@ def _together(made: Imported) -> Iterator[str]:
     several = [e for e in by_content.values() if len({x.label for x in e}) > 1]
     if several:
         yield (
-            f"PROBLEM: {len(several):,} images are in several classes: "
+            f"PROBLEM: {counted(len(several), 'image is', 'images are')} in several classes: "
             + some(" = ".join(f"{tidy(x.record.name)} ({x.label})" for x in e) for e in several)
         )
     kinds = {
@@ -83,7 +85,7 @@ def _together(made: Imported) -> Iterator[str]:
     }
     for what, found in kinds.items():
         if what != "image" and found:
-            yield f"{len(found):,} {what}s"
+            yield counted(len(found), what)
         across = Counter(
             " and ".join(part for part in PARTS if part in splits)
             for splits in found.values()
@@ -92,7 +94,8 @@ def _together(made: Imported) -> Iterator[str]:
         for where, count in across.items():
             named = [key for key, s in found.items() if len(s) > 1]
             names = [by_content[k][0].record.name for k in named] if what == "image" else named
-            yield f"PROBLEM: {count:,} {what}s are in {where}: {some(names)}"
+            number = counted(count, f"{what} is", f"{what}s are")
+            yield f"PROBLEM: {number} in {where}: {some(names)}"
 
 
 def _splits_by(made: Imported, what: str) -> dict[str, set[str]]:

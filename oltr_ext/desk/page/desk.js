@@ -160,7 +160,7 @@ function drawStatus() {
   const known = counts.images - counts.unknown;
   $("where").textContent =
     `${status.run}, ${status.folder.split(/[\\/]/).pop()}: ${count(counts.images, "image")}, ${counts.unknown} unknown, ` +
-    `${known} recognised, ${counts.classes} classes`;
+    `${known} recognised, ${count(counts.classes, "class")}`;
   $("where").title = status.folder;
   const current = inGroup() ? desk.from : desk.view;
   $("tabs").replaceChildren(
@@ -177,7 +177,7 @@ function drawStatus() {
   }
   const waits = status.plan.length;
   $("enroll").disabled = waits === 0;
-  $("enroll").textContent = waits ? `Enroll ${count(waits, "class").replace("classs", "classes")}` : "Enroll";
+  $("enroll").textContent = waits ? `Enroll ${count(waits, "class")}` : "Enroll";
   $("enroll").title = status.plan.map(([name, n]) => `${name}: ${n < 0 ? "goes" : n}`).join(", ");
 }
 

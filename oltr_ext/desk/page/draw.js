@@ -11,7 +11,8 @@ export function make(tag, options = {}, ...children) {
   return element;
 }
 
-export const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+export const count = (n, one, many = one + (one.endsWith("s") ? "es" : "s")) =>
+  `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
 function picture(image) {
   const element = make("img", { src: `small/${image}`, alt: "", loading: "lazy", draggable: "false" });
@@ -63,7 +64,7 @@ export function head(group) {
 }
 
 export function tile(image) {
-  const copies = image.copies ? ` (and ${count(image.copies, "copy").replace("copys", "copies")})` : "";
+  const copies = image.copies ? ` (and ${count(image.copies, "copy", "copies")})` : "";
   const answer = image.answer === null ? "unknown" : image.answer;
   const lines = [make("p", { text: image.path + copies, title: image.path })];
   if (image.changed) {
