@@ -183,7 +183,7 @@ def test_of_classes_too(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert message in capsys.readouterr().err
     assert (finished / MODEL).read_bytes() == blob
     assert main(["classes", str(finished / "none")]) == 1
-    assert "no checkpoint" in capsys.readouterr().err
+    assert "no run" in capsys.readouterr().err
 
 
 def test_a_run_on_embeddings_takes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

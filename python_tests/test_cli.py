@@ -246,8 +246,8 @@ def test_an_interrupt_says_what_goes_on(command, words, told, capsys, monkeypatc
         (["train", "none.yaml"], "oltr: no configuration file none.yaml; "),
         (["train", "icons", "--set", "stage1.epoch=3"], "stage1.epoch: unknown key"),
         (["train", "icons", "--set", "device=gpu"], "oltr: device 'gpu' cannot be used"),
-        (["eval", "none"], "oltr: no checkpoint none"),
-        (["predict", "none", "x.png"], "oltr: no checkpoint none"),
+        (["eval", "none"], "oltr: no run none"),
+        (["predict", "none", "x.png"], "oltr: no run none"),
         (
             ["demo", "--methods", "best"],
             "oltr: icons: no method 'best'; there are plain, lifted, focal, range, openmax, fslwf",

@@ -192,7 +192,7 @@ def test_errors_name_the_file(run, tmp_path):
     (tmp_path / "text.png").write_text("text")
     with pytest.raises(ValueError, match=r"cannot read image .*text.png"):
         predict_images(trained, [tmp_path / "text.png"])
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="is no finished run"):
         load_trained(tmp_path)
     tensors, header = checkpoint.load(run / "oltr" / "model.safetensors")
     checkpoint.save(tmp_path / "mid.safetensors", tensors, {**header, "threshold": None})

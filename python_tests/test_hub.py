@@ -149,7 +149,7 @@ def test_by_its_name_on_the_hub(run, data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no run or model me/stripes here, and none"):
         Model.from_pretrained("me/stripes", revision="other", cache_dir=tmp_path / "cache")
     (tmp_path / "me").mkdir()  # a folder of that name is meant first
-    with pytest.raises(ValueError, match="no checkpoint me/stripes"):
+    with pytest.raises(ValueError, match="no run me/stripes"):
         Model.from_pretrained("me/stripes", cache_dir=tmp_path / "cache")
 
 

@@ -63,7 +63,7 @@ def test_what_keeps_it_from_starting_is_said(finished, tmp_path, capsys):
         assert main(["serve", str(finished), "--port", port]) == 1
     assert capsys.readouterr().err.startswith(f"oltr: cannot listen on 127.0.0.1:{port}: ")
     for words, told in (
-        ([str(tmp_path)], "no checkpoint"),
+        ([str(tmp_path)], "is no finished run"),
         ([str(finished), "--limit", "image=3"], "--limit image=3: expected one of body, held"),
         ([str(finished), "--limit", "images=x"], "--limit images=x: expected a number"),
         ([str(finished), "--limit", "images=999"], "limits.queue: expected at least the 999"),

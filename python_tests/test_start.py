@@ -32,7 +32,7 @@ def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
     train(make_config({**values, "seed": 3}), tmp_path / "one")
     with pytest.raises(ValueError, match=r"seed = 3, and this one asks for 0$"):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "one")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="no run"):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
 
 
@@ -58,7 +58,7 @@ def test_stage_1_must_be_finished(data, tmp_path, monkeypatch):
             train(make_config({**values, "stage2": None}), tmp_path / "one")
     for name, message in (
         ("last.safetensors", r"was written \d steps before the end of its stage 1"),
-        ("", "no checkpoint"),
+        ("", r"one is no finished run: it has no model.safetensors"),
     ):
         with pytest.raises(ValueError, match=message):
             train(make_config(values), tmp_path / "two", stage1=tmp_path / "one" / name)
@@ -238,7 +238,7 @@ def test_a_fresh_run_that_cannot_start_leaves_the_old_one(data, tmp_path):
     values["stage2"] = {**values["stage2"], "fc": 32}
     with pytest.raises(ValueError, match=r"stage2\.fc: "):
         train(make_config(values), out, resume=False)
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="no run"):
         train(make_config(config(data)), out, resume=False, stage1=tmp_path / "nothing")
     assert {p.name: p.read_bytes() for p in out.glob("*.safetensors")} == before
 

@@ -99,7 +99,7 @@ def test_what_it_refuses(runs, tmp_path):
     file.write_bytes((runs / "memory" / "model.safetensors").read_bytes()[:-1])
     with pytest.raises(checkpoint.CheckpointError, match="truncated or damaged"):
         load_trained(file, stream=True)
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="no run"):
         load_trained(tmp_path / "none.safetensors", stream=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oltr_ext._words import counted
+from oltr_ext.cli.arguments import add_device, add_run
 from oltr_ext.config.paths import path_of
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "  oltr enroll runs/demo/oltr-plus --name snail another.png --more\n"
         "  oltr enroll runs/on_embeddings --name snail snails.npy",
     )
-    sub.add_argument(
-        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
-    )
+    add_run(sub)
     sub.add_argument(
         "--name",
         nargs="+",
@@ -61,7 +60,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--dry-run", action="store_true", help="say what it would do; write nothing")
     sub.add_argument("--json", action="store_true", help="one JSON object a class, a line each")
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    add_device(sub)
 
     sub = command(
         "classes",
@@ -72,9 +71,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "  oltr classes runs/demo/oltr-plus --remove slug crab\n"
         "  oltr classes runs/demo/oltr-plus --undo",
     )
-    sub.add_argument(
-        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
-    )
+    add_run(sub)
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="call a class otherwise")
     what.add_argument("--remove", nargs="+", metavar="NAME", help="make classes no answer any more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from oltr_ext.cli.arguments import add_device, add_run
 from oltr_ext.cli.values import port, positive
 from oltr_ext.config.paths import path_of
 from oltr_ext.desk import PORT
@@ -20,15 +21,20 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         "  oltr desk runs/demo/oltr-plus photos/ --port 0 --no-browser\n"
         "  oltr desk runs/demo/oltr-plus photos/ --export decided",
     )
+    add_run(sub)
+    sub.add_argument("folder", type=path_of, metavar="FOLDER", help="of images")
     sub.add_argument(
-        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
+        "--out",
+        type=path_of,
+        metavar="FOLDER",
+        help="of decisions; default: desk, in the run's folder",
     )
-    sub.add_argument("folder", type=path_of, metavar="FOLDER", help="folder of images")
     sub.add_argument(
-        "--out", type=path_of, help="folder of decisions; default: desk, in the run's folder"
-    )
-    sub.add_argument(
-        "--port", type=port, default=PORT, help="of 127.0.0.1; 0: any; default: %(default)s"
+        "--port",
+        type=port,
+        default=PORT,
+        metavar="N",
+        help="of 127.0.0.1; 0: any; default: %(default)s",
     )
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
     sub.add_argument(
@@ -40,7 +46,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="FOLDER",
         help="serve nothing: write what was decided as `path label` lists",
     )
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    add_device(sub)
 
 
 def run_desk(args: argparse.Namespace) -> int:

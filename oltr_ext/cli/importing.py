@@ -31,7 +31,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
         "  oltr data from-folder photos --out birds --class-by leaf --open magpie 'carrion crow'",
         within=parts,
     )
-    sub.add_argument("source", type=path_of, metavar="FOLDER", help="holds a folder for each class")
+    sub.add_argument("source", type=path_of, metavar="FOLDER", help="of a folder for each class")
     sub.add_argument(
         "--class-by",
         choices=("top", "leaf", "path"),
@@ -66,7 +66,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
             metavar="NAME",
             help=f"default: {usual.get(what, 'there is none')}",
         )
-    sub.add_argument("--suffix", default="", help="put after each path, such as .jpg")
+    sub.add_argument(
+        "--suffix", default="", metavar="SUFFIX", help="put after each path, such as .jpg"
+    )
     sub.add_argument("--delimiter", metavar="CHARACTER", help="default: what the head tells")
     _add_plan(sub, read=_csv, root_of=lambda args: args.root or args.source.parent)
 
@@ -125,14 +127,29 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
         "\\\n      --open cifar100 svhn textures places",
         within=parts,
     )
-    sub.add_argument("source", choices=("cifar10", "cifar100"))
+    sub.add_argument(
+        "source", choices=("cifar10", "cifar100"), metavar="SET", help="cifar10 or cifar100"
+    )
     sub.add_argument(
         "--root", type=path_of, required=True, metavar="FOLDER", help="of torchvision's files"
     )
-    sub.add_argument("--out", type=path_of, required=True, help="a new folder")
-    sub.add_argument("--imbalance", choices=("exp", "step"), default="exp")
-    sub.add_argument("--factor", type=float, default=100.0, help="default: %(default)g")
-    sub.add_argument("--seed", type=int, default=0, help="the field's is %(default)s, the default")
+    _add_out(sub)
+    sub.add_argument(
+        "--imbalance",
+        choices=("exp", "step"),
+        default="exp",
+        help="sizes of classes fall by a factor, or half of them are small; default: %(default)s",
+    )
+    sub.add_argument(
+        "--factor",
+        type=float,
+        default=100.0,
+        metavar="N",
+        help="the largest class to the smallest; default: %(default)g",
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the field's is %(default)s, the default"
+    )
     sub.add_argument(
         "--val",
         type=_val_or_test,
@@ -146,7 +163,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
         nargs="+",
         default=(),
         metavar="SET",
-        help="cifar10, cifar100, svhn, textures, places",
+        help="as unknown: cifar10, cifar100, svhn, textures, places",
     )
 
 
@@ -294,12 +311,15 @@ def _add_root(sub: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_out(sub: argparse.ArgumentParser) -> None:
+    about = "a new one, for lists, names and report"
+    sub.add_argument("--out", type=path_of, required=True, metavar="FOLDER", help=about)
+
+
 def _add_plan(sub: argparse.ArgumentParser, *, read: object, root_of: object) -> None:
     """What every one of them has."""
     sub.set_defaults(read=read, root_of=root_of)
-    sub.add_argument(
-        "--out", type=path_of, required=True, help="a new folder, for lists, names and report"
-    )
+    _add_out(sub)
     for part, default in (("val", 0.1), ("test", 0.2)):
         sub.add_argument(
             f"--{part}",
@@ -309,7 +329,9 @@ def _add_plan(sub: argparse.ArgumentParser, *, read: object, root_of: object) ->
             help="below 1 a share of each class, else so many images of it"
             f"{'; 0: none' if part == 'test' else ''}; default: %(default)s",
         )
-    sub.add_argument("--seed", type=int, default=0, help="of the deal; default: %(default)s")
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the deal; default: %(default)s"
+    )
     sub.add_argument(
         "--open",
         nargs="+",
@@ -324,7 +346,13 @@ def _add_plan(sub: argparse.ArgumentParser, *, read: object, root_of: object) ->
     sub.add_argument(
         "--quick", action="store_true", help="read the head of each image, do not decode all of it"
     )
-    sub.add_argument("--workers", type=int, default=4, metavar="N", help="default: %(default)s")
+    sub.add_argument(
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="threads that read; default: %(default)s",
+    )
 
 
 class _Open(argparse.Action):

@@ -8,8 +8,18 @@ from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext.cli import classes, commands, desk, importing, service
+from oltr_ext.cli.arguments import (
+    add_config,
+    add_device,
+    add_images,
+    add_method,
+    add_observations,
+    add_run,
+    add_set,
+    add_stream,
+)
 from oltr_ext.cli.values import expectation, how_many, positive, share
-from oltr_ext.config.methods import DEFAULT, DEMO
+from oltr_ext.config.methods import DEMO
 from oltr_ext.config.paths import expanded, path_of
 
 
@@ -42,8 +52,16 @@ def make_parser() -> argparse.ArgumentParser:
         "train methods on the embedded icons, evaluate them, write a report",
         "  oltr demo\n  oltr demo --seed 3 --out runs/demo3 --methods plain crt oltr",
     )
-    sub.add_argument("--out", type=path_of, default=Path("runs/demo"), help="default: %(default)s")
-    sub.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sub.add_argument(
+        "--out",
+        type=path_of,
+        default=Path("runs/demo"),
+        metavar="FOLDER",
+        help="of the runs and the report; default: %(default)s",
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the training; default: %(default)s"
+    )
     sub.add_argument(
         "--methods",
         nargs="+",
@@ -52,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"see oltr methods; default: {' '.join(DEMO)}",
     )
     sub.add_argument("--fresh", action="store_true", help="train again what is already there")
-    _add_set(sub)
+    add_set(sub)
 
     sub = command(
         "train",
@@ -67,20 +85,21 @@ def make_parser() -> argparse.ArgumentParser:
         "--set data.lists=/data/ImageNet_LT\n"
         "  torchrun --nproc-per-node 4 -m oltr_ext train imagenet_lt --out runs/on_four_gpus",
     )
-    _add_config(sub)
-    _add_method(sub)
+    add_config(sub)
+    add_method(sub)
     sub.add_argument(
         "--out",
         type=path_of,
-        help="folder of the run; default: runs/CONFIG, with --method runs/CONFIG_METHOD",
+        metavar="FOLDER",
+        help="of the run; default: runs/CONFIG, with --method runs/CONFIG_METHOD",
     )
     sub.add_argument(
         "--stage1",
         type=path_of,
         metavar="RUN",
-        help="take stage 1 from a finished run of it alone: its folder or model",
+        help="take stage 1 from a finished run of it alone: its folder, or its model",
     )
-    _add_set(sub)
+    add_set(sub)
     again = sub.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", default=True, help="go on with the run in --out (default)"
@@ -93,9 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
         "print a configuration with every key: its own, the method's, the defaults",
         "  oltr config icons --method oltr-plus\n  oltr config my.yaml --set amp=bf16 > whole.yaml",
     )
-    _add_config(sub)
-    _add_method(sub)
-    _add_set(sub)
+    add_config(sub)
+    add_method(sub)
+    add_set(sub)
 
     sub = command(
         "eval",
@@ -107,22 +126,18 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr eval runs/mine --costs costs.csv\n"
         "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
     )
-    sub.add_argument(
-        "checkpoints",
-        nargs="+",
-        type=path_of,
-        metavar="checkpoint",
-        help="a checkpoint, or the folder of a run",
-    )
+    add_run(sub, "checkpoints", nargs="+")
     sub.add_argument(
         "--out",
         type=path_of,
-        help="folder of the report; default: the run's, of several the one that they are in",
+        metavar="FOLDER",
+        help="of the report; default: the run's, of several the one that they are in",
     )
     sub.add_argument(
         "--name",
         action="append",
-        help="what to call the model, in turn for each; default: its folder",
+        metavar="NAME",
+        help="what to call a run, in turn for each; default: its folder",
     )
     sub.add_argument(
         "--test-prior",
@@ -138,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="what each answer (column) to each true class (row) costs, unknown among both: say "
         "the expected cost, and the threshold that makes it least on validation images",
     )
-    _add_observations(sub, "a CSV with columns path and observation: judge them as one each too")
+    add_observations(sub, "a CSV with columns path and observation: judge them as one each too")
     sub.add_argument(
         "--openood",
         type=path_of,
@@ -148,9 +163,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--json", action="store_true", help="print all numbers, a line a model; write no report"
     )
-    _add_set(sub)
-    _add_stream(sub)
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    add_set(sub)
+    add_stream(sub)
+    add_device(sub)
 
     sub = command(
         "predict",
@@ -161,10 +176,10 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr predict runs/demo/oltr house.png --set 0.1\n"
         "  oltr predict runs/on_embeddings features.npy",
     )
-    sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders, .npy embeddings")
+    add_run(sub)
+    add_images(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
-    _add_observations(
+    add_observations(
         sub, "a CSV with columns path and observation, or folders: one answer for each of them"
     )
     sub.add_argument(
@@ -183,8 +198,8 @@ def make_parser() -> argparse.ArgumentParser:
         default="shots",
         help="over what to miss that share: see oltr_ext/serve/README.md; default: %(default)s",
     )
-    _add_stream(sub)
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    add_stream(sub)
+    add_device(sub)
 
     classes.add_commands(command)
     service.add_command(command)
@@ -197,21 +212,18 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr discover runs/mine *.png --out found\n"
         "  oltr discover runs/on_embeddings features.npy",
     )
-    sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
+    add_run(sub)
+    add_images(sub)
     sub.add_argument(
-        "images",
-        nargs="+",
-        type=expanded,
-        metavar="IMAGE",
-        help="image files, folders of them, or .npy files of embeddings (N, D)",
-    )
-    sub.add_argument(
-        "--out", type=path_of, metavar="FOLDER", help="default: discovered, in the run's folder"
+        "--out",
+        type=path_of,
+        metavar="FOLDER",
+        help="of the groups; default: discovered, in the run's folder",
     )
     sub.add_argument(
         "--nearest", type=positive, default=3, metavar="K", help="known classes to name a group"
     )
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    add_device(sub)
 
     desk.add_command(command)
 
@@ -225,7 +237,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr export runs/demo/oltr-plus --format onnx\n"
         "  OLTR_EXT_BACKEND=reference oltr export runs/demo/oltr-plus --out plain_torch.pt2",
     )
-    sub.add_argument("checkpoint", type=path_of, help="a checkpoint, or the folder of a run")
+    add_run(sub)
     sub.add_argument(
         "--format",
         choices=["torch", "aoti", "onnx"],
@@ -242,7 +254,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--out",
         type=path_of,
         metavar="FILE",
-        help="default: the model's, .pt2, .aoti.pt2 or .onnx",
+        help="of the program; default: the model's, .pt2, .aoti.pt2 or .onnx",
     )
 
     about = "check, pack and make data sets"
@@ -257,7 +269,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--set data.lists=/data/ImageNet_LT",
         within=parts,
     )
-    _add_config(sub)
+    add_config(sub)
     sub.add_argument(
         "--decode",
         type=how_many,
@@ -266,7 +278,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="images of each list to decode, or all; default: %(default)s",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
-    _add_set(sub)
+    add_set(sub)
 
     sub = command(
         "pack",
@@ -276,9 +288,11 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr data pack my.yaml --out mine.npz --set data.image_size=48",
         within=parts,
     )
-    _add_config(sub)
-    sub.add_argument("--out", type=Path, metavar="FILE", help="default: CONFIG.npz, here")
-    _add_set(sub)
+    add_config(sub)
+    sub.add_argument(
+        "--out", type=path_of, metavar="FILE", help="the pack; default: CONFIG.npz, here"
+    )
+    add_set(sub)
 
     sub = command(
         "make",
@@ -291,6 +305,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--source",
         type=path_of,
+        metavar="PATH",
         help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
     )
 
@@ -308,13 +323,20 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "source",
         type=expanded,
-        metavar="CONFIG_OR_CHECKPOINT",
-        help="a configuration, a checkpoint or a run",
+        metavar="CONFIG|RUN",
+        help="a configuration, or a run: its folder or its model",
     )
-    sub.add_argument("--out", type=path_of, required=True, help="folder of the embeddings")
-    sub.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    _add_set(sub)
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    sub.add_argument(
+        "--out", type=path_of, required=True, metavar="FOLDER", help="of the embeddings"
+    )
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the files; default: %(default)s",
+    )
+    add_set(sub)
+    add_device(sub)
 
     sub = command(
         "info",
@@ -330,44 +352,3 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr methods",
     )
     return whole
-
-
-def _add_config(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "config", type=expanded, help="a YAML file, or the name of a packaged configuration"
-    )
-
-
-def _add_method(sub: argparse.ArgumentParser) -> None:
-    about = f"see oltr methods; default: what the configuration says; {DEFAULT} where it says none"
-    sub.add_argument("--method", metavar="NAME", help=about)
-
-
-def _add_set(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of the configuration by its dotted path, after the method has changed "
-        "it; may be repeated",
-    )
-
-
-def _add_stream(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--stream",
-        action="store_true",
-        help="leave a memory's class banks in the file and read them at each answer: for models "
-        "larger than memory",
-    )
-
-
-def _add_observations(sub: argparse.ArgumentParser, about: str) -> None:
-    sub.add_argument("--observations", type=expanded, metavar="FILE", help=about)
-    sub.add_argument(
-        "--by",
-        choices=("embeddings", "scores"),
-        default="embeddings",
-        help="whose mean an observation goes by; default: %(default)s",
-    )

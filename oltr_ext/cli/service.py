@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from oltr_ext.cli.arguments import add_device, add_run
 from oltr_ext.cli.values import port, positive
-from oltr_ext.config.paths import path_of
 
 TOKEN = "OLTR_SERVE_TOKEN"
 
@@ -26,15 +26,16 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         "  curl -s -F a=@cat.png -F b=@house.png http://127.0.0.1:8000/predict\n"
         "  OLTR_SERVE_TOKEN=... oltr serve runs/mine --enroll --port 8080",
     )
-    sub.add_argument(
-        "checkpoint", type=path_of, metavar="RUN", help="folder of a run, or its model"
-    )
+    add_run(sub)
     sub.add_argument(
         "--host",
         default="127.0.0.1",
+        metavar="ADDRESS",
         help="address to listen on; default: %(default)s, this machine alone",
     )
-    sub.add_argument("--port", type=port, default=8000, help="0: a free one; default: %(default)s")
+    sub.add_argument(
+        "--port", type=port, default=8000, metavar="N", help="0: any; default: %(default)s"
+    )
     sub.add_argument(
         "--batch",
         type=positive,
@@ -64,7 +65,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         "and said",
     )
     sub.add_argument("--access-log", action="store_true", help="a line for each request")
-    sub.add_argument("--device", default="auto", help="default: %(default)s")
+    add_device(sub)
 
 
 def run_serve(args: argparse.Namespace) -> int:

@@ -157,7 +157,12 @@ def read_model(
         CheckpointError: no such file, damaged, or written before its threshold was calibrated.
     """
     path = Path(path)
-    path = path / MODEL if path.is_dir() else path
+    if not path.exists():
+        raise CheckpointError(f"no run {path}")
+    if path.is_dir():
+        if not (path / MODEL).is_file():
+            raise CheckpointError(f"{path} is no finished run: it has no {MODEL}")
+        path /= MODEL
     tensors, header = load(path, beside=beside)
     if header["threshold"] is None:
         raise CheckpointError(

@@ -210,7 +210,7 @@ def load_embedder(
         if weights is None:
             raise ValueError(
                 f"model.weights: {name} has learned nothing to embed by; name published weights, "
-                f"or give a trained checkpoint"
+                f"or give a run"
             )
         shape = image_shape or _image_shape(config.data)
         backbone = build_backbone(name, in_channels=shape[0], weights=weights, image_size=shape[1])
