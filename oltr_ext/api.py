@@ -34,7 +34,7 @@ def train(
         method: see `oltr methods`; None: as the configuration says; ``auto``: the same, and
             ``oltr-plus`` where it has no ``method``, no stage 2, and no loss, batches or prior of
             its own in stage 1.
-        settings: keys of the configuration to set, such as ``{"stage1.epochs": 90}``.
+        settings: keys of the configuration to set, such as ``{"epochs": 90}``.
         resume: False starts afresh and removes what an earlier run left in `out`.
         say: gets a line of text now and then.
 
@@ -62,6 +62,6 @@ def train(
             return make_config(data, overrides, method=by)
         return load_config(data, overrides, method=by)
 
-    config, say = configured(load, out, method=method, resume=resume, say=say)
+    config, say = configured(load, out, method=method, resume=resume, overrides=overrides, say=say)
     train_run(config, out, resume=resume, say=say)
     return Path(out)

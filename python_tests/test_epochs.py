@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import config as tiny
 
+from oltr_ext.cli import main
 from oltr_ext.config import epochs
 from oltr_ext.config.epochs import auto_epochs, settle_epochs
 from oltr_ext.config.loading import ConfigError, load_config, make_config
@@ -99,7 +101,7 @@ def test_a_run_keeps_the_number_that_it_began_with(data, tmp_path, monkeypatch):
     left, said = make_config(open_ended(data), method="crt"), []
     path = train(left, tmp_path / "run", say=said.append)
     assert "stage 1: 2 epochs in batches of 8, stage 2: 1 epoch in batches of 8" in said[0]
-    assert "stage1.epochs: auto: 3 epochs in all, 9 steps" in said[0]
+    assert "epochs: auto: 3 epochs in all, 9 steps" in said[0]
     kept = checkpoint.load(path)[1]["config"]
     assert (kept["stage1"]["epochs"], kept["stage2"]["epochs"]) == (2, 1)
     monkeypatch.setattr(epochs, "STEPS", {True: 900, False: 9})  # another version's rule
@@ -129,10 +131,68 @@ def test_stage_1_of_another_run_has_its_share(data, tmp_path, monkeypatch):
 def test_few_steps_by_a_number_are_told(data, tmp_path):
     said = []
     train(make_config(open_ended(data), ["stage1.epochs=2"]), tmp_path, say=said.append)
-    line = "6 steps are few for a network that starts at random: stage1.epochs: auto would be 334"
+    line = "6 steps are few for a network that starts at random: epochs: auto would be 334"
     assert f"{line} epochs in all instead of 2" in said[0]
 
 
 def test_packaged_configurations_state_their_epochs():
     for name in ("icons", "glyphs-2000", "imagenet_lt", "embeddings"):
         assert isinstance(load_config(name).stage1.epochs, int)
+
+
+def of_stages(config: Any) -> tuple[Any, ...]:
+    return tuple(s.epochs for s in (config.stage1, config.stage2) if s is not None)
+
+
+def test_one_key_sets_the_epochs_of_all_stages(data):
+    two = tiny(data)  # of two and two epochs
+    assert of_stages(make_config(two, ["epochs=10"])) == (5, 5)
+    two["stage2"] = {**two["stage2"], "epochs": 6}
+    assert of_stages(make_config(two, ["epochs=4"])) == (1, 3)
+    assert of_stages(make_config(two, ["epochs=auto"])) == (0.25, 0.75)
+    assert of_stages(make_config(two, ["epochs=4", "stage2.epochs=9"])) == (1, 9)
+    assert of_stages(make_config({**two, "stage2": None}, ["epochs=4"])) == (4,)
+    fitted = {**two, "stage2": {"kind": "ncm"}}
+    assert of_stages(make_config(fitted, ["epochs=4"])) == (4, 0)
+    for method, number in (("oltr-plus", (2, 8)), ("oltr", (5, 5)), ("plain", (10,))):
+        assert of_stages(make_config(BARE, ["epochs=10"], method=method)) == number
+        assert of_stages(make_config({**BARE, "epochs": 10}, method=method)) == number
+        assert of_stages(make_config(two, ["epochs=10"], method=method)) == number
+    assert of_stages(make_config({**BARE, "epochs": 3}, ["epochs=10"], method="plain")) == (10,)
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "message"),
+    [
+        ({}, ["epochs=0"], r"--set epochs=0: epochs: expected a number from 1 on, or auto, got 0"),
+        ({}, ["epochs=0.5"], r"got 0\.5"),
+        ({"epochs": "few"}, [], r"^config: epochs: .* got 'few'"),
+        ({}, ["epochs=1"], r"needs an epoch for each of its two stages, got 1 in all"),
+        ({"epochs": 3, "stage1": {**FIRST, "epochs": 2}}, [], r"epochs are those of all stages, and"
+         r" stage1\.epochs too are there"),
+    ],
+)  # fmt: skip
+def test_epochs_that_none_can_train_for(values, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config({**BARE, **values}, overrides, method="oltr-plus")
+
+
+def test_a_stage_that_is_set_alone_is_told(data, tmp_path, capsys):
+    values = open_ended(data)
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps(values))
+
+    def said(*words: str) -> str:
+        asked = ["train", str(file), "--out", str(tmp_path / "none"), "--stage1", "nowhere"]
+        assert main([*asked, *words]) == 1
+        return capsys.readouterr().err
+
+    line = "stage1.epochs is set for that stage alone, and stage2.epochs is 0.75 of auto; --set epo"
+    assert line in said("--method", "oltr-plus", "--set", "stage1.epochs=1")
+    assert line in said("--set", "stage1.epochs=1")
+    quiet = "is set for that stage alone"
+    assert quiet not in said("--method", "oltr-plus", "--set", "epochs=4")
+    assert quiet not in said("--set", "stage1.epochs=1", "--set", "stage2.epochs=1")
+    assert quiet not in said("--method", "ncm", "--set", "stage1.epochs=1")
+    found = said("--method", "oltr-plus", "--set", "stage2.epochs=1")
+    assert "stage2.epochs is set for that stage alone, and stage1.epochs is 0.25 of auto" in found

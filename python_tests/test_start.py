@@ -115,7 +115,7 @@ def test_few_steps_are_told(data):
 
     (few,) = line(10)
     assert few.startswith("30 steps are few for a network that starts at random")
-    assert few.endswith("stage1.epochs: auto would be 334 epochs in all instead of 10")
+    assert few.endswith("epochs: auto would be 334 epochs in all instead of 10")
     assert line(134) == []  # 402 steps
     weights = {"backbone": "torchvision:resnet18", "weights": "DEFAULT"}
     assert line(10, model=weights) == []

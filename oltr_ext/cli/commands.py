@@ -49,6 +49,7 @@ def run_train(args: argparse.Namespace) -> int:
             out,
             method=args.method or "auto",
             resume=not args.fresh,
+            overrides=args.set,
             say=_tell,
         )
         path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=say)

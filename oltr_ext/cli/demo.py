@@ -13,6 +13,7 @@ import torch
 
 from oltr_ext._version import __version__
 from oltr_ext._words import counted
+from oltr_ext.config.epochs import one_stage_alone
 from oltr_ext.config.loading import load_config
 from oltr_ext.config.methods import DEMO, METHODS
 from oltr_ext.engine.splits import load_splits
@@ -47,6 +48,8 @@ def demo(
     results = []
     for name, config in zip(methods, configs, strict=True):
         say(f"{name}: {METHODS[name].changes} ({METHODS[name].paper})")
+        if line := one_stage_alone(chosen, config):
+            say(line)
         started = time.perf_counter()
         try:
             path = train(config, out / name, resume=not fresh, say=say)

@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         "train by a configuration, or go on with an interrupted run",
         "  oltr train my.yaml\n"
         "  oltr train icons --method oltr\n"
-        "  oltr train my.yaml --method crt --set stage1.epochs=90 --set amp=bf16\n"
+        "  oltr train my.yaml --method crt --set epochs=90 --set amp=bf16\n"
         "  oltr train icons --method plain --out runs/plain\n"
         "  oltr train icons --method tau-norm --stage1 runs/plain\n"
         "  oltr train imagenet_lt --set data.root=/data/imagenet "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from oltr_ext.config.schema import Config, Stage
 
-__all__ = ["asked_epochs", "auto_epochs", "settle_epochs", "starts_at_random"]
+__all__ = ["asked_epochs", "auto_epochs", "one_stage_alone", "settle_epochs", "starts_at_random"]
 
 STEPS = {True: 1000, False: 300}
 """A run has at least so many: of a network that starts at random, and of one that need only be
@@ -40,6 +40,21 @@ def asked_epochs(config: Config) -> dict[str, str | float]:
     """What a configuration says where it leaves the epochs of a stage open."""
     stages = {name: getattr(config, name) for name in STAGES}
     return {n: s.epochs for n, s in stages.items() if s and not isinstance(s.epochs, int)}
+
+
+def one_stage_alone(overrides: Iterable[str], config: Config) -> str | None:
+    """A line where ``key.path=value`` strings set the epochs of one of two stages."""
+    keys = {item.partition("=")[0].strip() for item in overrides}
+    named = [name for name in STAGES if f"{name}.epochs" in keys]
+    if len(named) != 1 or "epochs" in keys or config.stage2 is None or not config.stage2.epochs:
+        return None
+    (other,) = set(STAGES) - set(named)
+    left = getattr(config, other).epochs
+    kept = left if isinstance(left, int) else "auto" if left == "auto" else f"{left:g} of auto"
+    return (
+        f"{named[0]}.epochs is set for that stage alone, and {other}.epochs is {kept}; --set "
+        "epochs=N sets both"
+    )
 
 
 def settle_epochs(config: Config, images: int, kept: Mapping[str, Any] | None = None) -> Config:

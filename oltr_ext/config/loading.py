@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from oltr_ext.config.methods import DEFAULT, apply_method, says_how
+from oltr_ext.config.methods import DEFAULT, apply_method, says_how, spread
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, ListData
 
@@ -44,7 +44,8 @@ def make_config(
     """Check a mapping as YAML gives it, with some keys replaced.
 
     Args:
-        overrides: ``key.path=value`` strings; values are YAML. The last word.
+        overrides: ``key.path=value`` strings; values are YAML. The last word. ``epochs=N`` is
+            for all stages, as the method divides them, or in the proportion that they have.
         method: one of `METHODS`, to train by it in place of what `values` say of stages; None:
             their own ``method``, or as they are; ``auto``: the same, but `DEFAULT` where nothing
             there or in `overrides` says how to train.
@@ -52,8 +53,7 @@ def make_config(
     Raises:
         ConfigError: one line with `source`, the key's path, what was expected and what came.
     """
-    overrides, own = list(overrides), values.get("method")
-    values = {key: value for key, value in values.items() if key != "method"}
+    own, (values, overrides, epochs) = values.get("method"), _whole(values, overrides, source)
     if method == "auto" and own is None and not says_how(values, overrides):
         method = DEFAULT
     elif method in (None, "auto"):
@@ -64,10 +64,16 @@ def make_config(
         mended = [item for item in overrides if not item.strip().startswith(("stage1", "stage2"))]
         base = make_config(values, mended, source=source)
         held = base.model_dump(mode="json", exclude_unset=True)
-        try:
+        if epochs is not None:
+            held["stage1"]["epochs"] = epochs
+            (held.get("stage2") or {}).pop("epochs", None)
+    try:
+        if method is not None:
             values = apply_method(held, str(method))
-        except ValueError as error:
-            raise ConfigError(f"{source}: {error}") from None
+        elif epochs is not None:
+            values = spread(values, epochs, "epochs")
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     changed = copy.deepcopy(dict(values))
     for item in overrides:
         key, sign, raw = item.partition("=")
@@ -78,6 +84,35 @@ def make_config(
         return Config.model_validate(changed)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_line(error)}") from None
+
+
+def _whole(
+    values: Mapping[str, Any], overrides: Iterable[str], source: str
+) -> tuple[dict[str, Any], list[str], int | str | None]:
+    """Values and overrides without what speaks of no key of `Config`, and the epochs of the whole
+    run where they say them: the last word, as of any key."""
+    rest = {key: value for key, value in values.items() if key not in ("method", "epochs")}
+    epochs, where, left = values.get("epochs"), source, []
+    stages = [f"{name}.epochs" for name in ("stage1", "stage2") if "epochs" in _group(rest, name)]
+    if epochs is not None and stages:
+        raise ConfigError(
+            f"{source}: epochs are those of all stages, and {' and '.join(stages)} too are there: "
+            "expected one of them"
+        )
+    for item in overrides:
+        key, sign, raw = item.partition("=")
+        if key.strip() == "epochs" and sign:
+            epochs, where = _parse(raw, f"--set {item}"), f"--set {item}"
+        else:
+            left.append(item)
+    if epochs not in (None, "auto") and not (type(epochs) is int and epochs > 0):
+        raise ConfigError(f"{where}: epochs: expected a number from 1 on, or auto, got {epochs!r}")
+    return rest, left, epochs
+
+
+def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def run_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str) -> Config:

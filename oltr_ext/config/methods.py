@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["DEFAULT", "DEMO", "METHODS", "Method", "apply_method", "says_how"]
+__all__ = ["DEFAULT", "DEMO", "METHODS", "Method", "apply_method", "says_how", "spread"]
 
 DEFAULT = "oltr-plus"
 """Where neither the configuration nor the command says how to train."""
@@ -29,6 +29,9 @@ COMMON = (
     "clip",
 )
 """Keys of stage 1 that stage 2 has as they are."""
+
+FITTED = ("tau_norm", "ncm", "logit_adjustment", "openmax")
+"""Kinds of stage 2 without a step."""
 
 HOW = ("stage1.loss.", "stage1.sampler.", "stage1.class_prior.")
 """Keys of stage 1 that make another method than plain training."""
@@ -84,6 +87,32 @@ def apply_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         changed["stage2"] = _second(first, method.stage2, after)
     if method.open_set:
         changed["open_set"] = {**changed.get("open_set", {}), **method.open_set}
+    return changed
+
+
+def spread(values: Mapping[str, Any], epochs: int | str, name: str) -> dict[str, Any]:
+    """A configuration whose stages train for `epochs` together, in the proportion that they have.
+
+    Args:
+        values: as of `Config`, or not yet checked.
+        epochs: a number, or ``auto``.
+        name: of the configuration, for errors.
+
+    Raises:
+        ValueError: fewer epochs than stages.
+    """
+    changed = copy.deepcopy(dict(values))
+    first, second = changed.get("stage1"), changed.get("stage2")
+    if not isinstance(first, dict):  # the error is that of the check
+        return changed
+    if not isinstance(second, dict) or second.get("kind") in FITTED:
+        first["epochs"] = epochs
+        return changed
+    before, after = first.get("epochs", "auto"), second.get("epochs", "auto")
+    share = after if isinstance(after, float) else 0.5
+    if isinstance(before, int) and isinstance(after, int):
+        share = after / (before + after)
+    first["epochs"], second["epochs"] = _shared((epochs, 0), share, name)
     return changed
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from oltr_ext.config.epochs import one_stage_alone
 from oltr_ext.config.loading import ConfigError
 from oltr_ext.config.methods import DEFAULT
 from oltr_ext.config.schema import Config
@@ -22,22 +23,32 @@ def configured(
     *,
     method: str | None = "auto",
     resume: bool = True,
+    overrides: Iterable[str] = (),
     say: Say,
 ) -> tuple[Config, Say]:
     """The configuration of a run in `out`, and `say` for its training: where the method was left
-    open, that is said before the first line.
+    open, or the epochs of one of two stages were, that is said before the first line.
 
     Args:
         load: gives it for a method, as `oltr_ext.config.loading.load_config` does.
         resume: a run of stage 1 alone that is there goes on as one: it was begun by the
             configuration alone, or by a version whose default that was.
+        overrides: what was set of it, as `make_config` takes them.
     """
+    config, say = _by_method(load, Path(out), method, resume, say)
+    line = one_stage_alone(overrides, config)
+    return config, say if line is None else _after(line, say)
+
+
+def _by_method(
+    load: Callable[[str | None], Config], out: Path, method: str | None, resume: bool, say: Say
+) -> tuple[Config, Say]:
     config, alone = load(method), None
     with suppress(ConfigError):  # --set may name keys of a stage 2 that only the method has
         alone = load(None)
     if method != "auto" or config == alone:
         return config, say
-    if resume and alone is not None and _holds_one_stage(Path(out)):
+    if resume and alone is not None and _holds_one_stage(out):
         line = f"{out} holds a run of stage 1 alone, which goes on as such; --method says otherwise"
         return alone, _after(line, say)
     line = f"method: {DEFAULT}, for neither configuration nor --method says another (oltr methods)"

@@ -139,17 +139,17 @@ def _steps_line(config: Config, splits: Splits, asked: Mapping[str, Any]) -> str
     epochs = sum(int(s.epochs) for s in stages)
     if asked:
         kind = "starts at random" if random else "is trained already"
+        key = "epochs" if "stage1" in asked else "stage2.epochs"
         return (
-            f"\nstage1.epochs: auto: {counted(epochs, 'epoch')} in all, {counted(steps, 'step')}, "
-            "by the number of "
-            f"images and for a network that {kind}; a number of epochs takes its place"
+            f"\n{key}: auto: {counted(epochs, 'epoch')} in all, {counted(steps, 'step')}, by the "
+            f"number of images and for a network that {kind}; a number of epochs takes its place"
         )
     if not random or not 0 < steps < FEW_STEPS:
         return ""
     better = auto_epochs(images, stages[0].batch_size, random=True)
     return (
         f"\n{counted(steps, 'step is', 'steps are')} few for a network that starts at random: "
-        f"stage1.epochs: auto would be {counted(better, 'epoch')} in all instead of {epochs}"
+        f"epochs: auto would be {counted(better, 'epoch')} in all instead of {epochs}"
     )
 
 
