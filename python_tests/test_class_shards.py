@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from nets import drawn, saved
 from pair import group, in_float64, in_pair, in_processes, near, settings, stopping_at
 from test_backbones_whole import values as whole_net
-from tiny import config, same_run
+from tiny import same_run
 
-from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint, class_shards
 from oltr_ext.engine.splits import load_splits
@@ -125,45 +119,3 @@ def test_they_resume_to_the_same_bits(shared):
 def test_other_numbers_go_on(data, shared, number):
     in_processes(number, _go_on, data, shared / f"on_{number}", number)
     near(shared / "memory", shared / f"on_{number}")
-
-
-def _dies(rank, port, path, out):
-    """`oltr train` in a process that is killed in a step, or raises there."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="3")
-    os.environ.update(MASTER_ADDR="localhost", TORCHELASTIC_USE_AGENT_STORE="True")
-    os.environ["MASTER_PORT"] = str(port)
-    step, said = _Run.step, io.StringIO()
-
-    def last(self, parts, steps):
-        if rank == 1 and self.state.total == 2:
-            if out.endswith("killed"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("no more memory")
-        step(self, parts, steps)
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
-        patch.setattr(_Run, "step", last)
-        try:
-            code = main(["train", path, "--out", out])
-        except SystemExit as stop:
-            code = stop.code
-    return code, said.getvalue()
-
-
-@pytest.mark.parametrize("how", ["raised", "killed"])
-def test_a_process_that_fails_ends_the_others_by_name(data, tmp_path, how):
-    values = {**config(data), "stage2": None, "distributed": {"classes": "all", "timeout": 20}}
-    values["stage1"] |= {"batch_size": 6}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    out = tmp_path / how
-    arguments = (store.port, str(tmp_path / "run.yaml"), str(out))
-    found = in_processes(3, _dies, *arguments, missing=[1] if how == "killed" else [])
-    assert all(code == 1 for code, _ in found)
-    lines = [line for _, said in found for line in said.splitlines() if line.startswith("oltr: ")]
-    assert len(lines) == 1, lines
-    if how == "raised":
-        assert lines == ["oltr: process 1 of 3: no more memory"]
-    else:
-        assert lines[0].startswith("oltr: process 1 of 3 ended without a word: process ")
-    assert checkpoint.load_latest(out) is not None

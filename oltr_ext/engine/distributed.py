@@ -22,11 +22,11 @@ Collectives on tensors of the device go through NCCL on CUDA, on tensors of the 
 from __future__ import annotations
 
 import os
-import socket
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oltr_ext._words import counted
+from oltr_ext.engine.attendance import Attendance, in_collective
 from oltr_ext.engine.build import pick_device
 
 __all__ = [
@@ -78,8 +79,8 @@ def lead() -> bool:
 def joined(timeout: float = 600) -> Iterator[None]:
     """Join the processes that torchrun started, if it did, for the length of the block.
 
-    The first of them to fail tells its error, and which it is; the others, which it may have
-    stopped, exit silently. Of one that ended without a word, the first to miss it tells.
+    The first of them to fail tells its error, and which it is, or whom it missed: one that was
+    killed, went silent, or does not come. The others, which it may have stopped, exit silently.
 
     Args:
         timeout: seconds for which a process waits for the others.
@@ -87,59 +88,64 @@ def joined(timeout: float = 600) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(seconds=timeout),
-    )
-    processes = _sign()
+    store, number, processes = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    attendance = Attendance(store, number, processes, timeout)
     try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if not _first_to_fail():
+        with _told_to_end():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=store,
+                rank=number,
+                world_size=processes,
+                timeout=timedelta(seconds=timeout),
+            )
+            yield
+    except (Exception, KeyboardInterrupt, _Terminated) as error:
+        if not attendance.first_to_fail():
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from error
-        if isinstance(error, RuntimeError) and (gone := _gone(processes)):
-            raise LostProcess(
-                f"process {', '.join(map(str, gone))} of {world()} ended without a word: process "
-                f"{rank()} missed it ({str(error).splitlines()[0]})"
-            ) from error
+        own = f"process {number} of {processes}"
+        try:
+            others = isinstance(error, _Terminated) or in_collective(error)
+            if others and (missing := attendance.missing(error)):
+                words = str(error).splitlines() or [type(error).__name__]
+                raise LostProcess(f"{missing}: process {number} missed it ({words[0]})") from error
+        finally:
+            attendance.told()
+        if isinstance(error, _Terminated):
+            raise LostProcess(f"{own}: {error}") from error
         if len(error.args) == 1 and isinstance(error.args[0], str):
-            error.args = (f"process {rank()} of {world()}: {error.args[0]}",)
+            error.args = (f"{own}: {error.args[0]}",)
         raise
+    attendance.close()
     dist.destroy_process_group()  # not after an error: others may wait in a collective
 
 
 class LostProcess(RuntimeError):
-    """Another process is no more."""
+    """A process of several is no more."""
 
 
-def _sign() -> list[tuple[str, int]]:
-    """Host and number of every process, once each has said its own."""
-    store = dist.distributed_c10d._get_default_store()
-    store.set(f"oltr_ext/process{rank()}", f"{socket.gethostname()} {os.getpid()}")
-    said = [store.get(f"oltr_ext/process{other}").decode().split() for other in range(world())]
-    return [(host, int(pid)) for host, pid in said]
+class _Terminated(BaseException):
+    """By SIGTERM, which torchrun sends to the others of a machine when one of them is lost."""
 
 
-def _gone(processes: Sequence[tuple[str, int]]) -> list[int]:
-    """Those of this machine that are no more."""
-    here = socket.gethostname()
-    return [r for r, (host, pid) in enumerate(processes) if host == here and not _runs(pid)]
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Who is asked to end says why, and is not asked twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Terminated("ended by SIGTERM")
 
-def _runs(pid: int) -> bool:
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")  # who ended and was not asked for yet is there still
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _first_to_fail() -> bool:
-    try:
-        return bool(dist.distributed_c10d._get_default_store().add("oltr_ext/failed", 1) == 1)
-    except RuntimeError:  # the store went down with the process that held it
-        return True
+        yield
+    except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    signal.signal(signal.SIGTERM, before)
 
 
 def device_of(name: str) -> torch.device:
