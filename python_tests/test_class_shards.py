@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from nets import drawn, saved
 from pair import group, in_float64, in_pair, in_processes, near, settings, stopping_at
+from sharded_answers import none_whole
 from test_backbones_whole import values as whole_net
 from tiny import same_run
 
@@ -33,7 +34,7 @@ def _settings(data, kind, classes):
 
 
 def _runs(rank, data, out):
-    with group(rank, out, 4), in_float64():
+    with group(rank, out, 4), in_float64(), none_whole():
         for kind in KINDS:
             train(_settings(data, kind, "all"), out / kind)
         train(_settings(data, "memory", 2), out / "two_groups")

@@ -82,3 +82,11 @@ def test_nothing_of_ours_goes_by_an_old_path() -> None:
 
 def test_they_go_with_the_next_release() -> None:
     assert __version__.startswith("0.1."), "delete oltr_ext/_moved.py and this file"
+
+
+def test_a_pickled_head_finds_its_class() -> None:
+    from oltr_ext.nn import LinearHead
+
+    assert pickle.loads(b"coltr_ext.nn.heads\nLinearHead\n.") is LinearHead
+    with pytest.raises(AttributeError, match="has no attribute 'RoundHead'"):
+        pickle.loads(b"coltr_ext.nn.heads\nRoundHead\n.")

@@ -8,6 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from pair import group, in_processes
+from sharded_answers import (
+    answer_alike,
+    bytes_do_not_grow_with_the_classes,
+    evaluated_alike,
+    logits_in_parts,
+)
 from torch.distributed.device_mesh import init_device_mesh
 
 from oltr_ext import use_backend
@@ -116,9 +122,7 @@ def _compare(name, head, mesh, sizes, batches):
     assert found.keys() == all_.keys()
     for score in found:
         _close(found[score].detach(), all_[score][here].detach(), (*where, score))
-    (label, confidence), (labels, sure) = parted.predict(x[here]), whole.predict(x)
-    assert torch.equal(label, labels[here]), where
-    _close(confidence, sure[here], where)
+    answer_alike(where, whole, parted, x, here)
     _trained_through_outputs(where, whole, parted, x, here, world if batches == "own" else 1)
 
 
@@ -148,6 +152,8 @@ def _exact(number):
                     batches = "own" if backend == "native" else "same"
                     heads[name].zero_grad()
                     _compare(name, heads[name], line, sizes, batches)
+                    if backend == "native":
+                        evaluated_alike(heads[name], line)
 
 
 def _plane():
@@ -317,6 +323,8 @@ def _all(rank, folder, number):
         _exact(number)
         _memory()
         _born_apart()
+        logits_in_parts()
+        bytes_do_not_grow_with_the_classes(init_device_mesh("cpu", (number,)))
         if number == 3:
             _compiled()
             _refusals()

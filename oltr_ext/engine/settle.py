@@ -119,7 +119,7 @@ def check_score(settings: OpenSet, model: OLTRModel) -> None:
         return
     device = model.head.threshold.device
     with torch.no_grad():
-        out = model.head.outputs(torch.zeros(1, model.feature_dim, device=device))
+        out = model.head.parted(torch.zeros(1, model.feature_dim, device=device))
     try:
         model.head.score_of(out, settings.score)
     except ValueError as error:

@@ -4,7 +4,8 @@ from oltr_ext.nn.attention import ModulatedAttention
 from oltr_ext.nn.classifiers import CosineClassifier, MetaEmbedding, MetaEmbeddingClassifier
 from oltr_ext.nn.feature_bank import FeatureBank
 from oltr_ext.nn.fslwf import FSLwFHead
-from oltr_ext.nn.heads import Head, HeadOutput, LinearHead, PriorHead
+from oltr_ext.nn.heads import Best, Head, HeadOutput, PriorHead
+from oltr_ext.nn.linear_head import LinearHead
 from oltr_ext.nn.losses import DiscCentroidsLoss, FocalLoss, LiftedStructureLoss, RangeLoss
 from oltr_ext.nn.memory import CentroidMemory
 from oltr_ext.nn.oltr_head import OLTRHead
@@ -23,6 +24,7 @@ from oltr_ext.nn.shard_classes import shard_classes
 from oltr_ext.nn.sharded_training import GradScaler, clip_grad_norm_, param_groups
 
 __all__ = [
+    "Best",
     "CentroidMemory",
     "ClassEntry",
     "CosineClassifier",

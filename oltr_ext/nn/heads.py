@@ -1,5 +1,4 @@
-"""Heads: features in; logits, loss and an open-set answer out. Here what all of them share, and the
-linear one."""
+"""Heads: features in; logits, loss and an open-set answer out. Here what all of them share."""
 
 from __future__ import annotations
 
@@ -8,16 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from oltr_ext.nn.checks import check_sizes, checked_prior
+from oltr_ext.nn.checks import checked_prior
 from oltr_ext.nn.enroll import Enrolling
 from oltr_ext.nn.exact import indices, moved_exactly
 from oltr_ext.nn.feature_bank import FeatureBank
-from oltr_ext.nn.layout import kaiming, uniform
-from oltr_ext.nn.linear_classes import LinearClasses
-from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
+from oltr_ext.nn.parted import PartedLogits, SharedLogits, strongest_of
 from oltr_ext.nn.room import Rooms
 from oltr_ext.nn.scores import ENTROPY_SCORES, SCORES, all_scores
 
@@ -37,7 +34,7 @@ class HeadOutput(NamedTuple):
     """What a head makes of features (B, D); what it lacks is None."""
 
     logits: Any
-    """(B, C): a tensor, or the `StreamedLogits` of a streamed head."""
+    """(B, C): a tensor, or `PartedLogits` where they are never whole."""
     distance: Tensor | None = None
     """(B,) to the nearest centroid."""
     nearest: Tensor | None = None
@@ -52,6 +49,17 @@ class HeadOutput(NamedTuple):
     """(B,) probability of the class "unknown"."""
     features: Tensor | None = None
     """(B, D), what it was made of; without them there are no scores of the bank."""
+
+
+class Best(NamedTuple):
+    """What `Head.best` says of features (B, D)."""
+
+    logits: Tensor
+    """(B, K) float64, the largest first."""
+    classes: Tensor
+    """(B, K) int64; of equal logits the lower class is first."""
+    scores: dict[str, Tensor]
+    """(B,) float64 under each name."""
 
 
 class Head(Enrolling, ABC):
@@ -145,7 +153,13 @@ class Head(Enrolling, ABC):
 
     @abstractmethod
     def outputs(self, features: Tensor) -> HeadOutput:
-        """All that the head makes of features (B, D)."""
+        """All that the head makes of features (B, D). Where processes share the classes, each gets
+        whole logits, B x C; see `best` and `parted`."""
+
+    def parted(self, features: Tensor) -> HeadOutput:
+        """As `outputs`, but where processes share the classes: there it takes features (B, D) that
+        all of them are given, and logits stay where they are, as `SharedLogits`."""
+        return self.outputs(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, D) to logits (B, C)."""
@@ -170,7 +184,7 @@ class Head(Enrolling, ABC):
 
         def largest(features: Tensor) -> Tensor:
             parts = self.pieces(features.to(self.threshold.device))
-            return torch.cat([self.outputs(part).logits.amax(dim=1) for part in parts])
+            return torch.cat([self.parted(part).logits.amax(dim=1) for part in parts])
 
         with self.layout.same_rows():
             self.bank.fit(
@@ -219,7 +233,7 @@ class Head(Enrolling, ABC):
         if torch.compiler.is_compiling():
             return (rows,)
         bank = 0 if self.bank.rows is None else len(self.bank.rows)
-        return rows.split(max(1, LOGITS // max(self.num_classes, bank)))
+        return rows.split(max(1, LOGITS // max(self.layout.most(self.num_classes), bank)))
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,8 +262,36 @@ class Head(Enrolling, ABC):
         return label, confidence
 
     def _predict(self, features: Tensor) -> tuple[Tensor, ...]:
-        parts = [self.answer(self.outputs(piece)) for piece in self.pieces(features)]
+        parts = [self.answer(self.parted(piece)) for piece in self.pieces(features)]
         return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def best(self, features: Tensor, count: int = 5, names: Sequence[str] = ()) -> Best:
+        """The likeliest classes of features (B, D), and scores of theirs, in memory of `predict`.
+
+        Args:
+            count: K, how many; all where there are fewer.
+            names: of `scores`.
+
+        Raises:
+            ValueError: this head has no such score.
+        """
+
+        def found(rows: Tensor) -> tuple[Tensor, ...]:
+            parts = []
+            for piece in self.pieces(rows):
+                out = self.parted(piece)
+                scores = [self.score_of(out, name) for name in names]
+                if isinstance(out.logits, PartedLogits):
+                    logits, classes = out.logits.largest(count)
+                else:
+                    logits, classes = strongest_of(out.logits, count)
+                parts.append((logits.double(), classes, *scores))
+            return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+        with self.reading():
+            logits, classes, *scores = self.layout.each(found, features)
+        return Best(logits, classes, dict(zip(names, scores, strict=True)))
 
     def answer(self, out: HeadOutput) -> tuple[Tensor, Tensor]:
         """As `predict`, from what `outputs` gave."""
@@ -289,109 +331,34 @@ class PriorHead(Head):
             state.setdefault(f"{prefix}prior_share", none)
         super()._load_from_state_dict(state, prefix, *args)
 
-    def expected(self, logits: Tensor) -> Tensor:
+    def parted(self, features: Tensor) -> HeadOutput:
+        if self.layout.shard is None:
+            return self.outputs(features)
+        return self._outputs(features, whole=False)._replace(features=features)
+
+    def _outputs(self, features: Tensor, *, whole: bool = True) -> HeadOutput:
+        """Of rows that all processes have; see `expected`."""
+        raise NotImplementedError
+
+    def expected(self, logits: Tensor, *, whole: bool = True) -> Tensor | SharedLogits:
         """Logits (B, C) with the share of the prior that is expected of what is predicted, from
-        those without, of the classes that this process has."""
+        those without, of the classes that this process has.
+
+        Args:
+            whole: False leaves those of other processes there.
+        """
         if self.class_prior is not None:
             prior = self.layout.raw(self.class_prior)
             log_prior = prior.clamp_min(1e-30).log()  # 0 times -inf is no number
             logits = logits + (self.prior_share * log_prior).to(logits.dtype)
+        if not whole and self.layout.shard is not None:  # whose classes are those of training
+            return SharedLogits(logits, self.layout.shard)
         return self.without_removed(self.layout.whole(logits))
 
 
-class LinearHead(LinearClasses, PriorHead):
-    """The plain classifier: logits = x W' + b, cross-entropy.
+def __getattr__(name: str) -> Any:
+    if name == "LinearHead":  # pickles of before it had a file of its own look for it here
+        from oltr_ext.nn.linear_head import LinearHead
 
-    Args:
-        feat_dim: D.
-        num_classes: C.
-        class_prior: class frequencies (C,) whose logarithm is added to the logits in training:
-            balanced softmax (Ren et al., NeurIPS 2020), which is the loss of logit adjustment
-            (Menon et al., ICLR 2021, Eq. 10) at tau = 1; give frequencies to the power of tau for
-            another. See `PriorHead`.
-        criterion: over (logits (B, C), target (B,)), in place of cross-entropy.
-        metric: over (features (B, D), target (B,)), added ``metric_weight`` times.
-        device: of the weights.
-
-    Raises:
-        ValueError: no class or no feature, or a prior that is none.
-    """
-
-    CLASS_TENSORS: ClassVar = {
-        "linear.weight": kaiming,
-        "linear.bias": uniform,
-        **PriorHead.CLASS_TENSORS,
-    }
-
-    def __init__(
-        self,
-        feat_dim: int,
-        num_classes: int,
-        *,
-        class_prior: Tensor | None = None,
-        criterion: nn.Module | None = None,
-        metric: nn.Module | None = None,
-        metric_weight: float = 1.0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        check_sizes(type(self).__name__, num_classes, feat_dim)
-        super().__init__(class_prior, num_classes)
-        self.linear = nn.Linear(feat_dim, num_classes, device=device)
-        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
-        self.metric, self.metric_weight = metric, metric_weight
-
-    @property
-    def num_classes(self) -> int:
-        return self.linear.out_features
-
-    @property
-    def origin(self) -> Tensor:
-        weight, bias = (self.layout.raw(t).detach() for t in self.linear.parameters())
-        return self.layout.zero_of(weight, bias)
-
-    def learned(self, features: Tensor) -> Tensor:
-        """Features (B, D) to logits (B, C) as they are trained, before any prior, of the classes
-        that this process has."""
-        return self.layout.linear(features, self.linear)
-
-    def outputs(self, features: Tensor) -> HeadOutput:
-        out: HeadOutput = self.layout.each(self._outputs, features)
-        return out._replace(features=features)
-
-    def _outputs(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(self.expected(self.learned(features)))
-
-    def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
-        """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
-        x, y = self.layout.rows(features, target)
-        logits = wide(self.learned(x))
-        if self.class_prior is not None:
-            logits = logits + self.layout.raw(self.class_prior).to(logits.dtype).log()
-        loss = self.layout.criterion(self.criterion, logits, y)
-        if self.metric is not None:
-            rows = (x, y) if gather is alone else gather(features, target)
-            loss = loss + self.metric_weight * self.metric(*rows)
-        return loss
-
-    @torch.no_grad()
-    def start_at(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Takes over a classifier: weight (C, D) and bias (C,), which is zero by default.
-
-        Raises:
-            ValueError: another shape than this head's.
-        """
-        for name, value, own in (
-            ("weight", weight, self.linear.weight),
-            ("bias", bias, self.linear.bias),
-        ):
-            if value is not None and value.shape != own.shape:
-                raise ValueError(
-                    f"LinearHead.start_at: expected {name} of shape {tuple(own.shape)}, "
-                    f"got {tuple(value.shape)}"
-                )
-        layout = self.layout
-        layout.raw(self.linear.weight).copy_(layout.cut(weight))
-        if bias is None:
-            layout.raw(self.linear.bias).zero_()
-        else:
-            layout.raw(self.linear.bias).copy_(layout.cut(bias))
+        return LinearHead
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,10 @@ class Layout:
         """First of this process's classes, and the one after its last."""
         return (0, total) if self.shard is None else (self.shard.start, self.shard.stop)
 
+    def most(self, total: int) -> int:
+        """Of so many classes the most that a process has."""
+        return total
+
     def own(self, tensor: Tensor) -> Tensor:
         """Rows of this process's classes, of a tensor (C, ...) of the layer."""
         return tensor
@@ -135,6 +139,9 @@ class Sharded(Layout):
 
     def __deepcopy__(self, memo: Any) -> Sharded:
         return self  # a process group has no copies
+
+    def most(self, total: int) -> int:
+        return Shard.cut(total, dist.get_world_size(self.shard.group), 0)[1]
 
     def own(self, tensor: Tensor) -> Tensor:
         local: Tensor = tensor.to_local()  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
 from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
+from oltr_ext.nn.parted import PartedLogits, SharedLogits
 from oltr_ext.nn.rivals import RIVALS, Rivals, spaced
 from oltr_ext.nn.scores import SCORES, all_scores
 from oltr_ext.nn.streamed import StreamedLogits, strongest
@@ -94,11 +95,11 @@ class OLTRHead(PriorHead):
         out: HeadOutput = self.layout.each(self._outputs, features)
         return out._replace(features=features)
 
-    def _outputs(self, features: Tensor) -> HeadOutput:
+    def _outputs(self, features: Tensor, *, whole: bool = True) -> HeadOutput:
         parts = self._embed(features)
         cosine = self.classifier.cosnorm_classifier
         if self.streamed:
-            logits: Tensor | StreamedLogits = StreamedLogits(
+            logits: Tensor | PartedLogits = StreamedLogits(
                 parts.embedding,
                 cast(StreamedBank, cosine.weight),
                 cosine.scale,
@@ -106,7 +107,7 @@ class OLTRHead(PriorHead):
                 self.num_trained,
             )
         else:
-            logits = self.expected(cosine.columns(parts.embedding))
+            logits = self.expected(cosine.columns(parts.embedding), whole=whole)
         return HeadOutput(
             logits,
             parts.distance,
@@ -129,7 +130,7 @@ class OLTRHead(PriorHead):
         if self.class_prior is None and self.removed is None:
             return None
         zero = self.threshold.new_zeros(1, self.num_classes, dtype=torch.float32)
-        return self.expected(zero)[0]
+        return cast(Tensor, self.expected(zero))[0]
 
     def _embed(self, features: Tensor) -> MetaEmbeddingDetails:
         """Where classes lack, what is there is copied once, not at each call, but with gradients
@@ -221,22 +222,39 @@ class OLTRHead(PriorHead):
 
     def recall(self, features: Tensor) -> Tensor:
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
-        keys, present = self.classifier.fc_hallucinator, self.memory.present
-        match = self.layout.linear(features, keys)
+        present = self.memory.present
         if self.layout.shard is not None:
-            if present is not None:
-                gone = torch.ones_like(match[0], dtype=torch.bool).index_fill(0, present, False)
-                match = match.masked_fill(gone, -torch.inf)
-            return torch.softmax(self.layout.whole(match), dim=1)
+            (whole,) = self.layout.each(lambda x: (self.layout.whole(self._match(x)),), features)
+            return torch.softmax(whole, dim=1)
+        match = self._match(features)
         if present is None:
             return torch.softmax(match, dim=1)
         share = torch.softmax(match[:, present], dim=1)
         return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
 
+    def _match(self, features: Tensor) -> Tensor:
+        """Attention logits of this process's classes; of shared ones -inf without a centroid."""
+        match, present = self.layout.linear(features, self.classifier.fc_hallucinator), None
+        if self.layout.shard is not None:
+            present = self.memory.present
+        if present is None:
+            return match
+        gone = torch.ones_like(match[0], dtype=torch.bool).index_fill(0, present, False)
+        return match.masked_fill(gone, -torch.inf)
+
     def most_recalled(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Of `recall` the largest shares (B, count) and their classes."""
-        layer = self.classifier.fc_hallucinator
+        layer, shard = self.classifier.fc_hallucinator, self.layout.shard
         count, present = min(count, self.num_classes), self.memory.present
+        if shard is not None:
+
+            def found(x: Tensor) -> tuple[Tensor, Tensor]:
+                match = SharedLogits(self._match(x), shard)
+                largest, classes = match.largest(count)
+                return (largest - match.log_total[:, None]).exp().to(match.dtype), classes
+
+            share, which = self.layout.each(found, features)
+            return share, which
         if not self.streamed:
             share, which = self.recall(features).topk(count, dim=1)
             return share, which

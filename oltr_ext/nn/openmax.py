@@ -9,7 +9,8 @@ from torch import Tensor
 
 from oltr_ext.nn.checks import check_labels
 from oltr_ext.nn.enroll import ClassTensor
-from oltr_ext.nn.heads import HeadOutput, LinearHead
+from oltr_ext.nn.heads import HeadOutput
+from oltr_ext.nn.linear_head import LinearHead
 
 TRANSLATE = 1e4
 """What libMR, the authors' library, adds to a tail before its fit. So far from zero the fit no

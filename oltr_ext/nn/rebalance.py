@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext.nn.enroll import ClassTensor
-from oltr_ext.nn.heads import LinearHead
+from oltr_ext.nn.linear_head import LinearHead
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.memory import means_over
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from oltr_ext.nn.streamed import StreamedLogits
+from oltr_ext.nn.parted import PartedLogits
 
 LOGIT_SCORES = ("max_softmax", "max_logit", "energy")
 ENTROPY_SCORES = ("gen",)
@@ -50,7 +50,7 @@ which malloc takes fresh pages for every temporary."""
 
 
 def logit_scores(
-    logits: Tensor | StreamedLogits, *, temperature: float = 1.0, dtype: torch.dtype | None = None
+    logits: Tensor | PartedLogits, *, temperature: float = 1.0, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """All of `LOGIT_SCORES`, in one pass and without another tensor of the logits' size.
 
@@ -66,11 +66,11 @@ def logit_scores(
         ValueError: logits of another shape.
     """
     _check_logits("logit_scores", logits)
-    if isinstance(logits, StreamedLogits):
-        top = logits.largest(1)[0][:, 0]
-        total = energy = torch.logaddexp(top, logits.log_rest)
+    if isinstance(logits, PartedLogits):
+        top, total = logits.amax(dim=1), logits.log_total
+        energy = total
         if temperature != 1:
-            raise ValueError("logit_scores: expected a temperature of 1 for streamed logits")
+            raise ValueError("logit_scores: expected a temperature of 1 for logits in parts")
         values = ((top - total).exp(), top, energy)
         return dict(zip(LOGIT_SCORES, (v.to(dtype or v.dtype) for v in values), strict=True))
     rows, parts = max(1, CHUNK // logits.shape[1]), []
@@ -85,9 +85,7 @@ def logit_scores(
     return dict(zip(LOGIT_SCORES, torch.cat(parts, dim=1), strict=True))
 
 
-def entropy_score(
-    logits: Tensor | StreamedLogits, *, gamma: float = GAMMA, top: int = TOP
-) -> Tensor:
+def entropy_score(logits: Tensor | PartedLogits, *, gamma: float = GAMMA, top: int = TOP) -> Tensor:
     """``gen``: generalised entropy with its sign turned (Liu et al., CVPR 2023, Eq. 2 and 4).
 
     ``-sum p^gamma (1 - p)^gamma`` over the ``top`` largest probabilities p. Near p = 1 the power
@@ -106,9 +104,9 @@ def entropy_score(
     _check_logits("entropy_score", logits)
     if top < 1:
         raise ValueError(f"entropy_score: expected top of at least 1, got {top}")
-    if isinstance(logits, StreamedLogits):
+    if isinstance(logits, PartedLogits):
         largest, rest = logits.largest(top)[0], logits.log_rest[:, None]
-        return _entropy(largest, rest, torch.logaddexp(largest[:, :1], rest), gamma)
+        return _entropy(largest, rest, logits.log_total[:, None], gamma)
     rows, parts = max(1, CHUNK // logits.shape[1]), []
     for part in (logits,) if torch.compiler.is_compiling() else logits.split(rows):
         total = part.logsumexp(dim=1, keepdim=True)
@@ -179,7 +177,7 @@ def open_score(
 
 
 def all_scores(
-    logits: Tensor | StreamedLogits,
+    logits: Tensor | PartedLogits,
     distance: Tensor | None = None,
     unknown: Tensor | None = None,
     *,
@@ -203,7 +201,7 @@ def all_scores(
     _check_logits("all_scores", logits)
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
     entropies = set(ENTROPY_SCORES) & set(names)
-    if isinstance(logits, StreamedLogits) and entropies:
+    if isinstance(logits, PartedLogits) and entropies:
         logits.largest(TOP)  # so that one pass is enough
     scores = logit_scores(logits, temperature=temperature, dtype=dtype)
     if distance is not None:
@@ -214,11 +212,11 @@ def all_scores(
         for name in UNKNOWN_SCORES:
             scores[name] = 1 - unknown.to(dtype)
     for name in entropies:
-        wide = logits if isinstance(logits, StreamedLogits) else logits.to(dtype)
+        wide = logits if isinstance(logits, PartedLogits) else logits.to(dtype)
         scores[name] = entropy_score(wide)
     return scores
 
 
-def _check_logits(where: str, logits: Tensor | StreamedLogits) -> None:
+def _check_logits(where: str, logits: Tensor | PartedLogits) -> None:
     if len(logits.shape) != 2 or logits.shape[1] == 0:
         raise ValueError(f"{where}: expected logits (B, C >= 1), got {tuple(logits.shape)}")

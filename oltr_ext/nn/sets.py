@@ -13,8 +13,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from oltr_ext.nn.parted import PartedLogits
 from oltr_ext.nn.scores import CHUNK
-from oltr_ext.nn.streamed import StreamedLogits
 
 SET_METHODS = ("marginal", "pas", "shots", "class", "interp")
 
@@ -33,7 +33,7 @@ def rank(rows: int, alpha: float) -> int:
 
 
 def true_log_probability(
-    logits: Tensor | StreamedLogits, target: Tensor, known: int | None = None
+    logits: Tensor | PartedLogits, target: Tensor, known: int | None = None
 ) -> Tensor:
     """(B,) float32 log-probability of the true class, of logits (B, C) and labels (B,); what is no
     number is -inf, the lowest, and so is that of an open row (-1).
@@ -45,7 +45,7 @@ def true_log_probability(
     It is summed in float64, a part of the rows at a time. The logarithm tells probabilities apart
     that are 1 in float32.
     """
-    if isinstance(logits, StreamedLogits):
+    if isinstance(logits, PartedLogits):
         true = logits.at(target.clamp_min(0)) - logits.log_known
         return _number(torch.where(target < 0, -torch.inf, true))
     parts = []
@@ -133,7 +133,7 @@ def set_thresholds(
 
 
 def set_members(
-    logits: Tensor | StreamedLogits, thresholds: Tensor, known: int | None = None
+    logits: Tensor | PartedLogits, thresholds: Tensor, known: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sets of logits (B, C) under thresholds (C,), likeliest class first.
 
@@ -144,8 +144,8 @@ def set_members(
         sizes (B,) int64; classes (sum of sizes,) int64, row after row; their log-probabilities,
         float32. Of B x C nothing but the logits exists whole.
     """
-    if isinstance(logits, StreamedLogits):
-        return _streamed_members(logits, thresholds)
+    if isinstance(logits, PartedLogits):
+        return _parted_members(logits, thresholds)
     sizes, classes, values = [], [], []
     for z, _ in _parts(logits, logits):
         inside = _number(z - z[:, :known].logsumexp(1, keepdim=True)) >= thresholds
@@ -163,10 +163,11 @@ def set_members(
     return torch.cat(sizes), torch.cat(classes), torch.cat(values)
 
 
-def _streamed_members(logits: StreamedLogits, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns, values = [], [], []
+def _parted_members(logits: PartedLogits, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    none = torch.empty(0, dtype=torch.int64, device=logits.device)
+    rows, columns, values = [none], [none], [none.float()]
     known = logits.log_known[:, None]
-    total = torch.logaddexp(logits.largest(1)[0], logits.log_rest[:, None])
+    total = logits.log_total[:, None]
     with logits.blocks() as blocks:
         for start, z in blocks:
             inside = _number(z - known) >= thresholds[start : start + z.shape[1]]
@@ -174,7 +175,7 @@ def _streamed_members(logits: StreamedLogits, thresholds: Tensor) -> tuple[Tenso
             rows.append(row)
             columns.append(column + start)
             values.append(_number(z - total)[row, column])
-    row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
+    row, column, value = logits.joined(torch.cat(rows), torch.cat(columns), torch.cat(values))
     order = column.argsort(stable=True)
     order = order[value[order].argsort(descending=True, stable=True)]
     order = order[row[order].argsort(stable=True)]
@@ -182,20 +183,20 @@ def _streamed_members(logits: StreamedLogits, thresholds: Tensor) -> tuple[Tenso
 
 
 def set_sizes(
-    logits: Tensor | StreamedLogits, thresholds: Tensor, known: int | None = None
+    logits: Tensor | PartedLogits, thresholds: Tensor, known: int | None = None
 ) -> Tensor:
     """(B, M) int64, how many classes are in the sets under M thresholds (M, C) each; as
     `set_members`."""
     shape = (len(logits), len(thresholds))
     if 0 in shape:
         return torch.empty(shape, dtype=torch.int64, device=logits.device)
-    if isinstance(logits, StreamedLogits):
+    if isinstance(logits, PartedLogits):
         counts, total = thresholds.new_zeros(shape, dtype=torch.int64), logits.log_known[:, None]
         with logits.blocks() as blocks:
             for start, z in blocks:
                 log_prob, here = _number(z - total), slice(start, start + z.shape[1])
                 counts += torch.stack([(log_prob >= t[here]).sum(1) for t in thresholds], 1)
-        return counts
+        return logits.summed(counts)
     found = []
     for z, _ in _parts(logits, logits):
         log_prob = _number(z - z[:, :known].logsumexp(1, keepdim=True))
