@@ -48,6 +48,13 @@ def answer_alike(where, whole, parted, x, here):
     _close(got.logits, want.logits[here], where)
     for name in names:
         _close(got.scores[name], want.scores[name][here], (*where, name))
+    if isinstance(whole, OLTRHead):
+        recalled = whole.recall(x)[here]
+        _close(parted.recall(x[here]), recalled, where)
+        with none_whole():
+            share, which = parted.most_recalled(x[here], 3)
+        _close(share, recalled.topk(min(3, recalled.shape[1]), dim=1).values, where)
+        _close(recalled.gather(1, which), share, where)
 
 
 def _close(got, want, what):
@@ -92,7 +99,7 @@ def logits_in_parts():
 
 
 def evaluated_alike(whole, mesh):
-    """Evaluation, the bank's fit and what memory recalls, of rows that all have."""
+    """Evaluation, of rows that all have."""
     parted = shard_classes(copy.deepcopy(whole), mesh, batches="same")
     torch.manual_seed(6)
     x, y = torch.randn(9, whole.feat_dim).double(), torch.arange(9) % whole.num_classes
@@ -106,12 +113,6 @@ def evaluated_alike(whole, mesh):
     assert got.scores.keys() == want.scores.keys()
     for name, score in want.scores.items():
         np.testing.assert_allclose(got.scores[name], score, rtol=1e-9, atol=1e-9, err_msg=name)
-    if isinstance(whole, OLTRHead):
-        with none_whole():
-            share, which = parted.most_recalled(x, 3)
-        recalled = whole.recall(x)
-        _close(share, recalled.topk(3, dim=1).values, "recalled")
-        _close(recalled.gather(1, which), share, "recalled")
 
 
 class Sent(TorchDispatchMode):
