@@ -15,6 +15,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST_ARGS ?=
 PRESET ?= debug
+# Nothing, where they have just run.
+NATIVE_TESTS ?= native-test
 BENCH_ARGS ?=
 OLDEST_TORCH := 2.11.0
 OLDEST_VISION := 0.26.0
@@ -29,7 +31,7 @@ SUITES ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 NATIVE := $(shell find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pytest tools env build native-test sanitize arm-test desk-test test-oldest bench bench-full lint format \
+.PHONY: help demo test tools env build native-test sanitize arm-test desk-test test-oldest bench bench-full lint format \
   cuda-build gpu-check wheel clean
 
 help:  ## this list
@@ -39,10 +41,7 @@ help:  ## this list
 demo: $(BUILD)  ## train and evaluate on the embedded icons, under 4 minutes on two cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/oltr demo
 
-test: $(BUILD) native-test  ## every test: native, then pytest
-	$(MAKE) --no-print-directory pytest
-
-pytest: $(BUILD)  ## the Python tests alone
+test: $(BUILD) $(NATIVE_TESTS)  ## every test: native, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 build: $(BUILD)  ## .venv and the extension, installed in place
