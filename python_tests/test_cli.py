@@ -349,7 +349,7 @@ def test_interrupt_is_code_130_and_the_same_command_goes_on(folder):
     assert child.returncode == 130 and "goes on from here" in told and "Traceback" not in told
 
 
-def test_demo_trains_judges_and_runs_again(tmp_path):
+def test_demo_trains_judges_and_runs_again(tmp_path, monkeypatch, capsys):
     quick = ["demo", "--out", "demo", "--set", "stage1.epochs=1"]
     done = oltr(*quick, "--methods", "plain", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -370,14 +370,15 @@ def test_demo_trains_judges_and_runs_again(tmp_path):
     # again, then with another seed in the same folder: both work, only the second trains
     assert main([*quick[:2], str(tmp_path / "demo"), *quick[3:], "--methods", "plain"]) == 0
     assert (tmp_path / "demo/plain/model.safetensors").read_bytes() == model
-    again = oltr(*quick, "--methods", "plain", "--seed", "1", cwd=tmp_path)
-    assert again.returncode == 0 and "starting afresh" in again.stdout
+    monkeypatch.chdir(tmp_path)
+    assert main([*quick, "--methods", "plain", "--seed", "1"]) == 0
+    assert "starting afresh" in capsys.readouterr().out
     assert (tmp_path / "demo/plain/model.safetensors").read_bytes() != model
     # and an icon that was exported to a file is read as the same icon
     index = int(icons.rows("test")[0])
     Image.fromarray(255 - icons.images[index]).save(tmp_path / "icon.png")
-    said = oltr("predict", "demo/plain", "icon.png", cwd=tmp_path)
-    assert said.returncode == 0 and said.stdout.startswith("icon.png: ")
+    assert main(["predict", "demo/plain", "icon.png"]) == 0
+    assert capsys.readouterr().out.startswith("icon.png: ")
 
 
 def test_config_prints_every_key_and_reads_back(folder, capsys, tmp_path):

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from oltr_ext.metrics import (
     SCORE_NAMES,
+    auroc,
     calibrate_threshold,
     evaluate_answers,
     open_scores,
@@ -108,6 +109,7 @@ def test_auroc_counts_ordered_pairs(case: tuple[np.ndarray, np.ndarray, np.ndarr
     gap = score[target >= 0][:, None] - score[target < 0][None, :]
     pairs = (gap > 0).mean() + (gap == 0).mean() / 2
     assert open_set_metrics(score, target)["auroc"] == pytest.approx(pairs)
+    assert auroc(score, target) == open_set_metrics(score, target)["auroc"]
 
 
 @SEEDED
@@ -209,6 +211,7 @@ def test_one_sided_sets_give_nan_and_empty_curves() -> None:
     for target in ([0, 1], [-1, -1], []):
         score = [0.1, 0.2][: len(target)]
         assert all(math.isnan(v) for v in open_set_metrics(score, target).values())
+        assert math.isnan(auroc(score, target))
         curve = oscr(score, [0, 1][: len(target)], target)
         assert math.isnan(curve.area) and len(curve.fpr) == len(roc_points(score, target)[0]) == 0
 
@@ -216,6 +219,8 @@ def test_one_sided_sets_give_nan_and_empty_curves() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="open_set_metrics: score: 1 of 2 values are NaN"):
         open_set_metrics([math.nan, 0.2], [0, -1])
+    with pytest.raises(ValueError, match="auroc: score: 1 of 2 values are NaN"):
+        auroc([math.nan, 0.2], [0, -1])
     with pytest.raises(ValueError, match=r"oscr.*NaN"):
         oscr([math.nan, 0.2], [0, 0], [0, -1])
     with pytest.raises(ValueError, match="1 of 2 rows of logits hold NaN"):

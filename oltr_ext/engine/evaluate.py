@@ -16,7 +16,7 @@ from oltr_ext.data import ImageList
 from oltr_ext.data.lists import UNREADABLE
 from oltr_ext.engine import distributed
 from oltr_ext.engine.splits import Images, make_loader
-from oltr_ext.metrics import auroc_gain, calibrate_threshold, open_set_metrics, shot_accuracy
+from oltr_ext.metrics import auroc, auroc_gain, calibrate_threshold, shot_accuracy
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import Head
 from oltr_ext.nn.sets import set_sizes, true_log_probability
@@ -166,8 +166,7 @@ def validate(
     row = {f"val_{k}": float(shot[k]) for k in ("overall", "many", "medium", "few")}
     if opened is not None:
         both = Outputs.join([seen, opened])
-        auroc = open_set_metrics(both.scores["max_softmax"], both.target)["auroc"]
-        row["val_auroc"] = float(auroc)
+        row["val_auroc"] = auroc(both.scores["max_softmax"], both.target)
     return {k: v for k, v in row.items() if np.isfinite(v)}
 
 
@@ -218,9 +217,9 @@ def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
     if opened is None:
         return "max_softmax"
     both = Outputs.join([seen, opened])
-    auroc = {k: open_set_metrics(v, both.target)["auroc"] for k, v in both.scores.items()}
-    best = max(auroc, key=lambda k: auroc[k])
-    if AUTO_SCORE not in auroc:
+    areas = {k: auroc(v, both.target) for k, v in both.scores.items()}
+    best = max(areas, key=lambda k: areas[k])
+    if AUTO_SCORE not in areas:
         return best
     gain, error = auroc_gain(both.scores[best], both.scores[AUTO_SCORE], both.target)
     return best if gain > error else AUTO_SCORE

@@ -16,7 +16,7 @@ from oltr_ext.config.schema import Config, OpenSet, TestPrior
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import AUTO, Outputs, calibrate, collect, stream
 from oltr_ext.engine.splits import Splits
-from oltr_ext.metrics import open_set_metrics, shot_accuracy
+from oltr_ext.metrics import auroc, shot_accuracy
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn import FeatureBank, Head, PriorHead, prior_share
 from oltr_ext.nn.feature_bank import NEEDS
@@ -220,12 +220,11 @@ def _score_line(
     line = f"unknown: told by {name}"
     both = seen if opened is None else Outputs.join([seen, opened])
     if (both.target < 0).any():
-        auroc = {
-            each: 100 * open_set_metrics(both.scores[each], both.target)["auroc"]
-            for each in (name, "max_softmax")
+        areas = {
+            each: 100 * auroc(both.scores[each], both.target) for each in (name, "max_softmax")
         }
-        line += f", AUROC {auroc[name]:.1f} on validation images"
-        line += "" if name == "max_softmax" else f" (max_softmax {auroc['max_softmax']:.1f})"
+        line += f", AUROC {areas[name]:.1f} on validation images"
+        line += "" if name == "max_softmax" else f" (max_softmax {areas['max_softmax']:.1f})"
     rows = 0 if bank.rows is None else len(bank.rows)
     kept = f"{rows:,}" if rows == images else f"{rows:,} of {images:,}"
     return f"{line}; {kept} training features kept, the bank is {bank.size / 1e6:.1f} MB"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .costs import cheapest_threshold, expected_cost, read_costs
 from .fmeasure import F_RULES, f_curve, f_measure
 from .open_sets import judge_open_sets
-from .openset import Oscr, auroc_gain, open_set_metrics, oscr, roc_points
+from .openset import Oscr, auroc, auroc_gain, open_set_metrics, oscr, roc_points
 from .scores import SCORE_NAMES, open_scores
 from .sets import PredictionSet, PredictionSets, set_coverage
 from .shots import SHOT_NAMES, class_accuracy, fitting_bounds, shot_accuracy, shot_groups
@@ -24,6 +24,7 @@ __all__ = [
     "Oscr",
     "PredictionSet",
     "PredictionSets",
+    "auroc",
     "auroc_gain",
     "calibrate_threshold",
     "cheapest_threshold",

@@ -74,6 +74,21 @@ def open_set_metrics(score: Any, target: Any) -> dict[str, float]:
     }
 
 
+def auroc(score: Any, target: Any) -> float:
+    """The area under the ROC curve of `open_set_metrics` alone, in a third of its time.
+
+    Args:
+        score: (N,) higher means known. target: (N,) class, -1 = open.
+
+    Raises:
+        ValueError: NaN scores or lengths that differ.
+    """
+    s, known = _split(score, target, "auroc")
+    if known.all() or not known.any():
+        return NAN
+    return float(roc_auc_score(known, _ranks(s)))
+
+
 def auroc_gain(score: Any, other: Any, target: Any) -> tuple[float, float]:
     """By how much the AUROC of one score is above that of another on the same images, and the
     standard error of that difference (DeLong et al. 1988).
