@@ -42,7 +42,8 @@ demo: $(BUILD)  ## train and evaluate on the embedded icons, under 4 minutes on 
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/oltr demo
 
 test: $(BUILD) $(NATIVE_TESTS)  ## every test: native, then pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  $(PYTEST_ARGS)
 
 build: $(BUILD)  ## .venv and the extension, installed in place
 

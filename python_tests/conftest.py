@@ -7,6 +7,33 @@ os.environ.setdefault("OLTR_EXT_BACKEND", "native")
 import pytest
 import torch
 
+# What takes longest comes first where files are dealt to processes, so that all end together.
+LONGEST = (
+    "test_readme",
+    "test_packaging",
+    "test_distributed",
+    "test_cli",
+    "test_export_onnx",
+    "test_export_aoti",
+    "test_methods",
+    "test_benchmarks",
+    "test_sharded_heads",
+    "test_class_shards",
+    "test_train",
+    "test_start",
+    "test_settle",
+    "test_desk_page",
+    "test_recipes",
+    "test_estimator",
+    "test_streamed_bank",
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist, under --no-loadscope-reorder
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,24 @@ BLOCKS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory):
+    """Where the first example that trains on the icons leaves its run, for the others to find."""
+    return tmp_path_factory.mktemp("icons") / "runs"
+
+
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_example(code, run_python, tmp_path):
+def test_example(code, run_python, tmp_path, icons):
     for name in re.findall(r"\w+\.png", code):
         Image.new("L", (40, 40), "white").save(tmp_path / name)
     # of training one epoch a stage, in place of minutes
     short = 'settings={"stage1.epochs": 1, "stage2.epochs": 1}, data="icons"'
+    trains = 'data="icons"' in code
+    if trains and icons.exists():
+        shutil.copytree(icons, tmp_path / "runs")
     run_python(code.replace('data="icons"', short))
+    if trains and not icons.exists():
+        shutil.copytree(tmp_path / "runs", icons)
 
 
 def test_examples_are_short():
