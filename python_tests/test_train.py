@@ -266,3 +266,21 @@ def test_parameter_groups_and_no_decay_on_centroids(data):
     assert [tuple(p.shape) for p in groups["centroid"]["params"]] == [(4, 256)]
     expected = [*model.attention.parameters(), *model.fc.parameters()]
     assert {id(p) for p in groups["feature"]["params"]} == {id(p) for p in expected}
+
+
+def test_epochs_ask_for_nothing_that_sets_want(data, tmp_path, monkeypatch):
+    """The log-probability of the true class is a sum over all logits in float64."""
+    from oltr_ext.engine import evaluate
+    from oltr_ext.engine import train as training
+
+    calls = []
+    for module, name in ((evaluate, "true_log_probability"), (training, "settle")):
+        real = getattr(module, name)
+
+        def noted(*args, real=real, name=name):
+            calls.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(module, name, noted)
+    train(make_config({**config(data), "stage2": None}), tmp_path)
+    assert calls[0] == "settle" and "true_log_probability" in calls

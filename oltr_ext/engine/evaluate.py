@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,42 +36,54 @@ class Outputs:
     pred: NDArray[np.int64]  # (N,) class of the largest logit
     target: NDArray[np.int64]  # (N,) class, -1 = open
     scores: dict[str, NDArray[np.float64]]  # (N,) under each name that the head has
-    true: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    """(N,) log-probability of the true class, -inf for an open image."""
-    sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
-    """(N, M) classes in the prediction set under each of M thresholds asked for."""
+    true: NDArray[np.float32] | None = None
+    """(N,) log-probability of the true class, -inf for an open image; where asked for."""
+    sizes: NDArray[np.int64] | None = None
+    """(N, M) classes in the prediction set under each of M thresholds; where asked for."""
 
     def only(self, rows: NDArray[np.int64]) -> Outputs:
         """For some of the images."""
         scores = {name: score[rows] for name, score in self.scores.items()}
-        return Outputs(
-            self.pred[rows], self.target[rows], scores, self.true[rows], self.sizes[rows]
-        )
+        true = None if self.true is None else self.true[rows]
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return Outputs(self.pred[rows], self.target[rows], scores, true, sizes)
 
     @staticmethod
     def join(parts: list[Outputs]) -> Outputs:
+        """All of them, with what all of them have."""
         names = parts[0].scores
+        true = [p.true for p in parts if p.true is not None]
+        sizes = [p.sizes for p in parts if p.sizes is not None]
         return Outputs(
             np.concatenate([p.pred for p in parts]),
             np.concatenate([p.target for p in parts]),
             {name: np.concatenate([p.scores[name] for p in parts]) for name in names},
-            np.concatenate([p.true for p in parts]),
-            np.concatenate([p.sizes for p in parts]),
+            np.concatenate(true) if len(true) == len(parts) else None,
+            np.concatenate(sizes) if len(sizes) == len(parts) else None,
         )
 
 
 @torch.no_grad()
-def answers(head: Head, features: Tensor, target: Tensor, sets: Tensor | None = None) -> Outputs:
-    """Outputs for features (B, D) and labels (B,), and thresholds of sets (M, C); the logits (B, C)
-    end here, and are nowhere whole where processes share the classes."""
+def answers(
+    head: Head,
+    features: Tensor,
+    target: Tensor,
+    *,
+    true: bool = False,
+    sets: Tensor | None = None,
+) -> Outputs:
+    """Outputs for features (B, D) and labels (B,); the logits (B, C)
+    end here, and are nowhere whole where processes share the classes. See `collect`."""
     out = head.parted(features)  # `stream` gives all of them to all
-    sets = features.new_empty(0, out.logits.shape[1]) if sets is None else sets
+    of_sets = (
+        true_log_probability(out.logits, target, head.num_trained) if true else None,
+        None if sets is None else set_sizes(out.logits, sets, head.num_trained),
+    )
     return Outputs(
         out.logits.argmax(dim=1).cpu().numpy(),
         target.cpu().numpy(),
         {name: score.cpu().numpy() for name, score in head.scores(out).items()},
-        true_log_probability(out.logits, target, head.num_trained).cpu().numpy(),
-        set_sizes(out.logits, sets, head.num_trained).cpu().numpy(),
+        *(None if found is None else found.cpu().numpy() for found in of_sets),
     )
 
 
@@ -135,17 +147,20 @@ def collect(
     device: torch.device,
     *,
     workers: int = 0,
+    true: bool = False,
     sets: Tensor | None = None,
 ) -> Outputs:
     """Outputs for every image in order, in eval mode and without augmentation; see `stream`.
 
     Args:
+        true: whether to say the log-probability of the true class, by which sets are calibrated and
+            judged: a sum over all logits in float64.
         sets: (M, C) on `device`, thresholds under which to count the classes of a prediction set.
     """
     head = model.head
     return Outputs.join(
         [
-            answers(head, rows, labels, sets)
+            answers(head, rows, labels, true=true, sets=sets)
             for features, target in stream(model, images, device, workers=workers)
             for rows, labels in zip(head.pieces(features), head.pieces(target), strict=True)
         ]

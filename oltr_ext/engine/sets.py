@@ -31,6 +31,8 @@ class Calibration:
 
     @staticmethod
     def of(seen: Outputs) -> Calibration:
+        """Of answers that say the log-probability of the true class."""
+        assert seen.true is not None
         known = seen.target >= 0
         target = torch.from_numpy(seen.target[known].astype(np.int32))
         return Calibration(torch.from_numpy(seen.true[known]), target)

@@ -168,7 +168,7 @@ def settle(
 
     def seen_under(share: float) -> Outputs:
         expect(head, share)
-        return collect(model, splits.val, device, workers=splits.workers)
+        return collect(model, splits.val, device, workers=splits.workers, true=True)
 
     if has_prior(head):
         share, found = share_of(asked, splits), found_share(splits)

@@ -123,9 +123,10 @@ def assess(
     held = calibration_of(trained, splits)
     sets = {method: SetAnswer(trained, ALPHA, method).thresholds for method in SET_METHODS}
     asked = torch.stack([*sets.values()]).to(trained.device)
+    workers = splits.workers
     everything = Outputs.join(
         [
-            collect(trained.model, part, trained.device, workers=splits.workers, sets=asked)
+            collect(trained.model, part, trained.device, workers=workers, true=True, sets=asked)
             for part in (splits.test, *splits.opened)
         ]
     )
@@ -159,6 +160,7 @@ def _sets(
     trained: Trained, seen: Outputs, sets: Mapping[str, Tensor], calibrated_by: int
 ) -> dict[str, Any]:
     """How often the prediction sets hold, under the thresholds of each method."""
+    assert seen.true is not None and seen.sizes is not None
     judged = {
         method: {
             **set_coverage(

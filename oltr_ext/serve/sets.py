@@ -120,7 +120,8 @@ def calibration_of(trained: Trained, splits: Splits | None = None) -> Calibratio
             splits = splits or load_splits(trained.config.data)
             if splits.class_names != trained.class_names:
                 raise ValueError(f"they are of {counted(len(splits.class_names), 'other class')}")
-            seen = collect(trained.model, splits.val, trained.device, workers=splits.workers)
+            model, device, workers = trained.model, trained.device, splits.workers
+            seen = collect(model, splits.val, device, workers=workers, true=True)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{trained.path} has no calibration scores, which the model of a run finished "
