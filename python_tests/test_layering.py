@@ -35,6 +35,7 @@ LEVEL = {
     "reference": 1,
     "_C": 0,
     "_moved": 0,
+    "_tables": 0,
     "_version": 0,
     "_words": 0,
 }

@@ -11,9 +11,19 @@ import pytest
 import torch
 
 from oltr_ext.cli import main
-from oltr_ext.engine.evaluate import answers
+from oltr_ext.cli.classes import _of_table
+from oltr_ext.engine import observed
+from oltr_ext.engine.evaluate import answers, collect
+from oltr_ext.engine.splits import load_splits
+from oltr_ext.metrics import calibrate_threshold, read_costs
 from oltr_ext.serve.assess import assess
-from oltr_ext.serve.observations import judge_observations, observations_of, predict_observations
+from oltr_ext.serve.discover_files import read_names
+from oltr_ext.serve.observations import (
+    judge_observations,
+    observations_of,
+    predict_observations,
+    read_observations,
+)
 from oltr_ext.serve.predict import predict_features, predict_images
 from oltr_ext.serve.trained import load_trained
 
@@ -137,3 +147,83 @@ def test_observations_of_other_images_are_told(trained, data, tmp_path, capsys):
     for words in (["predict", run, *paths], ["eval", run, "--json"]):
         assert main([*words, "--observations", str(file)]) == 1
         assert "got paths of none of them, such as '0.png'" in capsys.readouterr().err
+
+
+def test_observations_are_drawn_of_one_class_and_share_no_image():
+    target = np.repeat([2, 0, 5], [9, 3, 31])
+    rows = observed._drawn(target, 2)
+    apart = 4 + 1 + 15
+    assert len(rows) == apart * observed.ROUNDS and (target[rows][:, 0] == target[rows][:, 1]).all()
+    assert np.array_equal(rows, observed._drawn(target, 2))
+    assert len({frozenset(row) for row in rows.tolist()}) > apart  # another deal in each round
+    many = np.repeat(np.arange(50), 200)
+    assert len(observed._drawn(many, 5)) == observed.MOST
+    assert len(np.unique(observed._drawn(many, 5))) == 5 * observed.MOST
+    assert observed._drawn(target, 3).shape == (0, 3)  # 3 + 1 + 10 are too few
+
+
+@torch.no_grad()
+def test_each_size_keeps_the_share_that_is_asked(trained, monkeypatch):
+    assert trained.threshold["observations"] == {"embeddings": [], "scores": []}  # 16 images
+    monkeypatch.setattr(observed, "LEAST", 4)
+    splits, model = load_splits(trained.config.data), trained.model
+    seen = collect(model, splits.val, trained.device)
+    single, name = trained.threshold, trained.threshold["score"]
+    found = observed.observation_thresholds(model, splits, seen, trained.device, single, 0.75)
+    x = features(trained, [str(splits.val.root / p) for p in splits.val.paths]).double()
+    for by in observed.BY:
+        assert [size for size, _ in found[by]] == [2, 3, 4]
+        for size, value in found[by]:
+            rows = observed._drawn(splits.val.labels, size)
+            assert (splits.val.labels[rows] == splits.val.labels[rows][:, :1]).all()
+            of = seen.scores[name][rows].mean(1)
+            if by == "embeddings":
+                means, target = x[rows].mean(1).float(), torch.zeros(len(rows)).long()
+                of = answers(model.head, means, target).scores[name]
+            assert value == pytest.approx(calibrate_threshold(of, value=0.75))
+            assert 0.75 <= (of >= value - 1e-9).mean() < 0.75 + 0.15
+    as_of_images = observed.observation_thresholds(model, splits, seen, trained.device, single)
+    kept = (seen.scores[name] >= single["value"]).mean()
+    rows = observed._drawn(splits.val.labels, 2)
+    want = calibrate_threshold(seen.scores[name][rows].mean(1), value=kept)
+    assert as_of_images["scores"][0][1] == want
+
+
+def test_the_threshold_of_a_size_is_used(trained, data, monkeypatch):
+    of = {"embeddings": [[2, 1e9], [4, -1e9]], "scores": [[3, 1e9]]}
+    single = trained.threshold["value"]
+    for by, want in (("embeddings", [single, 1e9, 1e9, -1e9, -1e9]),
+                     ("scores", [single, single, 1e9, 1e9, 1e9])):  # fmt: skip
+        known = {"value": single, "observations": of}
+        assert observed.thresholds_of_sizes(known, by, range(1, 6)).tolist() == want
+    assert observed.thresholds_of_sizes({"value": 2.0}, "scores", [1, 7]).tolist() == [2, 2]
+    monkeypatch.setattr(trained, "threshold", {**trained.threshold, "observations": of})
+    paths = [str(data / f"test_0_{n}.png") for n in range(6)]
+    seen = ["a", "a", "b", "b", "b", None]
+    for by, levels in (("embeddings", [1e9, 1e9, single]), ("scores", [single, 1e9, single])):
+        found = predict_observations(trained, paths, seen, by=by)
+        assert [each.threshold for each in found] == levels
+        assert found[1].label is None and found[1].confidence < 1e9
+    result = assess(trained, name="it")
+    ids = [result.splits.image_id(n) for n in range(24)]
+    judged = judge_observations(result, {path: path.rsplit("_", 1)[0] for path in ids})
+    point = judged["scores"][trained.threshold["score"]]["operating_points"]["calibrated"]
+    assert point["known_accepted"] == 1 and point["threshold"] is None  # six images each
+
+
+@pytest.mark.parametrize("mark", ",;\t|")
+def test_tables_with_any_mark(tmp_path, mark):
+    def written(name, *lines):
+        file = tmp_path / name
+        file.write_text("".join(f"{mark.join(line)}\n" for line in lines), "utf-8-sig")
+        return file
+
+    seen = written("seen", ("path", "observation"), ("a,b;c d.png", "o"))
+    want = {"a,b;c d.png": "o"} if mark in "\t|" else None
+    plain = written("plain", ("path", "observation"), ("a.png", "o"))
+    assert read_observations(plain) == {"a.png": "o"}
+    assert want is None or read_observations(seen) == want
+    named = written("groups.csv", ("group", "path", "name"), ("1", "a.png", "crab"))
+    assert _of_table(named) == [("a.png", "crab")] and read_names(tmp_path) == {"a.png": "crab"}
+    lines = (("", "a", "unknown"), ("a", "0", "1"), ("unknown", "2", "0"))
+    assert read_costs(written("costs", *lines), ["a"]).tolist() == [[0, 1], [2, 0]]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oltr_ext._tables import mark_of
 from oltr_ext._words import counted
 from oltr_ext.cli.arguments import add_device, add_run
 from oltr_ext.config.paths import path_of
@@ -52,7 +53,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         action="append",
         type=path_of,
         metavar="FILE",
-        help="a table (CSV) with columns path and name, of which rows without a name are passed "
+        help="a table with columns path and name, of which rows without a name are passed "
         "over; or a folder of folders, each named as its class; may be repeated",
     )
     sub.add_argument(
@@ -192,7 +193,7 @@ def _of_table(file: Path) -> list[Pair]:
     found = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines)
+            table = csv.DictReader(lines, delimiter=mark_of(lines))
             columns = table.fieldnames or []
             if not {"path", "name"} <= set(columns):
                 raise ValueError(

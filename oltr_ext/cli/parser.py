@@ -149,11 +149,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--costs",
         type=path_of,
-        metavar="CSV",
+        metavar="FILE",
         help="what each answer (column) to each true class (row) costs, unknown among both: say "
         "the expected cost, and the threshold that makes it least on validation images",
     )
-    add_observations(sub, "a CSV with columns path and observation: judge them as one each too")
+    add_observations(sub, "a table with columns path and observation: judge them as one each too")
     sub.add_argument(
         "--openood",
         type=path_of,
@@ -180,7 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_images(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
     add_observations(
-        sub, "a CSV with columns path and observation, or folders: one answer for each of them"
+        sub, "a table with columns path and observation, or folders: one answer for each of them"
     )
     sub.add_argument(
         "--nearest", type=positive, default=3, metavar="K", help="known classes to name"

@@ -15,6 +15,7 @@ from oltr_ext._words import counted
 from oltr_ext.config.schema import Config, OpenSet, TestPrior
 from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.evaluate import AUTO, Outputs, calibrate, collect, stream
+from oltr_ext.engine.observed import observation_thresholds
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import auroc, shot_accuracy
 from oltr_ext.models import OLTRModel
@@ -102,9 +103,10 @@ def expectation(share: float) -> str:
 
 
 def settled_by() -> list[str]:
-    """What a model is settled by today: how a score is chosen, and among which. A finished run that
-    was settled by others is settled anew, without training."""
-    return [AUTO, *SCORES]
+    """What a model is settled by today: how a score is chosen, and among which, and that sizes of
+    observations have thresholds. A finished run that was settled by others is settled anew, without
+    training."""
+    return [AUTO, *SCORES, "observations"]
 
 
 def check_score(settings: OpenSet, model: OLTRModel) -> None:
@@ -149,7 +151,8 @@ def settle(
         fit: False leaves the bank as it is.
 
     Returns:
-        What `calibrate` returns, and what the model now answers for the validation images.
+        What `calibrate` returns, with ``observations``, as of `observation_thresholds`; and what
+        the model now answers for the validation images.
 
     Raises:
         ValueError: a score or rule that this head or these data do not have.
@@ -199,6 +202,8 @@ def settle(
         )
     threshold = calibrate(head, seen, opened, config.open_set)
     say(_score_line(threshold["score"], seen, opened, head.bank, len(splits.train)))
+    kept = config.open_set.value if threshold["rule"] == "known_recall" else None
+    threshold["observations"] = observation_thresholds(model, splits, seen, device, threshold, kept)
     return threshold, seen
 
 

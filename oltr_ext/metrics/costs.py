@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from oltr_ext._tables import mark_of
+
 from .arrays import FloatArray, as_labels, as_scores
 
 UNKNOWN = "unknown"
@@ -18,8 +20,9 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> FloatArray:
     """A table of costs: a row for each true class and for ``unknown``, a column for each answer.
 
     Args:
-        path: CSV. The first line names the answers, the first cell of each other line the true
-            class, in any order; what stands in the first cell of the first line does not matter.
+        path: CSV, or columns apart by a semicolon, a tab or a bar. The first line names the
+            answers, the first cell of each other line the true class, in any order; what stands in
+            the first cell of the first line does not matter.
         class_names: of the C known classes.
 
     Returns:
@@ -33,7 +36,8 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> FloatArray:
     if UNKNOWN in class_names:
         raise ValueError(f"{path}: a class is named {UNKNOWN!r}, which no table can tell apart")
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(line)]
+        table = csv.reader(file, delimiter=mark_of(file))
+        lines = [[cell.strip() for cell in line] for line in table if any(line)]
     head, rows = (lines[0][1:], lines[1:]) if lines else ([], [])
     for what, found in (("column", head), ("row", [row[0] for row in rows])):
         wrong = [name for name in found if name not in names or found.count(name) > 1]

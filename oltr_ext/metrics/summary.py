@@ -71,7 +71,7 @@ def evaluate_answers(
     train_counts: Any,
     *,
     convention: Convention = "oltr",
-    thresholds: Mapping[str, float] | None = None,
+    thresholds: Mapping[str, float | FloatArray] | None = None,
     joined: int = 0,
 ) -> dict[str, Any]:
     """What `evaluate` gives, from each image's answer instead of its logits.
@@ -79,7 +79,8 @@ def evaluate_answers(
     Args:
         pred: (N,) predicted class before any rejection.
         scores: name -> (N,), higher means known; see `open_scores`.
-        target, train_counts, convention, thresholds: as in `evaluate`.
+        target, train_counts, convention: as in `evaluate`.
+        thresholds: as in `evaluate`, or (N,) of a score, an image's own each.
         joined: how many further classes, C and on, may be predicted that are no image's target
             here. Such an answer is wrong for a known image, and accepts an open one.
 
@@ -95,7 +96,7 @@ def evaluate_answers(
         )
     scores = {name: as_scores(score, f"evaluate: {name}") for name, score in scores.items()}
     chosen = dict(thresholds or {})
-    if not chosen.keys() <= scores.keys() or any(math.isnan(v) for v in chosen.values()):
+    if not chosen.keys() <= scores.keys() or any(np.isnan(v).any() for v in chosen.values()):
         raise ValueError(
             f"evaluate: expected thresholds, not NaN, for some of {sorted(scores)}, got {chosen}"
         )
@@ -112,9 +113,11 @@ def evaluate_answers(
         "scores": {},
     }
     for name, score in scores.items():
-        points = {"released": RELEASED_THRESHOLD} if name == "max_softmax" else {}
+        points: dict[str, float | FloatArray] = {}
+        if name == "max_softmax":
+            points["released"] = RELEASED_THRESHOLD
         if name in chosen:
-            points["calibrated"] = float(chosen[name])
+            points["calibrated"] = chosen[name]
         curve = oscr(score, p, t)
         roc = roc_points(score, t)
         result["scores"][name] = {
@@ -160,17 +163,18 @@ def _operating_point(
     target: IntArray,
     counts: IntArray,
     convention: Convention,
-    threshold: float,
+    threshold: float | FloatArray,
     joined: int,
 ) -> dict[str, Any]:
-    """What happens at one threshold; the open-set numbers are nan without open images."""
+    """What happens at one threshold, or at one an image; the open-set numbers are nan without
+    open images."""
     accepted, known = score >= threshold, target >= 0
     final = np.where(accepted, pred, -1)
     shots = shot_accuracy(_of_these(final, joined, counts), target, counts, convention)
     has_open = bool((~known).any())
     rejected = (~accepted[~known]).mean() if has_open else None
     return {
-        "threshold": threshold,
+        "threshold": float(threshold) if np.ndim(threshold) == 0 else None,
         "known_accepted": accepted[known].mean() if known.any() else None,
         "open_rejected": rejected,
         **{rule: f_measure(final, target, rule) if has_open else None for rule in F_RULES},

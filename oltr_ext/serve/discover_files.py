@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext._tables import mark_of
 from oltr_ext.data import ImageError, read_rgb
 from oltr_ext.report import png_uri, write_groups
 from oltr_ext.serve.inputs import Picture, pil_image
@@ -46,7 +47,7 @@ def _names(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.DictReader(lines)
+        rows = csv.DictReader(lines, delimiter=mark_of(lines))
         if not {"path", "name"} <= set(rows.fieldnames or ()):
             raise ValueError(
                 f"{file}: expected columns {', '.join(COLUMNS)}, got "

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._tables import mark_of
 from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, answers, stream
+from oltr_ext.engine.observed import BY, By, thresholds_of_sizes
 from oltr_ext.metrics import evaluate_answers
 from oltr_ext.nn import Head
 from oltr_ext.serve.assess import Assessment
@@ -32,15 +35,10 @@ __all__ = [
     "read_observations",
 ]
 
-By = Literal["embeddings", "scores"]
-BY = ("embeddings", "scores")
-"""The mean that stands for an observation: of its images' features, or of what the head says of
-each, probabilities and scores."""
-
 
 def read_observations(file: str | Path) -> dict[str, str]:
-    """Observation by path, of a CSV with columns path and observation, such as `images.csv` of an
-    import; rows without an observation are left out.
+    """Observation by path, of a table with columns path and observation, such as `images.csv` of an
+    import, apart by a comma, a semicolon, a tab or a bar; rows without an observation are left out.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not UTF-8, or a column is missing (those that
@@ -51,7 +49,7 @@ def read_observations(file: str | Path) -> dict[str, str]:
         raise FileNotFoundError(f"no file {file}")
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines)
+            rows = csv.DictReader(lines, delimiter=mark_of(lines))
             head = rows.fieldnames or []
             if not {"path", "observation"} <= set(head):
                 there = ", ".join(head) or "none"
@@ -108,7 +106,8 @@ def predict_observations(
     """Label or unknown for each observation, in order of its first image; `path` is its name, or
     that of an image that stands alone.
 
-    The threshold is the one of single images.
+    The threshold is that of observations of so many images, as far as the run has one, see
+    `thresholds_of_sizes`.
 
     Args:
         observations: of each image; None: it stands alone.
@@ -130,19 +129,21 @@ def predict_observations(
     of = {name_of(image, n): observations[n] for n, image in enumerate(images)}
     index, names = _numbered(ids, [of.get(name) for name in ids])
     where, head = torch.from_numpy(index).to(features.device), trained.model.head
+    levels = thresholds_of_sizes(trained.threshold, by, np.bincount(index)).tolist()
     if by == "embeddings":
-        return predictions(trained, _means(features, where, len(names)), names, nearest)
+        found = predictions(trained, _means(features, where, len(names)), names, nearest)
+        return [_under(each, level) for each, level in zip(found, levels, strict=True)]
     prob, scores = _scored(head, features, where, len(names))
-    score, threshold = trained.threshold["score"], float(trained.threshold["value"])
+    score = trained.threshold["score"]
     value, order = prob.topk(min(nearest, len(trained.roster.living)), dim=1)
     closed, labels = prob.argmax(dim=1).tolist(), trained.names
     return [
         Prediction(
             path=name,
-            label=labels[closed[n]] if float(scores[score][n]) >= threshold else None,
+            label=labels[closed[n]] if float(scores[score][n]) >= levels[n] else None,
             confidence=float(scores[score][n]),
             score=score,
-            threshold=threshold,
+            threshold=levels[n],
             closed=labels[closed[n]],
             nearest=[
                 (labels[c], v) for c, v in zip(order[n].tolist(), value[n].tolist(), strict=True)
@@ -206,7 +207,7 @@ def judge_observations(
             target,
             {k: v.cpu().numpy() for k, v in scores.items()},
         )
-    limits = {trained.threshold["score"]: trained.threshold["value"]}
+    levels = thresholds_of_sizes(trained.threshold, by, np.bincount(index))
     return {
         "by": by,
         "observations": len(names),
@@ -217,10 +218,18 @@ def judge_observations(
             seen.target,
             trained.train_counts,
             convention=trained.config.data.shots,
-            thresholds=limits,
+            thresholds={trained.threshold["score"]: levels},
             joined=len(trained.roster) - len(trained.class_names),
         ),
     }
+
+
+def _under(found: Prediction, threshold: float) -> Prediction:
+    """The same answer by another threshold."""
+    if threshold == found.threshold:
+        return found
+    label = found.closed if found.confidence >= threshold else None
+    return replace(found, label=label, threshold=threshold)
 
 
 def _check(by: str, trained: Trained) -> None:

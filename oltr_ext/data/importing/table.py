@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from oltr_ext._tables import mark_of
 from oltr_ext.data.importing.records import Notes, Record, split_of
 
 __all__ = ["LABELS", "PATHS", "column_of", "read_table"]
@@ -13,8 +14,6 @@ __all__ = ["LABELS", "PATHS", "column_of", "read_table"]
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 LABELS = ("label", "class", "class_name", "category", "species", "scientific_name", "name")
 """Columns that are taken unless another is named: the first of these that is there."""
-
-MARKS = (",", ";", "\t", "|")
 
 
 def read_table(
@@ -38,7 +37,7 @@ def read_table(
         path, label: columns; None takes the first of `PATHS`, of `LABELS`.
         observation, group, split: columns, if any.
         suffix: put after each path, for tables of names without one: ``.jpg``.
-        delimiter: None takes that of `MARKS` which gives the head most columns.
+        delimiter: None takes that of `oltr_ext._tables.MARKS` which gives the head most columns.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not UTF-8; a column that is not there (those
@@ -49,9 +48,7 @@ def read_table(
     base = file.parent if root is None else root
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            mark = delimiter or _mark(lines.readline())
-            lines.seek(0)
-            rows = csv.reader(lines, delimiter=mark, strict=True)
+            rows = csv.reader(lines, delimiter=delimiter or mark_of(lines), strict=True)
             head = [name.strip() for name in next(rows, [])]
             where = {
                 "path": column_of(head, path, PATHS, "--path-column", str(file)),
@@ -97,16 +94,6 @@ def _record(values: dict[str, str], base: Path, suffix: str, line: str) -> Recor
         values.get("group") or None,
         split_of(word) if word else None,
     )
-
-
-def _mark(head: str) -> str:
-    def columns(mark: str) -> int:
-        try:
-            return len(next(csv.reader([head], delimiter=mark)))
-        except (csv.Error, StopIteration):
-            return 0
-
-    return max(MARKS, key=columns)
 
 
 def column_of(
