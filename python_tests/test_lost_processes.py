@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import time
 from datetime import timedelta
 
@@ -227,6 +228,7 @@ def test_who_is_missing_is_told_from_the_notes(meeting):
     others, alive = meeting
     words = "process 2 of 3 (pid 7 on far, last seen in engine.train.step) went silent"
     assert alive(1).missing(IN_TIME) == words
+    assert alive(1).missing(IN_TIME, wait=False) is None  # as of an error that is one's own
     assert alive(1, 2).missing(IN_TIME) is None
     assert alive(1, 2).missing(LATE) is None  # all wait: nobody's fault
     late = alive(1, 2, waits=False, at="engine.checkpoint.save")
@@ -234,10 +236,14 @@ def test_who_is_missing_is_told_from_the_notes(meeting):
     words = "processes 1, 2 of 3 (pid 7 on far, last seen in engine.checkpoint.save; pid 7 on far, "
     assert late.missing(LATE).startswith(words)
     assert late.missing(LATE).endswith(" did not come within 1 s")
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    others.write(2, machine=attendance._machine(), pid=ended.pid)
+    assert alive(1).missing(IN_TIME, wait=False).endswith(") ended without a word")
     others.write(2, left=True)  # who failed too is not missed
     assert alive(1).missing(IN_TIME) is None
     others.store.delete_key(attendance._key("1"))
-    assert alive().missing(IN_TIME) == "process 1 of 3 did not join within 1 s"
+    assert alive().missing(LATE) == "process 1 of 3 did not join within 1 s"
 
 
 def test_one_alone_tells_and_the_others_wait_for_it():

@@ -80,29 +80,36 @@ class Attendance:
         """Let the others go."""
         _within(self._look, lambda: self._reads.set(_key("told"), "1"), None)
 
-    def missing(self, error: BaseException) -> str | None:
-        """Who is gone, or where processes waited for it in vain, late, in words; None where nobody
-        is found to be. It takes as long as a silence."""
+    def missing(self, error: BaseException, *, wait: bool = True) -> str | None:
+        """Who is gone, or late where an error says that one was waited for in vain, in words; None
+        where nobody is found to be.
+
+        Args:
+            wait: for as long as a silence takes; False sees who ended on this machine alone.
+        """
         waited = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-        return _within(2 * self._look, lambda: self._missing(waited), None)
+        return _within(2 * self._look, lambda: self._missing(waited, wait), None)
 
     @property
     def _look(self) -> float:
         return 2 * SILENT * self._beat
 
-    def _missing(self, waited: bool) -> str | None:
+    def _missing(self, waited: bool, wait: bool) -> str | None:
         before = self._read()
         absent = [r for r, note in before.items() if note is None]
-        if absent:
+        if absent and waited:
             return f"{self._named(absent, before)} did not join within {self._patience:g} s"
         for _ in range(SILENT):
             gone = [r for r, note in before.items() if note and self._ended(note)]
             if gone:
                 return f"{self._named(gone, before)} ended without a word"
+            if not wait:
+                return None
             time.sleep(self._beat)  # connections end before the process does
         after = self._read()
         there = {r: note for r, note in after.items() if note and not note["left"]}
-        silent = [r for r, note in there.items() if note["beats"] == (before[r] or {})["beats"]]
+        beats = {r: note["beats"] for r, note in before.items() if note}
+        silent = [r for r, note in there.items() if note["beats"] == beats.get(r)]
         if silent:
             return f"{self._named(silent, after)} went silent"
         late = [r for r, note in there.items() if not note["waits"]]

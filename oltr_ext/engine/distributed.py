@@ -105,8 +105,11 @@ def joined(timeout: float = 600) -> Iterator[None]:
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from error
         own = f"process {number} of {processes}"
         try:
-            others = isinstance(error, _Terminated) or in_collective(error)
-            if others and (missing := attendance.missing(error)):
+            missing = None
+            # torchrun ends, with a lost process, the workers of the others' loaders too
+            if isinstance(error, (RuntimeError, _Terminated)):
+                missing = attendance.missing(error, wait=in_collective(error))
+            if missing:
                 words = str(error).splitlines() or [type(error).__name__]
                 raise LostProcess(f"{missing}: process {number} missed it ({words[0]})") from error
         finally:
