@@ -250,9 +250,10 @@ def _hold(folder, held, done):
 
 
 def test_a_folder_belongs_to_one_process(data, tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    held, done = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=_hold, args=(tmp_path / "out", held, done))
+    context = multiprocessing.get_context("forkserver")  # one import of torch for all the children
+    context.set_forkserver_preload(["oltr_ext.engine.train"])
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", held, done))
     other.start()
     try:
         assert held.wait(60)
