@@ -253,3 +253,14 @@ def test_large_images_are_named(photos, tmp_path, monkeypatch, capsys):
     assert run(photos, tmp_path / "large") == 0
     assert "larger than 0 megapixels: 24" in capsys.readouterr().out
     assert json.loads((tmp_path / "large" / "import.json").read_text())["about"]["read"] == "folder"
+
+
+def test_a_file_is_opened_once(photos, monkeypatch):
+    """For its hash and to be decoded; one that is large, for each."""
+    file = next(photos.rglob("*.png"))
+    look_at = content.look_at
+    want, given, real = look_at(file), [], Image.open
+    monkeypatch.setattr(content.Image, "open", lambda source: given.append(source) or real(source))
+    assert look_at(file) == want and given[-1] != file
+    monkeypatch.setattr(content, "WHOLE", 10)
+    assert look_at(file) == want and given[-1] == file

@@ -19,6 +19,9 @@ from oltr_ext.data.decode import ImageError, read_rgb
 __all__ = ["Look", "Seen", "keep_bytes", "look_at", "write_whole"]
 
 CHUNK = 1 << 20
+WHOLE = 32 << 20
+"""Bytes of a file up to which it is read once, for its hash and to be decoded."""
+
 SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
 
@@ -42,6 +45,8 @@ class Look:
 def look_at(content: Path | bytes, *, decode: bool = True) -> Look:
     """Hash a file, and decode it whole, or with `decode` False its head alone."""
     try:
+        if isinstance(content, Path) and content.stat().st_size <= WHOLE:
+            content = content.read_bytes()
         digest = _sha256(content)
     except OSError as error:
         return Look("", problem=error.strerror or type(error).__name__)
@@ -122,7 +127,6 @@ class Seen:
 
     def add(self, key: str, look: Look) -> None:
         if self.known.get(key) != look:
-            self.known[key] = look
             values = (look.sha256, look.suffix, look.pixels, look.problem)
             self.new.append(json.dumps([key, *values]))
 

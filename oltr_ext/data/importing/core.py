@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,11 @@ class Plan:
             )
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """An image of the set that is made."""
 
-    record: Record  # without bytes
+    record: Record  # without its content
     path: str  # as lists have it
     look: Look
     label: str
@@ -154,10 +155,8 @@ def _looked_at(
             key, path = None, ""
             if look.problem is None:
                 path = keep_bytes(out / IMAGES, content, look)
-        bare = Record(
-            record.name, record.label, Path(path), record.observation, record.group, record.split
-        )
-        return Entry(bare, path, look, tidy(record.label or "")), key
+        label = sys.intern(tidy(record.label or ""))
+        return Entry(replace(record, content=b""), path, look, label), key
 
     with tqdm(desc="images", unit="image", disable=None, leave=False) as bar:
         for batch in _batches(records):
@@ -184,8 +183,8 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 def _relative(file: Path, base: Path) -> str:
     """As it is called, links and all: from `base` where it lies in it."""
-    path = os.path.abspath(file)
-    return os.path.relpath(path, base) if path.startswith(os.path.join(base, "")) else path
+    path, inside = os.path.abspath(file), os.path.join(base, "")
+    return path.removeprefix(inside)
 
 
 def _listable(path: str) -> bool:
@@ -293,17 +292,21 @@ def _to_hold_out(labels: list[str], plan: Plan) -> list[str]:
 def _write(made: Imported, base: Path, about: Mapping[str, Any]) -> None:
     number = {name: n for n, name in enumerate(made.names)}
     lines: dict[str, list[str]] = defaultdict(list)
-    rows = []
-    for entry in made.entries:
-        label = -1 if entry.split.startswith("open") else number[entry.label]
-        lines[entry.split].append(f"{entry.path} {label}\n")
-        record, digest = entry.record, entry.look.sha256
+
+    def label_of(entry: Entry) -> int:
+        return -1 if entry.split.startswith("open") else number[entry.label]
+
+    def row(entry: Entry) -> tuple[object, ...]:
+        record = entry.record
         told = (tidy(text or "") for text in (record.observation, record.group))
-        row = (entry.path, entry.label, label, entry.split, *told, digest, tidy(record.name))
-        rows.append(row)
+        place = (entry.path, entry.label, label_of(entry), entry.split)
+        return (*place, *told, entry.look.sha256, tidy(record.name))
+
+    for entry in made.entries:
+        lines[entry.split].append(f"{entry.path} {label_of(entry)}\n")
     files = {f"{part}.txt": "".join(lines[part]) for part in PARTS if lines[part]}
     files["names.txt"] = "".join(f"{name}\n" for name in made.names)
-    files["images.csv"] = table(COLUMNS, rows)
+    files["images.csv"] = table(COLUMNS, map(row, made.entries))
     if made.left_out:
         left = [(tidy(name), reason) for name, reason in made.left_out]
         files["left_out.csv"] = table(("name", "reason"), left)

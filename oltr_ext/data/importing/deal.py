@@ -82,7 +82,11 @@ def deal(items: Sequence[Item], *, val: Share, test: Share, seed: int) -> list[s
         if item.split == "train" or (item.split is None and g not in pinned):
             members[g].append(n)
     given = {item.split for item in items}
-    classes = {g: Counter(items[n].label for n in rows) for g, rows in members.items()}
+    same: dict[tuple[str, ...], Counter[str]] = {}  # of a million groups few are of others
+    classes = {}
+    for g, rows in members.items():
+        labels = tuple(items[n].label for n in rows)
+        classes[g] = same.setdefault(labels, Counter(labels))
     order = {g: drawn(seed, min(items[n].content for n in rows)) for g, rows in members.items()}
     moved: dict[int, str] = {}
     for part, share in (("val", val), ("test", test)):

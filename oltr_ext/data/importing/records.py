@@ -73,6 +73,8 @@ class Notes:
 
 def tidy(text: str) -> str:
     """Text in a line: runs of white space one space, accents composed, none that cannot print."""
+    if text.isascii() and text.isprintable() and "  " not in text and text == text.strip():
+        return text  # nearly all there is
     line = " ".join(unicodedata.normalize("NFC", text).split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 

@@ -69,9 +69,11 @@ def _lacking(made: Imported) -> Iterator[str]:
 
 def _together(made: Imported) -> Iterator[str]:
     """Contents, observations and groups, within and across splits."""
-    by_content: dict[str, list[Entry]] = defaultdict(list)
+    seen = Counter(entry.look.sha256 for entry in made.entries)
+    by_content: dict[str, list[Entry]] = defaultdict(list)  # of which there are several
     for entry in made.entries:
-        by_content[entry.look.sha256].append(entry)
+        if seen[entry.look.sha256] > 1:
+            by_content[entry.look.sha256].append(entry)
     several = [e for e in by_content.values() if len({x.label for x in e}) > 1]
     if several:
         yield (
