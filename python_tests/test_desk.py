@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from desk_cases import a_run, decide, first, members, opened, photos
+from desk_cases import decide, first, members, opened
 
 from oltr_ext.cli import main
 from oltr_ext.data.lists import read_list, read_names
@@ -22,22 +21,7 @@ from oltr_ext.serve import enroll as enrolling
 from oltr_ext.serve.predict import predict_images
 from oltr_ext.serve.trained import load_trained
 
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return a_run(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def folder(data: Path, tmp_path: Path) -> Path:
-    return photos(data, tmp_path / "photos")
-
-
-@pytest.fixture
-def desk(run: Path, folder: Path) -> Iterator[Desk]:
-    desk = opened(run, folder)
-    yield desk
-    desk.close()
+pytest_plugins = ("desk_fixtures",)
 
 
 def test_the_start_is_what_discover_finds(desk: Desk, run: Path, folder: Path) -> None:

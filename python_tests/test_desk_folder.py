@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from desk_cases import a_run, decide, first, opened, photos
+from desk_cases import decide, first, opened
 from PIL import Image
 
 from oltr_ext.desk import views
@@ -21,22 +20,7 @@ from oltr_ext.desk.state import Refused
 from oltr_ext.serve import discover_parts
 from oltr_ext.serve.trained import load_trained
 
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return a_run(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def folder(data: Path, tmp_path: Path) -> Path:
-    return photos(data, tmp_path / "photos")
-
-
-@pytest.fixture
-def desk(run: Path, folder: Path) -> Iterator[Desk]:
-    desk = opened(run, folder)
-    yield desk
-    desk.close()
+pytest_plugins = ("desk_fixtures",)
 
 
 def test_it_goes_on_where_it_was(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,20 +14,17 @@ from typing import Any
 
 import pytest
 from desk_browser import CHROMIUM, DRIVER, MISSING, Person, chromium, served
-from desk_cases import a_run, photos
+from desk_cases import photos
 from PIL import Image
 
 from oltr_ext.desk.store import Store
 from oltr_ext.serve.trained import load_trained
 
+pytest_plugins = ("desk_fixtures",)
+
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 WILD = "<img src=x onerror=document.title='run'>.png"
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return a_run(finished, tmp_path / "run")
 
 
 @pytest.fixture
