@@ -10,6 +10,7 @@ from test_settle import METHODS, STAGE, settings, write
 from tiny import stop_after
 
 from oltr_ext.engine import checkpoint
+from oltr_ext.engine.tensorfile import checksum
 from oltr_ext.engine.train import OtherRunError, train
 
 PRIOR = {**STAGE, "class_prior": 1.0}  # a stage 1 whose head expects something
@@ -101,7 +102,7 @@ def test_the_way_that_stage_1_differs_is_told(begun, there):
 
 def whole(run):
     """As it was written before what is settled was left out."""
-    return f"{checkpoint._checksum('', weights(run)):08x}"
+    return f"{checksum('', weights(run)):08x}"
 
 
 @pytest.mark.parametrize("settled_since", [False, True])

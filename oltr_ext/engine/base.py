@@ -48,7 +48,8 @@ def read_back(
     header: Mapping[str, Any],
     config: Config,
     *,
-    fill: Callable[[OLTRModel, Mapping[str, Tensor]], None] | None = None,
+    fill: Callable[[OLTRModel, Mapping[str, Tensor]], None] = OLTRModel.load_learned,
+    banks: bool = True,
 ) -> OLTRModel:
     """The model of a checkpoint, on the CPU.
 
@@ -57,8 +58,8 @@ def read_back(
     Args:
         path: what to call it.
         config: of the run; of its base weights, which may have moved, the place is taken from here.
-        fill: gives a model its tensors, where its head is on "meta" until then; None:
-            `load_learned`.
+        fill: gives a model its tensors.
+        banks: see `build_model`.
 
     Raises:
         CheckpointError: the base weights are gone, or are others.
@@ -66,14 +67,14 @@ def read_back(
     base, stage, shape = header.get(BASE), header["state"]["stage"], header["shape"]
     learned = checkpoint.under("model.", tensors)
     if base is None:
-        model = build_model(config, stage, shape, weights=False, banks=fill is None)
-        (fill or OLTRModel.load_learned)(model, learned)
+        model = build_model(config, stage, shape, weights=False, banks=banks)
+        fill(model, learned)
         return model
     config = _found_beside(path, config)
     what = f"{path} holds what was trained alone, and stands on {base['weights']} of "
     what += f"{base['backbone']} (SHA-256 {base['sha256'][:16]}...)"
     try:
-        model = build_model(config, stage, shape, weights=True, banks=fill is None)
+        model = build_model(config, stage, shape, weights=True, banks=banks)
     except ValueError as error:
         folder = path if path.is_dir() else path.parent
         raise checkpoint.CheckpointError(
@@ -85,7 +86,7 @@ def read_back(
         raise checkpoint.CheckpointError(
             f"{what}\nbut {config.model.weights} holds other weights (SHA-256 {str(there)[:16]}...)"
         )
-    (fill or OLTRModel.load_learned)(model, learned)
+    fill(model, learned)
     return model
 
 

@@ -33,7 +33,7 @@ from oltr_ext.data import (
     ShuffleSampler,
 )
 from oltr_ext.data.samplers import mix
-from oltr_ext.engine.names import start_at_names
+from oltr_ext.engine.names import start_at_names, starts_at_names
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel, Wants, build_backbone, feature_layer, wants
 from oltr_ext.models.pixels import probe
@@ -122,7 +122,8 @@ def build_model(
         splits_or_shape: the data, or a checkpoint's ``shape`` (channels, size, train_counts).
         weights: load the published backbone weights the configuration names; False when a
             checkpoint follows anyway.
-        banks: False leaves the head on "meta", without memory, until tensors are assigned.
+        banks: False leaves what a memory or linear head has of classes on "meta", without memory,
+            until tensors are assigned or processes share it, and at no names' texts.
     """
     shape = splits_or_shape if isinstance(splits_or_shape, dict) else model_shape(splits_or_shape)
     settings = config.stage1 if stage == 1 else config.stage2
@@ -150,10 +151,9 @@ def build_model(
     if before.fc is not None:
         out = width if before.fc == "same" else before.fc
         fc, width = feature_layer(width, out, start=before.fc_start), out
-    with nullcontext() if banks else torch.device("meta"):
-        head = build_head(settings, width, shape["train_counts"])
+    head = build_head(settings, width, shape["train_counts"], None if banks else "meta")
     model = OLTRModel(backbone, head, attention, fc)
-    if isinstance(splits_or_shape, Splits) and getattr(settings, "classifier_init", "") == "text":
+    if banks and isinstance(splits_or_shape, Splits) and starts_at_names(settings):
         start_at_names(model.head, config, splits_or_shape.class_names)
     model.base = None if base is None else base.below("backbone.")
     if how != "all":
@@ -202,8 +202,14 @@ def prior_power(stage: Stage) -> float:
 
 
 @own_dtype()
-def build_head(stage: Stage, width: int, train_counts: list[int]) -> Head:
-    """The head of a stage, freshly initialised, for features (B, width)."""
+def build_head(
+    stage: Stage, width: int, train_counts: list[int], device: str | None = None
+) -> Head:
+    """The head of a stage, freshly initialised, for features (B, width).
+
+    Args:
+        device: of what a memory or linear head has of classes.
+    """
     classes, prior, power = len(train_counts), None, prior_power(stage)
     if power:  # logits + power * log(frequency)
         prior = class_frequencies(train_counts) ** power
@@ -216,14 +222,15 @@ def build_head(stage: Stage, width: int, train_counts: list[int]) -> Head:
             label_smoothing=stage.label_smoothing,
             compat=stage.compat,
             without=stage.without,
+            device=device,
         )
     if isinstance(stage, EpisodeStage):
         return FSLwFHead(width, train_counts, base_shots=stage.base_shots, fake=stage.fake)
     if isinstance(stage, FitStage) and stage.kind == "openmax":
         return OpenMaxHead(width, classes, alpha=stage.alpha)
     if isinstance(stage, RetrainStage) and stage.kind == "lws":
-        return LWSHead(width, classes, class_prior=prior)
-    return LinearHead(width, classes, class_prior=prior, **_loss(stage))
+        return LWSHead(width, classes, class_prior=prior, device=device)
+    return LinearHead(width, classes, class_prior=prior, device=device, **_loss(stage))
 
 
 def _loss(stage: Stage) -> dict[str, Any]:

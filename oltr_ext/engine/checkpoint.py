@@ -2,6 +2,9 @@
 
 Nothing in the file can run on load. A checksum over header and tensors tells a damaged file
 from a whole one, and `last` keeps its predecessor, so a run always has a good state to go on from.
+
+Where processes share tensors, process 0 writes the file that one process would have written, from
+pieces that the others send, and each reads its own rows: no process ever holds the whole.
 """
 
 from __future__ import annotations
@@ -9,17 +12,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as parse_safetensors
-from safetensors.torch import save as make_safetensors
+from safetensors import SafetensorError
 from torch import Tensor
+
+from oltr_ext.engine import distributed
+from oltr_ext.engine.pieces import from_lead, pieces
+from oltr_ext.engine.tensorfile import TensorFile, checksum, write
 
 __all__ = [
     "CheckpointError",
@@ -29,6 +33,8 @@ __all__ = [
     "load",
     "load_latest",
     "old_fingerprints",
+    "open_model",
+    "opened",
     "read_model",
     "save",
     "save_last",
@@ -37,6 +43,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+KEY = "oltr_ext"  # of the one entry of metadata
 SUFFIX = ".safetensors"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
@@ -53,7 +60,10 @@ NOT_KEPT = "not kept"
 Contents = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and header."""
 
-Latest = tuple[dict[str, Tensor], dict[str, Any], list[str]]
+Opened = tuple[TensorFile, dict[str, Any]]
+"""As `Contents`, of which the tensors are read when they are asked for."""
+
+Latest = tuple[TensorFile, dict[str, Any], list[str]]
 """What `load_latest` returns."""
 
 
@@ -74,32 +84,44 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or not ours; the message names the file."""
 
 
-def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    *,
+    before: Path | None = None,
+) -> None:
     """Write `path` so that at any moment it is either the old file or the whole new one.
+
+    In several processes, all of those that share tensors call this, and process 0 writes.
 
     Args:
         tensors: any dtype and device; shared storage is written once a name.
         header: JSON-able; floats keep their bits.
+        before: where to keep the old file.
     """
-    # clone: safetensors refuses tensors that share memory, and views carry strides
-    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    if not distributed.lead():
+        for name in sorted(tensors):
+            for _ in pieces(tensors[name]):
+                pass
+        return
     text = json.dumps({"format": FORMAT, **header})
-    # one key only: safetensors keeps no order between keys, and equal runs write equal bytes
-    blob = make_safetensors(whole, metadata={"oltr_ext": f"{_checksum(text, whole):08x} {text}"})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so a kill leaves one at most
     with temporary.open("wb") as file:
-        file.write(blob)
+        # one key only: safetensors keeps no order between keys, and equal runs write equal bytes
+        write(file, tensors, text, KEY, lambda crc: f"{crc:08x} {text}")
         file.flush()
         os.fsync(file.fileno())
+    if before is not None and path.exists():
+        # between this line and the next, `before` alone holds the state; load_latest looks there
+        os.replace(path, before)
     os.replace(temporary, path)
     _sync_folder(path.parent)
 
 
-def load(
-    path: str | Path, *, beside: Collection[str] = ()
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: str | Path, *, beside: Collection[str] = ()) -> Contents:
     """Tensors (on the CPU) and header of a checkpoint.
 
     Args:
@@ -109,40 +131,72 @@ def load(
     Raises:
         CheckpointError: no such file, truncated, damaged, or not an oltr_ext checkpoint.
     """
-    path = Path(path)
+    with _told(Path(path)):
+        file, crc, text = _parsed(Path(path))
+        tensors = {name: file.like[name] if name in beside else file[name] for name in file}
+        return tensors, _header(text, "" if beside else crc, tensors)
+
+
+def opened(path: str | Path, *, alone: bool = False) -> Opened:
+    """As `load`, with tensors that stay in the file until they are asked for.
+
+    Every process calls this. Process 0 reads all of the file once, in pieces, to verify it, and
+    what it finds is found in all of them.
+
+    Args:
+        alone: this process alone calls it.
+
+    Raises:
+        CheckpointError: see `load`.
+    """
+    path, problem = Path(path), ""
+    if alone or distributed.lead():
+        try:
+            with _told(path):
+                file, crc, text = _parsed(path)
+                header = _header(text, crc, file)
+        except CheckpointError as error:
+            problem = str(error)
+    problem = problem if alone else from_lead(problem)
+    if problem:
+        raise CheckpointError(problem)
+    if not alone and not distributed.lead():
+        with _told(path):
+            file, _, text = _parsed(path)
+            header = _header(text, "", file)
+    return file, header
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file is a CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}")
     try:
-        if beside:
-            tensors, metadata = _read_beside(path, beside)
-        else:
-            blob = path.read_bytes()
-            tensors = parse_safetensors(blob)
-            size = int.from_bytes(blob[:8], "little")
-            metadata = json.loads(blob[8 : 8 + size])["__metadata__"]
-        crc, _, text = metadata["oltr_ext"].partition(" ")
-    except KeyError:
-        raise CheckpointError(f"{path} is not a checkpoint of oltr_ext") from None
-    except (SafetensorError, ValueError) as error:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
-    if not beside and f"{_checksum(text, tensors):08x}" != crc:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match")
-    header = json.loads(text)
+
+
+def _parsed(path: Path) -> tuple[TensorFile, str, str]:
+    """A file, its checksum in words and what that begins with."""
+    file = TensorFile(path)
+    if KEY not in file.metadata:
+        raise CheckpointError("is not a checkpoint of oltr_ext")
+    crc, _, text = file.metadata[KEY].partition(" ")
+    return file, crc, text
+
+
+def _header(text: str, crc: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of a checkpoint with these tensors; without a `crc` nothing is verified."""
+    if crc and f"{checksum(text, tensors):08x}" != crc:
+        raise CheckpointError("is damaged: its checksum does not match")
+    header: dict[str, Any] = json.loads(text)
     if header.pop("format") != FORMAT:
-        raise CheckpointError(f"{path} was written by another version of oltr_ext")
-    return tensors, header
-
-
-def _read_beside(path: Path, beside: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors = {}
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  # it is no dict
-            if name in beside:
-                there = file.get_slice(name)
-                tensors[name] = torch.empty(there.get_shape(), device="meta")
-            else:  # cloned: out of the map of a file that others may cut off
-                tensors[name] = file.get_tensor(name).clone()
-        return tensors, file.metadata() or {}
+        raise CheckpointError("was written by another version of oltr_ext")
+    return header
 
 
 def read_model(
@@ -156,6 +210,21 @@ def read_model(
     Raises:
         CheckpointError: no such file, damaged, or written before its threshold was calibrated.
     """
+    path = _model(path)
+    tensors, header = load(path, beside=beside)
+    _check_calibrated(path, header)
+    return path, tensors, header
+
+
+def open_model(path: str | Path) -> tuple[Path, TensorFile, dict[str, Any]]:
+    """As `read_model`, for `opened`."""
+    path = _model(path)
+    tensors, header = opened(path)
+    _check_calibrated(path, header)
+    return path, tensors, header
+
+
+def _model(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"no run {path}")
@@ -163,26 +232,24 @@ def read_model(
         if not (path / MODEL).is_file():
             raise CheckpointError(f"{path} is no finished run: it has no {MODEL}")
         path /= MODEL
-    tensors, header = load(path, beside=beside)
+    return path
+
+
+def _check_calibrated(path: Path, header: Mapping[str, Any]) -> None:
     if header["threshold"] is None:
         raise CheckpointError(
             f"{path} was written in the middle of an epoch and has no threshold for unknown; "
             f"finish the run, and use its {MODEL}"
         )
-    return path, tensors, header
 
 
 def save_last(folder: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write the folder's `last` checkpoint, keeping the one before it as `previous`."""
-    folder = Path(folder)
-    if (folder / LAST).exists():
-        # between this line and the next, `previous` alone holds the state; load_latest looks there
-        os.replace(folder / LAST, folder / PREVIOUS)
-    save(folder / LAST, tensors, header)
+    """Write the folder's `last` checkpoint, keeping the one before it as `previous`; see `save`."""
+    save(Path(folder) / LAST, tensors, header, before=Path(folder) / PREVIOUS)
 
 
 def load_latest(folder: str | Path) -> Latest | None:
-    """The newest good state in a folder, or None where there is none.
+    """The newest good state in a folder, or None where there is none; see `opened`.
 
     A damaged file is set aside as `<name>.damaged`, so that it can never displace a good one.
 
@@ -192,22 +259,39 @@ def load_latest(folder: str | Path) -> Latest | None:
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    found = [Path(folder) / name for name in (LAST, PREVIOUS) if (Path(folder) / name).exists()]
+    there = [name for name in (LAST, PREVIOUS) if (Path(folder) / name).exists()]
     problems: list[str] = []
-    for path in found:
+    for path in (Path(folder) / name for name in from_lead(" ".join(there)).split()):
         try:
-            return (*load(path), problems)
+            return (*opened(path), problems)
         except CheckpointError as error:
-            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            if distributed.lead():
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
             problems.append(f"{error}; set aside as {path.name}.damaged")
     if problems:
         raise CheckpointError("; ".join(problems))
     return None
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+@overload
+def under(prefix: str, tensors: TensorFile) -> TensorFile: ...
+
+
+@overload
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    names = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    return _named(tensors, names)
+
+
+def _named(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """Some of the tensors under other names, out of a file only where they are asked for."""
+    if isinstance(tensors, TensorFile):
+        return tensors.named(names)
+    return {new: tensors[name] for name, new in names.items()}
 
 
 def state_of(header: Mapping[str, Any]) -> State:
@@ -218,14 +302,14 @@ def state_of(header: Mapping[str, Any]) -> State:
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """The same for models that learned the same, whatever was settled afterwards."""
-    learned = {k: v for k, v in weights.items() if not k.startswith(SETTLED)}
-    return f"learned {_checksum('', learned):08x}"
+    learned = _named(weights, {k: k for k in weights if not k.startswith(SETTLED)})
+    return f"learned {checksum('', learned):08x}"
 
 
 def old_fingerprints(weights: Mapping[str, Tensor]) -> set[str]:
     """What earlier versions wrote, of which none is told from another by its look: of what was
     learned, and of all there was, which settling anew changes."""
-    return {fingerprint(weights).removeprefix("learned "), f"{_checksum('', weights):08x}"}
+    return {fingerprint(weights).removeprefix("learned "), f"{checksum('', weights):08x}"}
 
 
 def clear(run: Path) -> None:
@@ -235,15 +319,6 @@ def clear(run: Path) -> None:
             (run / file).unlink(missing_ok=True)
     (run / "log.csv").unlink(missing_ok=True)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
-
-
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
-    crc = zlib.crc32(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), crc)
-        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().tobytes(), crc)
-    return crc
 
 
 def _sync_folder(folder: Path) -> None:

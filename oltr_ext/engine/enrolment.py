@@ -167,9 +167,10 @@ def fill(head: Head, enrolment: Enrolment) -> None:
 
 
 def check_nothing_lost(path: Path) -> None:
-    """Raises ValueError where a model that is about to be trained anew has enrolled classes."""
+    """Raises ValueError where a model that is about to be trained anew has enrolled classes. Every
+    process calls it."""
     try:
-        joined = read(*checkpoint.load(path)).joined
+        joined = read(*checkpoint.opened(path)).joined
     except checkpoint.CheckpointError:  # none, or nothing that could be lost
         return
     if joined:
@@ -186,22 +187,28 @@ def spelt(names: Sequence[str], most: int = 5) -> str:
 
 
 def carry(
-    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    learned: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a model that takes the place of the one in `path`, with its classes.
+
+    Args:
+        learned: what the model was settled from, by its names, where it is all in this process.
 
     Raises:
         ValueError: classes joined it that were made from the features of other weights.
     """
     try:
-        old = checkpoint.load(path)
+        old = checkpoint.opened(path, alone=True)
     except checkpoint.CheckpointError:
         return dict(tensors), dict(header)
     if CLASSES not in old[1]:
         return dict(tensors), dict(header)
     found = read(*old)
     ours, theirs = (
-        checkpoint.fingerprint(checkpoint.under("model.", each)) for each in (tensors, old[0])
+        checkpoint.fingerprint(each) for each in (learned, checkpoint.under("model.", old[0]))
     )
     if ours != theirs:
         if found.joined:

@@ -6,13 +6,14 @@ import copy
 from contextlib import suppress
 
 import torch
+from torch import Tensor, nn
 
 from oltr_ext._words import counted
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.data.samplers import batch_for
-from oltr_ext.engine import distributed
-from oltr_ext.engine.build import build_model, wants_of
+from oltr_ext.engine import class_shards, distributed
+from oltr_ext.engine.build import wants_of
 from oltr_ext.engine.settle import check_score
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel, build_backbone
@@ -76,10 +77,13 @@ def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
     rule, last = config.open_set.rule, first
     if rule != "known_recall" and splits.open_val is None and (splits.val.labels >= 0).all():
         raise ValueError(f"open_set.rule: {rule} needs open validation images")
+    # what processes share goes where it is shared
+    shared = first.head.layout.shard is not None
+    device = first.head.threshold.device if shared else torch.device("cpu")
     if config.stage2 is not None:
         with torch.random.fork_rng(devices=[]):
             try:
-                last = build_model(config, 2, splits, weights=False)
+                last = class_shards.built(config, 2, splits, device, weights=False)
             except ValueError as error:
                 raise ValueError(f"stage2: {error}") from None
     _check_one_row(config.stage1, 1, first, splits)
@@ -97,7 +101,7 @@ def _check_one_row(stage: Stage, number: int, model: OLTRModel, splits: Splits) 
     """Raises ValueError where batches are of one image and BatchNorm has one value a channel."""
     if stage.epochs == 0 or stage.batch_size > stage.accumulate:
         return
-    probe, side = copy.deepcopy(model).to("meta").train(), splits.size
+    probe, side = _on_meta(model).train(), splits.size
     try:
         probe.features(torch.zeros(1, splits.channels, side, side, device="meta"))
     except ValueError as error:  # torch asks before it counts
@@ -106,3 +110,13 @@ def _check_one_row(stage: Stage, number: int, model: OLTRModel, splits: Splits) 
             f"stage{number}.batch_size: {stage.batch_size}{parts} is too few for the BatchNorm of "
             f"{type(model.backbone).__name__} on images of {side} x {side}: {error}"
         ) from None
+
+
+def _on_meta(model: OLTRModel) -> OLTRModel:
+    """A copy of a model, of whose tensors none is copied."""
+    made: dict[int, Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        own = isinstance(tensor, nn.Parameter)
+        made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if own else empty
+    return copy.deepcopy(model, made)

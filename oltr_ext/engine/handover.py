@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oltr_ext.config.schema import SecondStage, TestPrior
 from oltr_ext.engine.build import class_frequencies
+from oltr_ext.engine.class_shards import as_rows, first_of_replicas, whole
 from oltr_ext.engine.evaluate import stream
 from oltr_ext.engine.settle import class_worth
 from oltr_ext.engine.splits import Images, Splits
@@ -53,47 +54,59 @@ def hand_over(
     if model.fc is not None and old.fc is not None and model.fc.weight.shape == old.fc.weight.shape:
         model.fc.load_state_dict(old.fc.state_dict())
     assert isinstance(old.head, LinearHead)
-    linear, head = old.head.linear, model.head
+    head, layout = model.head, model.head.layout
+    # rows of the classes that this process has: all of them, where the new head cannot share them
+    weight, bias = (
+        old.head.layout.raw(part) if layout.shard is not None else whole(part)
+        for part in (old.head.linear.weight, old.head.linear.bias)
+    )
 
     def batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-        return stream(model, images, device, workers=splits.workers)
+        """Each process gets all of them; sums over those with the same classes take one's."""
+        for batch in stream(model, images, device, workers=splits.workers):
+            if first_of_replicas(layout):
+                yield batch
 
-    def whole(images: Images) -> tuple[Tensor, Tensor]:
-        features, target = zip(*batches(images), strict=True)
+    def start_at(weight: Tensor, bias: Tensor | None = None) -> None:
+        assert isinstance(head, LinearHead)
+        head.start_at(as_rows(weight, layout), None if bias is None else as_rows(bias, layout))
+
+    def joined(images: Images) -> tuple[Tensor, Tensor]:
+        rows = stream(model, images, device, workers=splits.workers)
+        features, target = zip(*rows, strict=True)
         return torch.cat(features), torch.cat(target)
 
     if settings.kind == "memory":
         assert isinstance(head, OLTRHead)
-        head.init_from_batches(
-            linear,
-            batches(splits.plain),
-            classifier="means" if settings.classifier_init == "means" else "random",  # or as built
-            selector=settings.selector_init,
-        )
-        return
-    if settings.kind == "fslwf":
+        with layout.same_rows():
+            head.init_from_batches(
+                old.head.linear,
+                batches(splits.plain),
+                classifier="means" if settings.classifier_init == "means" else "random",
+                selector=settings.selector_init,
+            )
+    elif settings.kind == "fslwf":
         assert isinstance(head, FSLwFHead)
-        head.init_from(linear.weight, batches(splits.plain))
-        return
-    assert isinstance(head, LinearHead)
-    if settings.kind == "lws":
-        head.start_at(linear.weight)
+        head.init_from(weight, batches(splits.plain))
+    elif settings.kind == "lws":
+        start_at(weight)
     elif settings.kind == "tau_norm":
         tau = settings.tau
         if tau is None:
             worth = class_worth(test_prior, splits)
-            tau = best_tau(linear.weight, *whole(splits.val), TAUS, worth)
-        head.start_at(tau_normalise(linear.weight, tau))
+            tau = best_tau(weight, *joined(splits.val), TAUS, worth, layout)
+        start_at(tau_normalise(weight, tau))
     elif settings.kind == "ncm":
-        means = class_directions(batches(splits.plain), splits.num_classes)
+        with layout.same_rows():
+            means = class_directions(batches(splits.plain), splits.num_classes, layout)
         no_mean = ~means.any(dim=1)  # a class without images
-        head.start_at(means, torch.where(no_mean, NEVER, 0.0).to(means))
+        start_at(means, torch.where(no_mean, NEVER, 0.0).to(means))
     elif settings.kind == "logit_adjustment":
-        prior = class_frequencies(splits.train_counts).to(device)
+        prior = layout.cut(class_frequencies(splits.train_counts)).to(device)
         tau = 1.0 if settings.tau is None else settings.tau
-        head.start_at(linear.weight, logit_adjusted_bias(linear.bias, prior, tau))
+        start_at(weight, logit_adjusted_bias(bias, prior, tau))
     elif settings.kind == "openmax":
         assert isinstance(head, OpenMaxHead)
-        head.start_at(linear.weight, linear.bias)
-        head.fit(*whole(splits.plain), tail=settings.tail)
+        head.start_at(weight, bias)
+        head.fit(*joined(splits.plain), tail=settings.tail)
     # crt keeps its random start

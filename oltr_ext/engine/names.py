@@ -6,17 +6,24 @@ from collections.abc import Sequence
 
 import torch
 
-from oltr_ext.config.schema import Config
+from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import read_names
 from oltr_ext.models.clip_net import TEMPLATES, text_directions
 from oltr_ext.nn import Head, LinearHead, OLTRHead
+from oltr_ext.nn.layout import Sharded, as_shard
 
-__all__ = ["start_at_names"]
+__all__ = ["start_at_names", "starts_at_names"]
+
+
+def starts_at_names(stage: Stage) -> bool:
+    """Whether the configuration of a stage asks for it."""
+    return getattr(stage, "classifier_init", "") == "text"
 
 
 @torch.no_grad()
 def start_at_names(head: Head, config: Config, class_names: Sequence[str]) -> None:
-    """Point the rows of a linear or cosine classifier at the texts of its classes.
+    """Point the rows of a linear or cosine classifier at the texts of its classes. Where processes
+    share them, each encodes those of its own.
 
     On features of open_clip, whose length is sqrt(D), a linear one then starts with the logits
     sqrt(D) cos, the answers of CLIP without training.
@@ -42,7 +49,10 @@ def start_at_names(head: Head, config: Config, class_names: Sequence[str]) -> No
             raise ValueError(
                 f"{config.model.templates}: expected one {{}} in each line, got {wrong[0]!r}"
             )
-    texts = text_directions(name, weights, class_names, templates)
+    layout = head.layout
+    first, last = layout.bounds(len(class_names))
+    some = class_names[first:last] or class_names[:1]  # the width is asked of one
+    texts = text_directions(name, weights, some, templates)
     if isinstance(head, OLTRHead):
         width = head.feat_dim
     else:
@@ -53,6 +63,9 @@ def start_at_names(head: Head, config: Config, class_names: Sequence[str]) -> No
             f"classifier_init: text: texts have {texts.shape[1]} numbers and features {width}; set "
             "fc to null"
         )
+    texts = texts[: last - first]
+    if isinstance(layout, Sharded):
+        texts = as_shard(texts, layout)
     if isinstance(head, OLTRHead):
         head.classifier.cosnorm_classifier.start_at(texts)
     else:

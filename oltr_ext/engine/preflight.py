@@ -218,9 +218,9 @@ def _chosen_by_prior(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def is_settled(path: Path, header: Mapping[str, Any], config: Config) -> bool:
     """Whether a model is that of the checkpoint with this header, and settled as configured, by
-    what there is today."""
+    what there is today. Every process calls it."""
     try:
-        found = checkpoint.load(path)[1]
+        found = checkpoint.opened(path)[1]
     except checkpoint.CheckpointError:
         return False
     there = run_config(found["config"], source=str(path))

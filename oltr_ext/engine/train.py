@@ -28,10 +28,9 @@ from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
 from oltr_ext.data.samplers import Ints, mix
 from oltr_ext.engine import checkpoint, class_shards, distributed, enrolment, feasible, preflight
-from oltr_ext.engine.base import described, read_back
+from oltr_ext.engine.base import described
 from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
-    build_model,
     build_optimizer,
     build_sampler,
     lr_factor,
@@ -41,7 +40,7 @@ from oltr_ext.engine.build import (
     seed_everything,
     wants_of,
 )
-from oltr_ext.engine.checkpoint import State, read_model
+from oltr_ext.engine.checkpoint import State
 from oltr_ext.engine.evaluate import calibrate, collect, validate
 from oltr_ext.engine.features import on_features
 from oltr_ext.engine.floor import below_floor
@@ -53,6 +52,7 @@ from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, settled_by, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
 from oltr_ext.engine.stopping import TrainingError, stopped
+from oltr_ext.engine.tensorfile import TensorFile
 from oltr_ext.models import OLTRModel
 from oltr_ext.nn.layout import is_dtensor
 
@@ -117,8 +117,7 @@ class _Run:
         shared = config.distributed.classes
         self.scaler = class_shards.scaler_for(self.device, config.amp == "fp16", shared)
         self.say_once = cache(say)
-        with distributed.lead_first():  # it sets damaged files aside
-            found = checkpoint.load_latest(out) if resume else None
+        found = checkpoint.load_latest(out) if resume else None
         self.asked_epochs = asked_epochs(config)
         self.config = settle_epochs(config, len(splits.train), found and found[1])
         self.stages = [s for s in (self.config.stage1, self.config.stage2) if s is not None]
@@ -142,7 +141,7 @@ class _Run:
                 if self.state.stage == len(self.stages):
                     return self.finish()
                 if self.config.select == "best":
-                    self.model.load_learned(checkpoint.under("model.", self.stage_1_best()))
+                    class_shards.load_learned(self.model, self.stage_1_best())
                 self.enter_stage(self.state.stage + 1)
 
     @property
@@ -151,13 +150,13 @@ class _Run:
         final = self.state.stage == len(self.stages)
         return self.out / (checkpoint.BEST if final else checkpoint.STAGE_1_BEST)
 
-    def stage_1_best(self) -> dict[str, Tensor]:
-        """Its tensors; those of a run from before it had a file of its own, too."""
+    def stage_1_best(self) -> TensorFile:
+        """The model's tensors; those of a run from before it had a file of its own, too."""
         path = self.best if self.best.exists() else self.out / checkpoint.BEST
-        tensors, header = checkpoint.load(path)
+        tensors, header = checkpoint.opened(path)
         if header["state"]["stage"] != 1:
             raise OtherRunError(f"{path} holds stage 2, written over the best epoch of stage 1")
-        return tensors
+        return checkpoint.under("model.", tensors)
 
     def open_logs(self) -> AbstractContextManager[Logs | None]:
         if not distributed.lead():
@@ -167,26 +166,26 @@ class _Run:
     def enter_stage(self, number: int) -> None:
         """A fresh model for the stage; stage 2 starts from what stage 1 learned."""
         seed_everything(self.config.seed, number)
-        with distributed.lead_first():  # it fetches published weights, once
-            model = build_model(self.config, number, self.splits, weights=number == 1)
-        model.to(self.device)
+        model = class_shards.built(
+            self.config, number, self.splits, self.device, weights=number == 1
+        )
         if number == 2:
             assert self.config.stage2 is not None
-            prior, first = self.config.test_prior, self.model
-            first = class_shards.whole_model(first, self.config, self.splits)
-            hand_over(first, model, self.config.stage2, self.splits, self.device, prior)
+            prior = self.config.test_prior
+            hand_over(self.model, model, self.config.stage2, self.splits, self.device, prior)
             self.state = State(stage=2, total=self.state.total, origin=self.state.origin)
-        distributed.same_start(model.state_dict().values())
+        distributed.same_start(t for t in model.state_dict().values() if not is_dtensor(t))
         self.take(model)
 
     def start_from(self, run: Path) -> None:
         """Enter stage 2 from another run's stage 1."""
         if self.config.stage2 is None:
             raise ValueError(f"nothing to start from {run}: this configuration has no stage 2")
-        path, tensors, header = read_model(run)
+        path, tensors, header = checkpoint.open_model(run)
         preflight.check_stage_1(path, tensors, header, self.config, self.splits, say=self.say)
         weights = checkpoint.under("model.", tensors)
-        self.model = read_back(path, tensors, header, self.config).to(self.device)
+        held = tensors.named({k: k for k in tensors if not k.startswith("model.head.bank.")})
+        self.model = class_shards.read_back(path, held, header, self.config, self.device)
         feasible.check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"], origin=checkpoint.fingerprint(weights))
         self.enter_stage(2)
@@ -201,7 +200,6 @@ class _Run:
         if self.config.model.tune == "nothing" and self.splits.train is not self.splits.plain:
             self.splits = on_features(model, self.splits, self.config, self.out, self.say)
         self.model = model
-        class_shards.as_asked(model, self.config.distributed, self.device)
         self.optimizer = build_optimizer(model, self.stages[self.state.stage - 1])
         class_shards.regroup(self.optimizer)
         self.norm = torch.zeros(())
@@ -327,20 +325,17 @@ class _Run:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors, all of them finite, or an error that says which is not."""
-        tensors = class_shards.whole(self.model.learned_state(), "model.")
-        for name, value in tensors.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                what = f"{name.removeprefix('model.')} is no longer finite"
-                raise stopped(what, self.state, self.out)
-        return tensors
+        tensors = self.model.learned_state()
+        if (name := class_shards.not_finite(tensors)) is not None:
+            raise stopped(f"{name} is no longer finite", self.state, self.out)
+        return {f"model.{name}": value for name, value in tensors.items()}
 
     def save(self, *, threshold: dict[str, Any] | None, path: Path | None = None) -> None:
         """Write everything a run needs to go on to the same bits."""
         tensors = self.weights()
         tensors |= class_shards.momentum(self.optimizer, self.model, "momentum.")
-        if self.logs is None:
-            return
-        self.state.log_position = self.logs.position()
+        if self.logs is not None:
+            self.state.log_position = self.logs.position()
         header = {
             "config": self.config.model_dump(mode="json"),
             "asked_epochs": self.asked_epochs,
@@ -367,12 +362,12 @@ class _Run:
         )
         self.state = checkpoint.state_of(header)
         if stage1 is not None:
-            first = read_model(stage1)
+            first = checkpoint.open_model(stage1)
             self.state.origin = preflight.check_origin(
                 self.out, self.state.origin, first, self.config, self.splits, say=self.say
             )
-        model = read_back(self.out, tensors, header, self.config)
-        self.take(model.to(self.device))
+        model = class_shards.read_back(self.out, tensors, header, self.config, self.device)
+        self.take(model)
         class_shards.take_momentum(self.optimizer, model, checkpoint.under("momentum.", tensors))
         self.scaler.load_state_dict(header["scaler"])
         stage, step, end = self.state.stage, self.state.step, int(self.stages[-1].epochs)
@@ -383,17 +378,19 @@ class _Run:
     def finish(self) -> Path:
         """The chosen epoch's weights, and what is settled of them: what the other commands read."""
         path, last = self.out / checkpoint.MODEL, self.out / checkpoint.LAST
-        tensors, header = checkpoint.load(self.best if self.config.select == "best" else last)
+        found, header = checkpoint.opened(self.best if self.config.select == "best" else last)
         if preflight.is_settled(path, header, self.config):
             return path
-        self.model.load_learned(checkpoint.under("model.", tensors))
+        learned = checkpoint.under("model.", found)
+        class_shards.load_learned(self.model, learned)
         threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
         header |= {"threshold": threshold, "settled": settled_by()}
         header["config"] = self.config.model_dump(mode="json")
-        weights = self.weights()
+        tensors = {**self.weights(), **Calibration.of(seen).tensors()}
         if distributed.lead():
-            tensors = {**weights, **Calibration.of(seen).tensors()}
-            checkpoint.save(path, *enrolment.carry(path, tensors, header))
+            tensors, header = enrolment.carry(path, tensors, header, learned)
+        checkpoint.save(path, tensors, header)
+        if distributed.lead():
             for line in below_floor(self.splits, seen):
                 self.say(line)
         distributed.barrier()

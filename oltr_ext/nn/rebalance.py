@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext.nn.enroll import ClassTensor
+from oltr_ext.nn.layout import WHOLE, Layout
 from oltr_ext.nn.linear_head import LinearHead
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.memory import means_over
+from oltr_ext.ops.shard import largest, smallest
 
 CHUNK = 1 << 24
 """Logits that `best_tau` holds at a time, so that it never holds N x C."""
@@ -45,6 +47,7 @@ def best_tau(
     target: Tensor,
     candidates: Iterable[float],
     worth: Tensor | None = None,
+    layout: Layout = WHOLE,
 ) -> float:
     """The tau that gets most of the given rows right, the smallest of equals.
 
@@ -54,25 +57,36 @@ def best_tau(
         weight: (C, D). features: (N, D). target: (N,), -1 = open, which does not count.
         worth: (C,) of a row of each class; all alike by default. Where classes are not as frequent
             in these rows as they are expected to be, what a class is expected over what it has.
+        layout: where the classes are; of a shard, `weight` has its own rows, and every process is
+            given the same features.
 
     Raises:
         ValueError: no candidate, no class, no row of a class that counts, or another number of
             weights than of worths.
     """
-    if len(weight) == 0 or (worth is not None and tuple(worth.shape) != (len(weight),)):
+    total = len(weight) if layout.shard is None else layout.shard.total
+    if total == 0 or (worth is not None and tuple(worth.shape) != (total,)):
         worths = "no worth" if worth is None else f"a worth {tuple(worth.shape)}"
         raise ValueError(
             f"best_tau: expected weight (C >= 1, D) and worth (C,), got {tuple(weight.shape)} and "
             f"{worths}"
         )
-    known, step = target >= 0, max(1, CHUNK // len(weight))
+    known, step = target >= 0, max(1, CHUNK // total)
+
+    def answer(logits: Tensor) -> Tensor:
+        if layout.shard is None:
+            return logits.argmax(1)
+        none = logits.new_full((len(logits), 1), -torch.inf)  # of a shard that is empty
+        value, label = torch.cat([logits, none], dim=1).max(1)
+        here = value == largest(layout.shard, value)
+        return smallest(layout.shard, torch.where(here, label + layout.shard.start, total))
 
     def count_right(scaled: Tensor) -> float:
-        label = torch.cat([(part @ scaled.t()).argmax(1) for part in features.split(step)])
+        label = torch.cat([answer(part @ scaled.t()) for part in features.split(step)])
         right = target[(label == target) & known]
         if worth is None:
             return len(right)
-        counts = right.bincount(minlength=len(weight)).to(worth.device, worth.dtype)
+        counts = right.bincount(minlength=total).to(worth.device, worth.dtype)
         return float(counts @ worth)
 
     right = {tau: count_right(tau_normalise(weight, tau)) for tau in sorted(candidates)}
@@ -85,7 +99,9 @@ def best_tau(
     return max(right, key=lambda tau: right[tau])
 
 
-def class_directions(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+def class_directions(
+    batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, layout: Layout = WHOLE
+) -> Tensor:
     """Class means of unit length: a linear classifier's weights for the nearest class mean.
 
     Kang et al. take the class whose mean is nearest by cosine, or by the distance to the mean of
@@ -93,11 +109,12 @@ def class_directions(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int)
 
     Args:
         batches: features (B, D) and labels (B,) in [0, num_classes), together the training set.
+        layout: where the classes are; of a shard, the result has its own rows.
 
     Returns:
         (C, D) float32; zero for a class without images.
     """
-    return F.normalize(means_over(batches, num_classes).means, dim=1).float()
+    return F.normalize(means_over(batches, num_classes, layout).means, dim=1).float()
 
 
 def logit_adjusted_bias(bias: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:

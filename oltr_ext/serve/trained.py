@@ -116,7 +116,7 @@ def load_trained(
             )
     config = run_config(header["config"], overrides, source=str(path))
     where = pick_device(device)
-    kept, fill = enrolment.read(tensors, header), None
+    kept, fill = enrolment.read(tensors, header), OLTRModel.load_learned
     if stream:
         if kept.changed:
             raise ValueError(
@@ -124,7 +124,7 @@ def load_trained(
                 "load it without streaming"
             )
         fill = partial(_stream, path=path, device=where)
-    model = read_back(path, tensors, header, config, fill=fill)
+    model = read_back(path, tensors, header, config, fill=fill, banks=not stream)
     model.to(where).eval()
     threshold = take_up(model.head, header["threshold"], kept)
     shape = header["shape"]
