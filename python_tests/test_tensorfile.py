@@ -66,6 +66,14 @@ def test_rows_go_where_they_are_wanted(tmp_path, monkeypatch):
         file.into("grid", torch.empty(7, 3))
 
 
+def test_to_ask_what_is_there_reads_nothing(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(_written(_tensors()))
+    file = TensorFile(tmp_path / "x")
+    monkeypatch.setattr(TensorFile, "pieces", None)
+    assert "grid" in file and "none" in file and "other" not in file and len(file) == 19
+    assert file.named({"grid": "g"}).like["g"].shape == (7, 1, 2, 2)
+
+
 def test_a_file_that_is_cut_off_while_it_is_read_says_so(tmp_path):
     path = tmp_path / "last.safetensors"
     checkpoint.save(path, {"x": torch.arange(9.0)}, {})

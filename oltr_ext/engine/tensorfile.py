@@ -69,6 +69,9 @@ class TensorFile(Mapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.like)
 
+    def __contains__(self, name: object) -> bool:  # a Mapping would read it
+        return name in self.like
+
     def __len__(self) -> int:
         return len(self.like)
 
