@@ -179,6 +179,33 @@ def _tau(mesh):
         assert best_tau(own, rows, target, [1.0, 0.9, 0.8, 0.6, 0.0], worth, layout) == 0.8
 
 
+def _bank(mesh, unread):
+    """The means of a bank are shared too, and its scores are those of one process's."""
+    torch.manual_seed(4)
+    rows, target = torch.randn(40, WIDTH), torch.arange(40) % (CLASSES - 2)
+    counts = target.bincount(minlength=CLASSES)
+    counts[0] += unread
+    counts[-2] = unread  # of a class whose images could not be read there is no mean
+    whole, parted = _head(), shard_classes(_head(), mesh)
+    for head in (whole, parted):
+        head.fit_bank([(rows[:25], target[:25]), (rows[25:], target[25:])], counts)
+    assert isinstance(parted.bank.means, DTensor) and len(parted.bank.means) == CLASSES - 2
+    for (name, one), two in zip(
+        whole.bank.state_dict().items(), parted.bank.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(class_shards.whole(two), one, rtol=1e-5, atol=1e-5, msg=name)
+    own = torch.randn(1 + dist.get_rank(), WIDTH)
+    want, got = (head.scores(head.outputs(own)) for head in (whole, parted))
+    assert want.keys() == got.keys() and "relative_mahalanobis" in want
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4, msg=name)
+    with parted.layout.same_rows():
+        together = parted.scores(parted.outputs(rows))
+    torch.testing.assert_close(
+        together["mahalanobis"], whole.scores(whole.outputs(rows))["mahalanobis"]
+    )
+
+
 def _by_dcp(mesh, out):
     """What PyTorch's own writer of safetensors makes of a shared head: a file a process."""
     head = shard_classes(_head(), mesh)
@@ -205,6 +232,8 @@ def _all(rank, data, out):
         for mesh in (line, grid):
             _file(mesh, out)
             _tau(mesh)
+            for unread in (0, 2):
+                _bank(mesh, unread)
         _damaged(out / "run")
         _named(line)
         _by_dcp(line, out)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from oltr_ext.ops import StreamedBank
+from oltr_ext.nn.gathering import gather_rows
+from oltr_ext.nn.layout import Layout, Sharded, as_shard
+from oltr_ext.nn.memory import means_over
+from oltr_ext.ops import Shard, StreamedBank
 from oltr_ext.ops.bank import blocks_of
+from oltr_ext.ops.shard import summed
 
 COLUMNS = 1 << 13
 """Rows of a bank that `kth_distance` holds distances to at a time."""
@@ -32,6 +39,87 @@ def whitening(scatter: Tensor, free: int) -> Tensor:
     shrink = min(shrink, 1.0)
     root = torch.linalg.cholesky((1 - shrink) * covariance + shrink * mean * eye)
     return torch.linalg.solve_triangular(root, eye, upper=False)
+
+
+class BankMeans(NamedTuple):
+    """Class means that a bank is made of: of the K classes with features, in order."""
+
+    means: Tensor
+    """(K, D) float64; of a shard, its own."""
+    own: Tensor
+    """(K,) int64, how many features each of these is of."""
+    counts: Tensor
+    """(K,) int64, that of all of them."""
+    layout: Layout
+    """Where the K are."""
+
+    def summed(self, value: Tensor) -> Tensor:
+        """A sum over classes, from that over those that are here."""
+        if not isinstance(self.layout, Sharded):
+            return value
+        shared = value.to(self.layout.mesh.device_type)
+        return summed(self.layout.shard, shared).to(value.device)
+
+    def shared(self, rows: Tensor) -> Tensor:
+        """(K, ...) of rows of those that are here."""
+        if not isinstance(self.layout, Sharded):
+            return rows
+        return as_shard(rows.to(self.layout.mesh.device_type), self.layout)
+
+
+def bank_means(
+    batches: Iterable[tuple[Tensor, Tensor]], counts: Tensor, layout: Layout
+) -> BankMeans:
+    """Of unit features (B, D) float64 and labels (B,), which every process is given.
+
+    Args:
+        counts: (C,) training images of each class.
+        layout: where the classes are. Those with features are cut anew, as evenly as all were.
+
+    Raises:
+        ValueError: more features of a class than its count. RuntimeError: a label out of range.
+    """
+    if not isinstance(layout, Sharded):
+        means, number = means_over(batches, len(counts))
+        _check_counts(number, counts)
+        if not (there := number > 0).all():
+            means, number = means[there], number[there]
+        return BankMeans(means, number, number, layout)
+    expected = counts > 0
+    place = torch.where(expected, expected.cumsum(0) - 1, -1)
+    place = torch.cat([place, place.new_tensor([-1])])  # of a label out of range
+
+    def placed() -> Iterator[tuple[Tensor, Tensor]]:
+        for z, y in batches:
+            yield z, place[torch.where((y >= 0) & (y < len(counts)), y, len(counts))]
+
+    cut = Sharded(int(expected.sum()), layout.mesh, None, False)
+    means, number = means_over(placed(), cut.shard.total, cut)
+    found = BankMeans(means, number, number, cut)
+    every = number.new_zeros(cut.shard.total)
+    every[cut.shard.start : cut.shard.stop] = number
+    every = found.summed(every)
+    _check_counts(torch.zeros_like(counts).masked_scatter(expected, every), counts)
+    if bool((every > 0).all()):
+        return found._replace(counts=every)
+    # classes none of whose images could be read are few and seldom: rows move to other processes
+    sizes = [
+        b - a
+        for a, b in (Shard.cut(len(every), cut.mesh.size(), n) for n in range(cut.mesh.size()))
+    ]
+    whole = gather_rows(means.to(cut.mesh.device_type), sizes, cut.shard).to(means.device)
+    there = every > 0
+    again = Sharded(int(there.sum()), layout.mesh, None, False)
+    here = slice(again.shard.start, again.shard.stop)
+    return BankMeans(whole[there][here].clone(), every[there][here], every[there], again)
+
+
+def _check_counts(number: Tensor, counts: Tensor) -> None:
+    if (number > counts).any():
+        c = int((number > counts).nonzero()[0])
+        raise ValueError(
+            f"FeatureBank.fit: class {c} has {number[c]} features, and counts say {counts[c]}"
+        )
 
 
 def null_space(rows: Tensor) -> Tensor:

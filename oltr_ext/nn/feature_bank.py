@@ -12,14 +12,16 @@ from torch import Tensor
 from oltr_ext import ops
 from oltr_ext.nn.bank_fits import (
     Evenly,
+    bank_means,
     default_neighbours,
     kth_distance,
     null_space,
     whitening,
 )
 from oltr_ext.nn.growing_bank import GrowingBank
-from oltr_ext.nn.memory import means_over
+from oltr_ext.nn.layout import WHOLE, Layout, is_dtensor
 from oltr_ext.nn.scores import BANK_SCORES, SUM_SCORES, SUMMED
+from oltr_ext.ops import Shard
 
 SAMPLE = 1 << 14
 """Training features that ``vim`` is fitted on: all, or as many, evenly spaced in each class."""
@@ -121,6 +123,7 @@ class FeatureBank(GrowingBank):
         neighbours: int | None = None,
         max_logit: Callable[[Tensor], Tensor] | None = None,
         origin: Tensor | None = None,
+        layout: Layout = WHOLE,
     ) -> None:
         """Take the training's features, in one pass; sums run in float64 on the CPU.
 
@@ -134,6 +137,8 @@ class FeatureBank(GrowingBank):
                 `default_neighbours`.
             max_logit: features (N, D) to their largest logits (N,), for ``vim``; None: without it.
             origin: (D,) o of ``vim``; None: 0.
+            layout: where the head's classes are. Processes that share them, each of which is given
+                all batches, share the means.
 
         Raises:
             ValueError: features that are not finite, or none; more of a class than ``counts`` says;
@@ -168,23 +173,19 @@ class FeatureBank(GrowingBank):
                 if max_logit is not None:
                     sample.append(x[take(y)])
 
-        means, number = means_over(unit(), len(counts))
+        found = bank_means(unit(), counts, layout)
         assert moment is not None
-        if (number > counts).any():
-            c = int((number > counts).nonzero()[0])
-            raise ValueError(
-                f"FeatureBank.fit: class {c} has {number[c]} features, and counts say {counts[c]}"
-            )
         for name in self.TENSORS:
             setattr(self, name, None)
-        total, weighted = int(number.sum()), means.t() * number
-        root = whitening(moment - weighted @ means, total - int((number > 0).sum()))
-        self.whitening, self.means = root.float(), (means[number > 0] @ root.t()).float()
-        middle = weighted.sum(dim=1) / total
+        total, weighted = int(found.counts.sum()), found.means.t() * found.own
+        between = found.summed(weighted @ found.means)
+        root = whitening(moment - between, total - len(found.counts))
+        self.whitening, self.means = root.float(), found.shared((found.means @ root.t()).float())
+        middle = found.summed(weighted.sum(dim=1)) / total
         root = whitening(moment - total * torch.outer(middle, middle), total - 1)
         self.background, self.middle = root.float(), (root @ middle).float()
         if kept and len(rows := torch.cat(kept)):
-            k = default_neighbours(number) if neighbours is None else neighbours
+            k = default_neighbours(found.counts) if neighbours is None else neighbours
             self.rows, self.neighbours = (
                 rows,
                 torch.arange(1, min(k, len(rows)) + 1, dtype=torch.float32),
@@ -260,6 +261,7 @@ class FeatureBank(GrowingBank):
         names: Iterable[str] = BANK_SCORES,
         *,
         energy: Tensor | None = None,
+        layout: Layout = WHOLE,
     ) -> dict[str, Tensor]:
         """The named scores, as far as it has them.
 
@@ -267,13 +269,15 @@ class FeatureBank(GrowingBank):
             features: (B, D).
             max_logit: (B,) in the dtype of the result.
             energy: (B,) logsumexp of the logits, without which there is no ``vim``.
+            layout: as in `fit`.
         """
         asked = set(names) - ({"vim"} if energy is None else set())
         wanted = [name for name in self.names if name in asked]
         needed = {part for name in wanted for part in SUM_SCORES.get(name, (name,))} - {"max_logit"}
         if not needed:
             return {}
-        found = {k: v.to(max_logit.dtype) for k, v in self._own(needed, features, energy).items()}
+        own = self._own(needed, features, energy, layout)
+        found = {name: score.to(max_logit.dtype) for name, score in own.items()}
         return {
             name: self._sum(name, max_logit, found) if name in SUM_SCORES else found[name]
             for name in wanted
@@ -291,7 +295,9 @@ class FeatureBank(GrowingBank):
         for tensor in {*self.TENSORS} - kept:
             setattr(self, tensor, None)
 
-    def _own(self, names: set[str], features: Tensor, energy: Tensor | None) -> dict[str, Tensor]:
+    def _own(
+        self, names: set[str], features: Tensor, energy: Tensor | None, layout: Layout
+    ) -> dict[str, Tensor]:
         """Each of `FEATURE_SCORES` that is named, and that there are tensors for."""
         # where there is float64, whitening in it costs D x D a row and its rounding never shows
         x = features.float() if features.device.type == "mps" else features.double()
@@ -311,7 +317,7 @@ class FeatureBank(GrowingBank):
             return found
         assert self.whitening is not None and self.means is not None
         white = z @ self.whitening.t().to(z.dtype)
-        distance = ops.nearest_centroid(white.float(), self.means).distance
+        distance = self._to_means(white.float(), layout)
         if "mahalanobis" in names:
             found["mahalanobis"] = -distance
         if "relative_mahalanobis" in names:
@@ -319,6 +325,21 @@ class FeatureBank(GrowingBank):
             gap = z @ self.background.t().to(z.dtype) - self.middle.to(z.dtype)
             found["relative_mahalanobis"] = gap.square().sum(dim=1) - distance.to(z.dtype).square()
         return found
+
+    def _to_means(self, white: Tensor, layout: Layout) -> Tensor:
+        """(B,) distances of whitened features to the nearest mean."""
+        means = self.means
+        assert means is not None
+        if not is_dtensor(means):
+            return ops.nearest_centroid(white, means).distance
+        assert layout.shard is not None
+        local: Tensor = means._local_tensor  # type: ignore[attr-defined]
+        shard = Shard.of(len(means), layout.shard.group)
+        found = layout.each(
+            lambda x: (ops.nearest_centroid(x, local, shard=shard).distance,), white
+        )
+        distance: Tensor = found[0]
+        return distance
 
     def _sum(self, name: str, max_logit: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         assert self.location is not None and self.scale is not None

@@ -180,7 +180,7 @@ class Head(Enrolling, ABC):
         neighbours: int | None = None,
     ) -> None:
         """`FeatureBank.fit` with all scores, those that need the head's logits among them. Where
-        processes share the classes, each is given all batches: the bank is whole in each."""
+        processes share the classes, each is given all batches, and they share the bank's means."""
 
         def largest(features: Tensor) -> Tensor:
             parts = self.pieces(features.to(self.threshold.device))
@@ -194,6 +194,7 @@ class Head(Enrolling, ABC):
                 neighbours=neighbours,
                 max_logit=largest,
                 origin=self.origin,
+                layout=self.layout,
             )
 
     def own_scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
@@ -209,9 +210,9 @@ class Head(Enrolling, ABC):
         """
         scores = self.own_scores(out, names)
         if out.features is not None:
-            scores.update(
-                self.bank.scores(out.features, scores["max_logit"], names, energy=scores["energy"])
-            )
+            most, energy = scores["max_logit"], scores["energy"]
+            bank = self.bank.scores(out.features, most, names, energy=energy, layout=self.layout)
+            scores.update(bank)
         return scores
 
     def score_of(self, out: HeadOutput, name: str | None = None) -> Tensor:
