@@ -32,6 +32,7 @@ from oltr_ext.nn import (
 CLASSES = (3, 5, 10, 1001)
 WIDTH = 6
 LIMIT = 1e-12
+EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def _rows(classes, number=11):
@@ -197,6 +198,8 @@ def _memory():
     head, x = OLTRHead(WIDTH, 10).double(), torch.randn(30, WIDTH, dtype=torch.float64)
     y = torch.arange(30) % 7 + 1  # classes 0, 8 and 9 have no image
     head.init_from(None, x, y)
+    with torch.no_grad():  # as near as another, here and there
+        head.memory.centroids[[3, 5, 7]] = head.memory.centroids[2].clone()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     parted = shard_classes(copy.deepcopy(head), mesh, batches="same")
     for name in ("forward", "closest"):
@@ -205,6 +208,9 @@ def _memory():
         )
         _close(got.distance.detach(), want.distance.detach(), name)
         assert torch.equal(got.index, want.index), name
+    far = torch.cdist(x, head.memory.centroids.detach(), compute_mode=EXACT)[:, 1:8]
+    lowest = far.sort(dim=1, stable=True).indices[:, :4] + 1
+    assert torch.equal(head.memory.closest(x, 4).index, lowest)
     _close(parted.recall(x).detach(), head.recall(x).detach(), "recall")
     fits = [h.centroid_loss.fit_margin(h.memory.centroids.detach()) for h in (head, parted)]
     assert fits[1] == pytest.approx(fits[0], rel=1e-12)

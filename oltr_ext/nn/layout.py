@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from oltr_ext.nn.gathering import Gathered, MeanGradient, Mine, Whole, cross_entropy, gather_rows
+from oltr_ext.nn.parted import weakest_of
 from oltr_ext.ops._compile import untraced
 from oltr_ext.ops.shard import Shard, enter, summed
 
@@ -253,7 +254,7 @@ class Sharded(Layout):
         classes = nn.functional.pad(classes + self.shard.start, (0, short))
         sizes = [value.shape[1]] * dist.get_world_size(self.shard.group)
         value, classes = (gather_rows(t.t(), sizes, self.shard).t() for t in (value, classes))
-        found, which = value.topk(min(count, self.shard.total), dim=1, largest=False)
+        found, which = weakest_of(value, count)
         there = found.isfinite().any(dim=0)  # fewer may have a centroid
         return found[:, there], classes.gather(1, which)[:, there]
 

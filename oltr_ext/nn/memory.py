@@ -15,6 +15,7 @@ from oltr_ext.nn.checks import check_sizes
 from oltr_ext.nn.layout import WHOLE, ClassRows, Layout
 from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
+from oltr_ext.nn.parted import weakest_of
 from oltr_ext.ops.bank import blocks_of, rows_of
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
@@ -173,7 +174,7 @@ class CentroidMemory(ClassRows):
         return Nearest(found.distance, self.classes(found.index))
 
     def closest(self, x: Tensor, count: int) -> Nearest:
-        """The nearest centroids of each feature, nearest first.
+        """The nearest centroids of each feature, nearest first, of equals the lower class.
 
         Args:
             x: (B, D).
@@ -192,11 +193,11 @@ class CentroidMemory(ClassRows):
         with blocks_of(memory, COLUMNS) as blocks:
             for start, block in blocks:
                 distance = torch.cdist(wider, block.to(exact), compute_mode=mode)
-                near, at = distance.topk(min(count, len(block)), dim=1, largest=False)
+                near, at = weakest_of(distance, count)
                 values.append(near)
                 indices.append(at + start)
         near = torch.cat(values, dim=1)
-        value, order = near.topk(min(count, near.shape[1]), dim=1, largest=False)
+        value, order = weakest_of(near, count)
         index = torch.cat([torch.empty_like(order[:, :0]), *indices], dim=1).gather(1, order)
         index = index if self.present is None else self.present[index]
         value, classes = self.layout.smallest(value, index, count)

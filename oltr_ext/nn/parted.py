@@ -16,7 +16,7 @@ from torch import Tensor
 from oltr_ext.nn.gathering import gather_rows
 from oltr_ext.ops.shard import Shard, summed
 
-__all__ = ["PartedLogits", "SharedLogits", "strongest_of"]
+__all__ = ["PartedLogits", "SharedLogits", "strongest_of", "weakest_of"]
 
 BLOCK = 1 << 22
 """Logits of a block, at most: 32 MB of float64."""
@@ -202,6 +202,8 @@ def strongest_of(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest of numbers (B, N), in order, (B, K), and their places: NaN first, of equals the
     one that comes first, as `torch.max` has it and `torch.topk` does not."""
     count = min(count, z.shape[1])
+    if count == 0:
+        return z[:, :0], torch.empty_like(z[:, :0], dtype=torch.int64)
     if count == 1:
         return z.max(dim=1, keepdim=True)
     value, at = z.topk(count, dim=1)
@@ -217,3 +219,9 @@ def strongest_of(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         whole, order = z[rows].sort(dim=1, descending=True, stable=True)
         value[rows], at[rows] = whole[:, :count], order[:, :count]
     return value, at
+
+
+def weakest_of(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `strongest_of`, the smallest: of equals the one that comes first, NaN last."""
+    at = strongest_of(torch.where(z.isnan(), -torch.inf, -z), count)[1]
+    return z.gather(1, at), at
