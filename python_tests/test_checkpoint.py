@@ -64,6 +64,27 @@ def test_any_damage_is_found(blob, data):
         assert header == HEADER and all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b'{"x": []}',
+        b'{"x": {}}',
+        b'{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "F32", "shape": [4611686018427387904, 8], "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "F3", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "y": {"dtype": "F32", '
+        b'"shape": [1], "data_offsets": [0, 4]}}',  # one upon the other
+    ],
+)
+def test_a_header_that_says_what_cannot_be_is_damage(tmp_path, header):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is truncated or damaged"):
+        load(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="not a checkpoint of oltr_ext"):

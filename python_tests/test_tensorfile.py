@@ -74,6 +74,16 @@ def test_to_ask_what_is_there_reads_nothing(tmp_path, monkeypatch):
     assert file.named({"grid": "g"}).like["g"].shape == (7, 1, 2, 2)
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_read_on(tmp_path):
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, {"x": torch.arange(9.0), "y": torch.zeros(1)}, {})
+    tensors, _ = checkpoint.opened(path)
+    part = checkpoint.under("x", tensors)
+    checkpoint.save(path, {"w": torch.zeros(5), "x": torch.ones(2)}, {})
+    del tensors  # a view keeps it open
+    assert torch.equal(part[""], torch.arange(9.0))
+
+
 def test_a_file_that_is_cut_off_while_it_is_read_says_so(tmp_path):
     path = tmp_path / "last.safetensors"
     checkpoint.save(path, {"x": torch.arange(9.0)}, {})

@@ -44,6 +44,7 @@ __all__ = [
 
 FORMAT = 1
 KEY = "oltr_ext"  # of the one entry of metadata
+DAMAGED = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, SafetensorError)
 SUFFIX = ".safetensors"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
@@ -176,7 +177,7 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
-    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
 
 

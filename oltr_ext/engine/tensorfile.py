@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,26 +27,41 @@ METADATA = "__metadata__"
 Put = Callable[[str, memoryview], object]
 
 
+class _Reader:
+    """A file that is open until nobody reads it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        weakref.finalize(self, self.file.close)
+
+    def into(self, place: int, data: memoryview) -> bool:
+        """Whether there were as many bytes."""
+        self.file.seek(place)
+        return self.file.readinto(data) == len(data)
+
+
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a file, of which each is read, on the CPU, when it is asked for.
+    """The tensors of a file, of which each is read, on the CPU, when it is asked for. They are
+    those of the file that was opened, also where another takes its place meanwhile.
 
     Attributes:
         like: tensors of their shapes and dtypes on "meta".
         metadata: of the file.
 
     Raises:
-        ValueError, TypeError, LookupError, SafetensorError: not such a file, or not all of one.
+        ValueError, TypeError, AttributeError, LookupError, RuntimeError, SafetensorError: not such
+            a file, or not all of one.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            length = file.seek(0, 2)
-            file.seek(0)
-            size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= length - 8:
-                raise ValueError(f"{length} bytes, with a header of {size}")
-            header = json.loads(file.read(size))
+        self.path, self._reader = path, _Reader(path)
+        file = self._reader.file
+        length = file.seek(0, 2)
+        file.seek(0)
+        size = int.from_bytes(file.read(8), "little")
+        if not 2 <= size <= length - 8:
+            raise ValueError(f"{length} bytes, with a header of {size}")
+        header = json.loads(file.read(size))
         self.metadata: dict[str, str] = header.pop(METADATA, {})
         hollow = {
             name: {"dtype": entry["dtype"], "shape": [0], "data_offsets": [0, 0]}
@@ -95,14 +111,11 @@ class TensorFile(Mapping[str, Tensor]):
         """
         like = self.like[name]
         row = like.nbytes // max(1, len(like)) if like.dim() else like.nbytes
-        with self.path.open("rb") as file:
-            file.seek(self._places[name] + first * row)
-            for start, stop in steps(like, first, last):
-                piece = torch.empty(stop - start, *like.shape[1:], dtype=like.dtype, device="cpu")
-                data = as_bytes(piece)
-                if file.readinto(data) != len(data):
-                    raise ValueError(f"{self.path} was cut off while it was read")
-                yield piece
+        for start, stop in steps(like, first, last):
+            piece = torch.empty(stop - start, *like.shape[1:], dtype=like.dtype, device="cpu")
+            if not self._reader.into(self._places[name] + start * row, as_bytes(piece)):
+                raise ValueError(f"{self.path} was cut off while it was read")
+            yield piece
 
     def into(self, name: str, target: Tensor, first: int = 0) -> None:
         """Fill a tensor (N, ...), of any device, strides and floating dtype, from row `first`."""
