@@ -99,9 +99,9 @@ struct BankGradient {
           scaled(round_up(tile, M::row_unit) * pass.plan.row_block),
           words(M::scratch(tile, pass.plan.row_block)),
           bias(tile),
-          grad_keys(round_up(tile, M::row_unit) * pass.layout.interleaved_row),
-          grad_memory(pass.p.grad_memory.data != nullptr
-                          ? round_up(tile, M::row_unit) * pass.layout.interleaved_row
+          grad_keys(round_up(tile, M::row_unit) * pass.sums_row()),
+          grad_memory(pass.p.grad_memory.data != nullptr && !pass.at_once()
+                          ? round_up(tile, M::row_unit) * pass.sums_row()
                           : 0) {}
   };
 
@@ -162,11 +162,37 @@ struct BankGradient {
     }
   }
 
+  // Whether one block is the whole batch: then sums of the tile's rows are whole at once, and go out
+  // a few columns at a time, from the first cache.
+  OLTR_INLINE bool at_once() const {
+    return M::out_columns > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block &&
+           !p.logits.cosine;
+  }
+  OLTR_INLINE int64_t sums_row() const {
+    return at_once() ? M::out_columns + kPad : layout.interleaved_row;
+  }
+
+  // Adds one block's share to the gradients of n rows of the bank.
+  OLTR_INLINE void add_rows(int64_t c0, int64_t n, int64_t block, Operand<T> left,
+                            View<M, const T> right, const Buffer<T>& sums, Output& out, int64_t end,
+                            Ahead& next) const {
+    const int64_t deep = depth<M>(x.count(block)), row = sums_row(), width = layout.full;
+    if (!at_once()) {
+      product<M>(n, width, deep, left, right, plain<M>(sums.data(), row), block > 0, next);
+      return;
+    }
+    for (int64_t d = 0; d < width; d += M::out_columns) {
+      const int64_t columns = width - d < M::out_columns ? width - d : M::out_columns;
+      product<M>(n, columns, deep, left, {right.at(0, d), right.row, right.panel},
+                 plain<M>(sums.data(), row), false, next);
+      out.write(sums.data(), row, c0, n, end, d, columns);
+    }
+  }
+
   // Adds one block's share to the gradients of the tile's rows and of x.
-  OLTR_INLINE void apply(Stage& s, int64_t n, int64_t block, T* part_grad_x,
-                         bool first_tile) const {
+  OLTR_INLINE void apply(Stage& s, int64_t c0, int64_t n, int64_t block, T* part_grad_x,
+                         bool first_tile, Output& keys, Output& memory, int64_t end) const {
     const int64_t lanes = x.width(block), count = x.count(block), width = layout.full;
-    const int64_t deep = depth<M>(count);
     const bool more = block > 0;
     const View<M> gradient = scores(s.gradient, n, lanes);
     for (int64_t c = 0; c < n; ++c) {
@@ -174,13 +200,11 @@ struct BankGradient {
       for (int64_t r = 0; r < lanes; r += L) sum += load<T>(gradient.at(c, r));
       s.bias[c] = (more ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
     }
-    product<M>(n, width, deep, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
-               plain<M>(s.grad_keys.data(), layout.interleaved_row), more, s.next_keys);
+    add_rows(c0, n, block, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
+             s.grad_keys, keys, end, s.next_keys);
     if (p.grad_memory.data != nullptr)
-      product<M>(n, width, deep,
-                 M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()),
-                 g.rows(block), plain<M>(s.grad_memory.data(), layout.interleaved_row), more,
-                 s.next_memory);
+      add_rows(c0, n, block, M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()),
+               g.rows(block), at_once() ? s.grad_keys : s.grad_memory, memory, end, s.next_memory);
     View<M> scaled = gradient;
     if (p.logits.cosine) {
       scaled = scores(s.scaled, n, lanes);
@@ -209,17 +233,21 @@ struct BankGradient {
   OLTR_INLINE void run(int64_t part) const {
     const int64_t B = p.size.batch, D = p.size.width;
     const Range range = part_of(part, plan.splits_backward, p.size.classes, M::cut.class_unit);
-    const int64_t tile = even_tile(range.size(), plan.class_tile, M::cut.class_unit);
+    // The more rows of the bank at a time, the less often the gradient of x passes by; where sums go
+    // out at once, twice as many fit the second cache.
+    const bool more = at_once() && range.size() >= 4 * plan.class_tile;
+    const int64_t tile =
+        even_tile(range.size(), (more ? 2 : 1) * plan.class_tile, M::cut.class_unit);
     T* part_grad_x = grad_x.data() + part * padded(B) * layout.interleaved_row;
     const typename M::Session session;
     Stage s(*this, tile);
     if (B == 0) {
       fill(s.bias.data(), tile, T(0));
-      fill(s.grad_keys.data(), tile * layout.interleaved_row, T(0));
-      if (p.grad_memory.data != nullptr)
-        fill(s.grad_memory.data(), tile * layout.interleaved_row, T(0));
+      fill(s.grad_keys.data(), tile * sums_row(), T(0));
+      if (p.grad_memory.data != nullptr && !at_once())
+        fill(s.grad_memory.data(), tile * sums_row(), T(0));
     }
-    Output keys(p.grad_keys, D), memory(p.grad_memory, D);
+    Output keys(p.grad_keys, p.size.classes, D), memory(p.grad_memory, p.size.classes, D);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
       s.keys = stage_natural(layout, p.keys, c0, n, s.key_rows.data());
@@ -234,12 +262,14 @@ struct BankGradient {
           read(s, c0, n, block);
         else
           recompute(s, c0, n, block);
-        apply(s, n, block, part_grad_x, c0 == range.begin);
+        apply(s, c0, n, block, part_grad_x, c0 == range.begin, keys, memory, range.end);
       }
       if (p.logits.cosine && B > 0) project(s, c0, n);
-      keys.write(s.grad_keys.data(), layout.interleaved_row, c0, n, range.end);
-      if (p.grad_memory.data != nullptr)
-        memory.write(s.grad_memory.data(), layout.interleaved_row, c0, n, range.end);
+      if (!at_once()) {
+        keys.write(s.grad_keys.data(), layout.interleaved_row, c0, n, range.end);
+        if (p.grad_memory.data != nullptr)
+          memory.write(s.grad_memory.data(), layout.interleaved_row, c0, n, range.end);
+      }
       if (p.grad_key_bias.data != nullptr)
         convert_out(s.bias.data(), n, p.grad_key_bias.data, p.grad_key_bias.dtype, c0);
     }
@@ -257,8 +287,8 @@ struct BankGradient {
 template <class M>
 static void bank_backward(const BankBackward<M>& p, const Parallel& parallel) {
   const BankGradient<M> pass(p, parallel);
-  Output(p.grad_keys, p.size.width).prepare(p.size.classes);
-  Output(p.grad_memory, p.size.width).prepare(p.size.classes);
+  Output(p.grad_keys, p.size.classes, p.size.width).prepare();
+  Output(p.grad_memory, p.size.classes, p.size.width).prepare();
   parallel_tasks(parallel, pass.plan.splits_backward, [&](int64_t part) { pass.run(part); });
   parallel_ranges(parallel, p.size.batch, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) pass.merge(r);

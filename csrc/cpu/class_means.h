@@ -33,10 +33,10 @@ static void class_means_forward(const ClassMeansForward& p, const Parallel& para
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   constexpr int64_t kAhead = 3;  // rows: enough to hide memory, few enough for the first cache
   const Grouping groups(p.target, B, C);
-  Output(p.means, D).prepare(C);
+  Output(p.means, C, D).prepare();
   parallel_ranges(parallel, C, clamp(div_up(C, 64), 1, 1024), [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(D), mean(D);
-    Output out(p.means, D);
+    Output out(p.means, C, D);
     for (int64_t c = begin; c < end; ++c) {
       const int64_t count = groups.start[c + 1] - groups.start[c];
       fill(mean.data(), D, T(0));

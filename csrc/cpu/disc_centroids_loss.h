@@ -147,11 +147,11 @@ static void disc_centroids_backward(const DiscCentroidsBackward& p, const Parall
   const double slope = w * static_cast<double>(B);
   const Buffer<double> offset(D);
   for (int64_t d = 0; d < D; ++d) offset[d] = -slope * shift[d] - w * sum_x[d];
-  Output(p.grad_centroids, D).prepare(C);
+  Output(p.grad_centroids, C, D).prepare();
   parallel_ranges(parallel, C, clamp(div_up(C, 64), 16, 1024), [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(D), other(D), line(D);
     const Buffer<double> pull(D);
-    Output out(p.grad_centroids, D);
+    Output out(p.grad_centroids, C, D);
     for (int64_t j = begin; j < end; ++j) {
       const T* c = rows(p.centroids, j, 1, D, other.data());
       const int64_t count = groups.start[j + 1] - groups.start[j];

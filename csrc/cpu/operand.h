@@ -7,6 +7,7 @@
 //   group, planes        numbers in a word; words whose sum a number is
 //   panel                how many columns of a right operand, or of scores, lie together; 0: all
 //   depth_unit, row_unit what the summed index (in words) and the left operand's rows are padded to
+//   out_columns          how many columns of the bank's gradients go out at a time; 0: all
 //   cut                  how a pass is cut: see common/plan.h
 //   headroom             see tile_softmax in bank_forward.h
 //   words, norm2         rows of a matrix as words, and the squared length of one
@@ -59,7 +60,7 @@ struct Exact {
   using Session = NoSession;
   static constexpr int group = 1, planes = 1;
   static constexpr Acc headroom = 0;
-  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1;
+  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_columns = 0;
   static constexpr Cut cut{};
 
   static OLTR_INLINE Vec<T> multiply_add(Vec<T> acc, T a, Vec<T> b) { return acc + a * b; }
@@ -87,7 +88,7 @@ struct Pairs : PairWords {
   using Session = NoSession;
   static constexpr int planes = 1;
   static constexpr Acc headroom = 0;
-  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1;
+  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_columns = 0;
   static constexpr Cut cut{};
 
   static OLTR_INLINE Vec<float> multiply_add(Vec<float> acc, float a, Vec<float> b) {

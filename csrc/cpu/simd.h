@@ -48,6 +48,21 @@ template <class T>
 OLTR_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+// A cache line past the caches, where the instruction set has it. `to` is aligned to it.
+constexpr bool kStreams = OLTR_VECTOR_BYTES == 64;
+OLTR_INLINE void stream_line(void* to, const void* from) {
+#if OLTR_VECTOR_BYTES == 64
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_load_si512(from));
+#else
+  __builtin_memcpy(to, from, 64);
+#endif
+}
+// Makes them visible to other threads in the order of other stores.
+OLTR_INLINE void finish_streams() {
+#if OLTR_VECTOR_BYTES == 64
+  _mm_sfence();
+#endif
+}
 template <class T>
 OLTR_INLINE Vec<T> splat(T s) {
   return s - Vec<T>{};

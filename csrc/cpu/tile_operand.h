@@ -13,7 +13,7 @@ struct Tiled : PairWords {
   using Session = TileSession;
   static constexpr int planes = kPlanes;
   static constexpr float headroom = 8;
-  static constexpr int64_t panel = kTile, depth_unit = kTile, row_unit = kTile;
+  static constexpr int64_t panel = kTile, depth_unit = kTile, row_unit = kTile, out_columns = 128;
   // Many rows read a tile of the bank, and many classes add to a recalled feature, while it is in
   // the second cache.
   static constexpr Cut cut{/*row_block=*/256, /*class_tile=*/128, /*class_unit=*/32,

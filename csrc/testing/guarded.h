@@ -27,28 +27,31 @@ using Labels = std::vector<int64_t>;
 
 class Fenced {
  public:
-  explicit Fenced(size_t bytes) : bytes_(bytes), all_(kFence + round_up(bytes) + kFence, kMark) {
-    ASAN_POISON_MEMORY_REGION(all_.data(), kFence);
-    ASAN_POISON_MEMORY_REGION(data() + bytes_, all_.size() - kFence - bytes_);
+  explicit Fenced(size_t bytes)
+      : bytes_(bytes), all_(kFence + kLine + round_up(bytes) + kFence, kMark) {
+    const auto first = reinterpret_cast<uintptr_t>(all_.data()) + kFence;
+    before_ = kFence + (kLine - first % kLine) % kLine;  // torch's memory begins with a cache line
+    ASAN_POISON_MEMORY_REGION(all_.data(), before_);
+    ASAN_POISON_MEMORY_REGION(data() + bytes_, all_.size() - before_ - bytes_);
   }
   Fenced(const Fenced&) = delete;
   ~Fenced() { ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size()); }
 
-  unsigned char* data() { return all_.data() + kFence; }
+  unsigned char* data() { return all_.data() + before_; }
   bool intact() {
     ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size());
     for (size_t i = 0; i < all_.size(); ++i) {
-      const bool inside = i >= kFence && i < kFence + bytes_;
+      const bool inside = i >= before_ && i < before_ + bytes_;
       if (!inside && all_[i] != kMark) return false;
     }
     return true;
   }
 
  private:
-  static constexpr size_t kFence = 256;
+  static constexpr size_t kFence = 256, kLine = 64;
   static constexpr unsigned char kMark = 0xff;  // of any float type a NaN
   static size_t round_up(size_t n) { return (n + 7) / 8 * 8; }
-  size_t bytes_;
+  size_t bytes_, before_;
   std::vector<unsigned char> all_;
 };
 
