@@ -14,6 +14,7 @@ import torch
 import oltr_ext
 from oltr_ext import ops
 from oltr_ext.ops import _backend
+from oltr_ext.ops._compile import untraced
 
 
 def test_context_manager_restores():
@@ -195,6 +196,12 @@ def test_a_broken_library_does_not_break_import(bare_package, run_python):
 
 def test_import_leaves_the_compiler_alone(run_python):
     run_python("import sys, oltr_ext.nn\nassert 'torch._dynamo' not in sys.modules")
+
+
+def test_what_is_not_traced_runs_as_it_is():
+    traced = untraced(lambda x: x + torch.compiler.is_compiling())
+    compiled = torch.compile(lambda x: 2 * traced(x), backend="eager")
+    assert compiled(torch.zeros(())) == 0
 
 
 def test_an_unknown_instruction_set_is_told(run_python):
