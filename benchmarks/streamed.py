@@ -4,7 +4,9 @@
 
 Writes results/streamed.json and results/streamed.md. Rates are medians of rounds in turn. Cold: the
 file's pages were dropped from the page cache before (POSIX_FADV_DONTNEED) and counted (mincore);
-memory is the high-water mark of resident memory beyond what was there before.
+memory is the high-water mark of resident memory beyond what was there before. The same op on the
+bank in memory, where nothing is read, and the bare multiply-adds of the processor say what of the
+rest is arithmetic.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peaks
 import torch
 from machine import machine
 from peak_memory import ENVIRONMENT, status
@@ -80,7 +83,7 @@ def eager(x: Tensor, bank: Tensor) -> Tensor:
     return (bank.square().sum(1) - 2 * (x @ bank.t())).argmin(1)
 
 
-def runs(folder: Path) -> dict[str, tuple[Path, Run]]:
+def runs(folder: Path) -> dict[str, tuple[Path | None, Run]]:
     npy, safetensors = folder / NPY, folder / SAFETENSORS
     rows = {batch: torch.randn(batch, WIDTH) for batch in (1, 16, 64)}
     target = torch.randint(CLASSES, (16,))
@@ -93,7 +96,7 @@ def runs(folder: Path) -> dict[str, tuple[Path, Run]]:
         with safe_open(safetensors, "pt") as file:
             return file.get_tensor("bank")
 
-    found: dict[str, tuple[Path, Run]] = {
+    found: dict[str, tuple[Path | None, Run]] = {
         "plain read, 1 MB at a time": (npy, lambda: read(npy, 1 << 20)),
         "plain read, 8 MB at a time": (npy, lambda: read(npy, 8 << 20)),
     }
@@ -101,6 +104,12 @@ def runs(folder: Path) -> dict[str, tuple[Path, Run]]:
         found[f"nearest_centroid, streamed, B = {batch}"] = (
             npy,
             lambda x=x: ops.nearest_centroid(x, streamed),
+        )
+    in_memory = torch.from_numpy(np.load(npy))
+    for batch, x in rows.items():
+        found[f"nearest_centroid in memory, B = {batch}"] = (
+            None,
+            lambda x=x: ops.nearest_centroid(x, in_memory),
         )
     x = rows[16]
     found |= {
@@ -142,6 +151,8 @@ def main() -> None:
             for what, (path, run) in found.items():
                 for state in ("cold", "warm"):
                     if state == "cold":
+                        if path is None:
+                            continue
                         drop(path)
                         left = max(left, resident(path))
                     begin = time.perf_counter()
@@ -152,18 +163,17 @@ def main() -> None:
         rows = [
             {
                 "what": what,
-                **{
-                    state: size / statistics.median(times[what, state])
-                    for state in ("cold", "warm")
-                },
-                "best": {state: size / min(times[what, state]) for state in ("cold", "warm")},
+                **{state: size / statistics.median(times[what, state]) for state in states},
+                "best": {state: size / min(times[what, state]) for state in states},
                 "peak": peak(run),
             }
-            for what, (_, run) in found.items()
+            for what, (path, run) in found.items()
+            for states in [("warm",) if path is None else ("cold", "warm")]
         ]
     about = {
         "machine": machine(), "rounds": args.rounds, "bytes": size, "load": load, "rows": rows,
         "resident_when_cold": left, "cores": os.cpu_count(), "threads": args.threads,
+        "fma_gflops": peaks.fp32_gflops(),
     }  # fmt: skip
     (RESULTS / "streamed.json").write_text(json.dumps(about, indent=1) + "\n")
     (RESULTS / "streamed.md").write_text(markdown(about))
@@ -188,9 +198,19 @@ def markdown(about: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        cells = [f"{row[s] / 1e9:.2f} | {row[s] / plain[s]:.0%}" for s in ("cold", "warm")]
+        cells = [
+            f"{row[s] / 1e9:.2f} | {row[s] / plain[s]:.0%}" if s in row else "- | -"
+            for s in ("cold", "warm")
+        ]
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {row['peak'] / 1e6:.0f} |")
     when, what = about["machine"]["date"][:10], about["machine"]["processor"]
+    arithmetic = about["fma_gflops"] / 32  # of 64 rows two operations for each four bytes
+    lines += [
+        "",
+        f"Multiply-adds of float32 run at {32 * arithmetic:.0f} GFLOP/s here: the products of 64 "
+        f"rows alone pass the bank at {arithmetic:.1f} GB/s, "
+        f"{arithmetic * 1e9 / plain['warm']:.0%} of the plain warm read.",
+    ]
     lines += ["", f"`python benchmarks/streamed.py`, {when}, {what}.", ""]
     return "\n".join(lines)
 
