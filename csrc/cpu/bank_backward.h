@@ -162,11 +162,11 @@ struct BankGradient {
     }
   }
 
-  // Whether one block is the whole batch: then sums of the tile's rows are whole at once, and go out
-  // a few columns at a time, from the first cache.
+  // Whether one block is the whole batch: then sums of the tile's rows are whole at once, and those of
+  // a half type go out a few columns at a time. (float's, not past the caches, do so more slowly.)
   OLTR_INLINE bool at_once() const {
     return M::out_columns > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block &&
-           !p.logits.cosine;
+           !p.logits.cosine && dtype_bytes(p.grad_keys.dtype) == 2;
   }
   OLTR_INLINE int64_t sums_row() const {
     return at_once() ? M::out_columns + kPad : layout.interleaved_row;

@@ -11,7 +11,6 @@ namespace oltr {
 namespace OLTR_ISA {
 
 constexpr int64_t kTileDepth = 256;  // words of k at a time
-constexpr int64_t kFar = 1024;       // words; rows of A so far apart meet in few sets of a cache
 
 // Which planes of A and B are multiplied, in this order. A word's number is the sum of its planes;
 // what two rounding errors give is left out.
@@ -42,7 +41,7 @@ struct TileProduct {
 
 // MR by NR tiles of C, in registers 0 to 3, from A's in 4 and 5 and B's in 6 and 7, over words
 // [k0, k1) of each plane.
-template <int planes, int MR, int NR, bool b_passes, bool a_passes = false>
+template <int planes, int MR, int NR, bool b_passes>
 OLTR_INLINE void tile_block(const TileProduct& g, int64_t k0, int64_t k1, int64_t row,
                             int64_t column) {
   constexpr std::make_integer_sequence<int, MR * NR> all;
@@ -63,7 +62,7 @@ OLTR_INLINE void tile_block(const TileProduct& g, int64_t k0, int64_t k1, int64_
       for_tiles<NR>(
           [&](auto i, auto j) {
             constexpr int ta = 4 + i % 2, tb = 6 + j;
-            if constexpr (j == 0) Tile::load<ta, a_passes>(a + i * kTile * a_row, a_row);
+            if constexpr (j == 0) Tile::load<ta>(a + i * kTile * a_row, a_row);
             if constexpr (i == 0) Tile::load<tb, b_passes>(b + j * b_panel, b_row);
             Tile::multiply<i * NR + j, ta, tb>();
           },
@@ -85,30 +84,11 @@ static void tile_row(const TileProduct& g, int64_t k0, int64_t k1, int64_t row, 
   for (; j < n; j += kTile) tile_block<planes, MR, 1, b_passes>(g, k0, k1, row, j);
 }
 
-// Two columns of panels at a time, which stay in the first cache while all rows pass: for rows of A
-// so far apart that they share few of its sets.
-template <int planes>
-static void tile_columns(const TileProduct& g, int64_t k0, int64_t k1, int64_t m, int64_t n) {
-  int64_t j = 0;
-  for (; j + 2 * kTile <= n; j += 2 * kTile)
-    for (int64_t i = 0; i < m; i += 2 * kTile)
-      if (i + 2 * kTile <= m)
-        tile_block<planes, 2, 2, false, true>(g, k0, k1, i, j);
-      else
-        tile_block<planes, 1, 2, false, true>(g, k0, k1, i, j);
-  for (int64_t i = 0; i < m && j < n; i += kTile)
-    tile_block<planes, 1, 1, false, true>(g, k0, k1, i, j);
-}
-
 template <int planes>
 static void tile_product(const TileProduct& g, int64_t m, int64_t n) {
   const int64_t deep = g.k / planes;
   for (int64_t k0 = 0; k0 < deep; k0 += kTileDepth) {
     const int64_t k1 = deep - k0 < kTileDepth ? deep : k0 + kTileDepth;
-    if (g.a.row % kFar == 0 && n > 2 * kTile) {
-      tile_columns<planes>(g, k0, k1, m, n);
-      continue;
-    }
     int64_t i = 0;
     if (n == kTile)  // a batch of a few rows
       for (; i + 4 * kTile <= m; i += 4 * kTile) tile_row<planes, 4, false>(g, k0, k1, i, n);

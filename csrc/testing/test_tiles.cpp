@@ -43,8 +43,7 @@ TEST(Tiles, TheTwinDoesWhatTheProcessorDoes) {
     int lowest, highest;  // biased exponents
   } ranges[] = {{120, 134}, {0, 70}, {55, 75}, {0, 254}, {186, 200}};
   for (const auto range : ranges)
-    for (const auto& [m, n, k] :
-         {std::array<int64_t, 3>{16, 16, 16}, {64, 16, 48}, {48, 80, 272}, {48, 80, 1024}})
+    for (const auto& [m, n, k] : {std::array<int64_t, 3>{16, 16, 16}, {64, 16, 48}, {48, 80, 272}})
       for (const bool accumulate : {false, true}) {
         const auto a = random_words(m * k, range.lowest, range.highest, random);
         const auto b = random_words(n * k, range.lowest, range.highest, random);
