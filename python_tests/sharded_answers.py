@@ -105,9 +105,9 @@ def evaluated_alike(whole, mesh):
     x, y = torch.randn(9, whole.feat_dim).double(), torch.arange(9) % whole.num_classes
     y[0] = -1
     sets = torch.stack([torch.full((whole.num_classes,), t) for t in (-1.0, -3.0)])
-    want = answers(whole, x, y, sets)
+    want = answers(whole, x, y, true=True, sets=sets)
     with none_whole():
-        got = answers(parted, x, y, sets)
+        got = answers(parted, x, y, true=True, sets=sets)
     assert (got.pred == want.pred).all() and (got.sizes == want.sizes).all()
     np.testing.assert_allclose(got.true, want.true, rtol=1e-6)
     assert got.scores.keys() == want.scores.keys()
