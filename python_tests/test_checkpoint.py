@@ -128,6 +128,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save(path, {"x": torch.tensor(2)}, {})
     monkeypatch.undo()
     assert load(path)[0]["x"] == 1
+    save_last(tmp_path, {"x": torch.tensor(1)}, {})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        save_last(tmp_path, {"x": torch.tensor(2)}, {})
+    assert load(tmp_path / "last.safetensors")[0]["x"] == 1  # under its own name
+    assert not (tmp_path / "previous.safetensors").exists()
 
 
 def test_kill_at_any_moment_leaves_a_good_state(tmp_path):
