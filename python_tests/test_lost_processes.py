@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from datetime import timedelta
 
@@ -42,16 +43,27 @@ def _lost(phase, rank):
     who, how, _ = PHASES.get(phase, (None, None, None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attendance, "BEAT", 0.1)
+        patch.setattr(attendance, "SILENT", 10)  # a second, for machines that are busy
         if phase in FAR and rank == who:
             patch.setattr(attendance.socket, "gethostname", lambda: "far")
         if rank != who:
             yield
             return
 
+        wrote, write = threading.Event(), attendance.Attendance._write
+
+        def watched(self, **named):
+            write(self, **named)
+            wrote.set()
+
+        patch.setattr(attendance.Attendance, "_write", watched)
+
         def end():
             if how == "raised":
                 raise RuntimeError("no more memory")
-            time.sleep(0.25 * (phase in FAR))  # a note or two says where
+            for _ in range(2 * (phase in FAR)):  # the second note says that it is here
+                wrote.clear()
+                wrote.wait(10)
             os.kill(os.getpid(), signal.SIGKILL)
 
         def ended_by(owner, name, when=lambda *arguments: True):
