@@ -88,6 +88,25 @@ def test_every_head_and_score(at, tmp_path):
             close(ours, theirs)
 
 
+def test_rows_without_a_number_are_unknown(tmp_path):
+    """onnx-nan-maximum: the largest of logits of which some are NaN."""
+
+    class Answer(nn.Module):
+        def forward(self, logits):
+            top = logits.amax(dim=1)
+            whole = logits.reshape(-1, 4, 2).amax(dim=(1, 2))  # as a backbone pools
+            return torch.where(top > 0, logits.long().amax(dim=1), -1), top + 0 * whole
+
+    logits = torch.arange(1.0, 41).reshape(5, 8)
+    logits[torch.arange(4), torch.tensor([0, 1, 5, 7])] = torch.nan
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(Answer(), (logits,), dynamic_shapes=({0: rows},))
+    export_onnx.write(Traced(program, {}, {0: "rows"}), tmp_path / "it.onnx", {})
+    label, top = session(tmp_path / "it.onnx").run(None, {"input": logits.numpy()})
+    assert label.tolist() == [-1, -1, -1, -1, 40]
+    np.testing.assert_array_equal(top, logits.amax(dim=1))
+
+
 def test_those_are_the_heads_of_every_method(data):
     kinds = set()
     for name in METHODS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,6 +52,7 @@ def write(it: Traced, path: Path, about: Mapping[str, str]) -> None:
     # all of it: of an attention over three axes, say, the translation takes the parts alone
     table = torch.export.default_decompositions()
     table[torch.ops.aten._cdist_forward.default] = _distances
+    table[torch.ops.aten.amax.default] = _largest
     program = torch.onnx.export(
         it.program.run_decompositions(table),
         dynamo=True,
@@ -75,3 +76,14 @@ def _distances(x: Tensor, memory: Tensor, p: float, mode: int | None) -> Tensor:
     a, b = x.double(), memory.double()
     square = a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1) - 2 * (a @ b.t())
     return square.clamp_min(0).sqrt().to(x.dtype)
+
+
+def _largest(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """`torch.amax`: NaN where there is one.
+
+    Of ONNX's, onnxruntime makes NaN or the largest number by where NaN stands and how often.
+    """
+    for d in sorted((d % x.dim() for d in dim or range(x.dim())), reverse=True):
+        top = x.max(d, keepdim).values
+        x = torch.where(x.isnan().any(d, keepdim), torch.nan, top) if x.is_floating_point() else top
+    return x
