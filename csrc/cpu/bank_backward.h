@@ -55,6 +55,9 @@ struct BankGradient {
   const BankBackward<M>& p;
   bool attention, given;
   Plan plan;
+  // Whether one block is the whole batch: then sums of the tile's rows are whole at once, and those of
+  // a half type go out a few columns at a time. (float's, not past the caches, do so more slowly.)
+  bool at_once;
   Layout<M> layout, batch;  // of the bank, of the batch
   RowBlocks<M> x, g;
   Buffer<T> lse, row;  // (padded B); `row` is delta or grad_loss
@@ -65,6 +68,9 @@ struct BankGradient {
         attention(p.kind == LogitGradient::kAttention),
         given(p.kind == LogitGradient::kGiven),
         plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T), M::cut)),
+        at_once(M::out_columns > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block &&
+                !p.logits.cosine && dtype_bytes(p.grad_keys.dtype) == 2 &&
+                Output(p.grad_keys, p.size.classes, p.size.width).by_columns()),
         layout(p.size.width, p.keys.dtype),
         batch(p.size.width),
         x(p.x, p.size.batch, p.size.width, plan.row_block, !given, true, parallel),
@@ -100,7 +106,7 @@ struct BankGradient {
           words(M::scratch(tile, pass.plan.row_block)),
           bias(tile),
           grad_keys(round_up(tile, M::row_unit) * pass.sums_row()),
-          grad_memory(pass.p.grad_memory.data != nullptr && !pass.at_once()
+          grad_memory(pass.p.grad_memory.data != nullptr && !pass.at_once
                           ? round_up(tile, M::row_unit) * pass.sums_row()
                           : 0) {}
   };
@@ -162,14 +168,8 @@ struct BankGradient {
     }
   }
 
-  // Whether one block is the whole batch: then sums of the tile's rows are whole at once, and those of
-  // a half type go out a few columns at a time. (float's, not past the caches, do so more slowly.)
-  OLTR_INLINE bool at_once() const {
-    return M::out_columns > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block &&
-           !p.logits.cosine && dtype_bytes(p.grad_keys.dtype) == 2;
-  }
   OLTR_INLINE int64_t sums_row() const {
-    return at_once() ? M::out_columns + kPad : layout.interleaved_row;
+    return at_once ? M::out_columns + kPad : layout.interleaved_row;
   }
 
   // Adds one block's share to the gradients of n rows of the bank.
@@ -177,7 +177,7 @@ struct BankGradient {
                             View<M, const T> right, const Buffer<T>& sums, Output& out, int64_t end,
                             Ahead& next) const {
     const int64_t deep = depth<M>(x.count(block)), row = sums_row(), width = layout.full;
-    if (!at_once()) {
+    if (!at_once) {
       product<M>(n, width, deep, left, right, plain<M>(sums.data(), row), block > 0, next);
       return;
     }
@@ -204,7 +204,7 @@ struct BankGradient {
              s.grad_keys, keys, end, s.next_keys);
     if (p.grad_memory.data != nullptr)
       add_rows(c0, n, block, M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()),
-               g.rows(block), at_once() ? s.grad_keys : s.grad_memory, memory, end, s.next_memory);
+               g.rows(block), at_once ? s.grad_keys : s.grad_memory, memory, end, s.next_memory);
     View<M> scaled = gradient;
     if (p.logits.cosine) {
       scaled = scores(s.scaled, n, lanes);
@@ -235,7 +235,7 @@ struct BankGradient {
     const Range range = part_of(part, plan.splits_backward, p.size.classes, M::cut.class_unit);
     // The more rows of the bank at a time, the less often the gradient of x passes by; where sums go
     // out at once, twice as many fit the second cache.
-    const bool more = at_once() && range.size() >= 4 * plan.class_tile;
+    const bool more = at_once && range.size() >= 4 * plan.class_tile;
     const int64_t tile =
         even_tile(range.size(), (more ? 2 : 1) * plan.class_tile, M::cut.class_unit);
     T* part_grad_x = grad_x.data() + part * padded(B) * layout.interleaved_row;
@@ -244,7 +244,7 @@ struct BankGradient {
     if (B == 0) {
       fill(s.bias.data(), tile, T(0));
       fill(s.grad_keys.data(), tile * sums_row(), T(0));
-      if (p.grad_memory.data != nullptr && !at_once())
+      if (p.grad_memory.data != nullptr && !at_once)
         fill(s.grad_memory.data(), tile * sums_row(), T(0));
     }
     Output keys(p.grad_keys, p.size.classes, D), memory(p.grad_memory, p.size.classes, D);
@@ -265,7 +265,7 @@ struct BankGradient {
         apply(s, c0, n, block, part_grad_x, c0 == range.begin, keys, memory, range.end);
       }
       if (p.logits.cosine && B > 0) project(s, c0, n);
-      if (!at_once()) {
+      if (!at_once) {
         keys.write(s.grad_keys.data(), layout.interleaved_row, c0, n, range.end);
         if (p.grad_memory.data != nullptr)
           memory.write(s.grad_memory.data(), layout.interleaved_row, c0, n, range.end);

@@ -29,6 +29,9 @@ class Output {
   Output(const Output&) = delete;
   Output& operator=(const Output&) = delete;
 
+  // Whether rows may as well be written a few columns at a time: past the caches, or where they stay in one.
+  OLTR_INLINE bool by_columns() const { return streamed_ || rows_ * row_bytes_ < kLarge; }
+
   // Once, before any task writes.
   OLTR_INLINE void prepare() const {
 #if defined(MADV_HUGEPAGE)
