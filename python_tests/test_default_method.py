@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny import config as tiny
 
@@ -13,7 +14,8 @@ import oltr_ext
 from oltr_ext.cli import main
 from oltr_ext.config.loading import ConfigError, make_config
 from oltr_ext.config.methods import DEFAULT
-from oltr_ext.engine import checkpoint
+from oltr_ext.engine import checkpoint, tensorfile
+from oltr_ext.engine.choose import configured
 
 LR = {"feature": 0.1, "classifier": 0.1}
 BARE: dict[str, Any] = {"data": {"kind": "icons"}, "stage1": {"epochs": 8, "lr": LR}}
@@ -73,6 +75,20 @@ def test_train_says_by_what_and_goes_on_with_what_is_there(alone, capsys):
     capsys.readouterr()
     assert main(["config", "my.yaml"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["stage2"]["class_prior"] == 1
+
+
+def test_what_is_there_is_told_by_its_header(tmp_path, monkeypatch):
+    """Each of several processes asks, and none can hold a bank that they share."""
+
+    def whole(*_):
+        raise AssertionError("a tensor was read whole")
+
+    def load(method):
+        return make_config(BARE, method=method)
+
+    checkpoint.save_last(tmp_path, {"x": torch.ones(3)}, {"config": {"stage2": None}})
+    monkeypatch.setattr(tensorfile.TensorFile, "__getitem__", whole)
+    assert configured(load, tmp_path, say=print)[0].stage2 is None
 
 
 def test_python_and_the_command_train_alike(alone):

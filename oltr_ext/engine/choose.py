@@ -27,7 +27,8 @@ def configured(
     say: Say,
 ) -> tuple[Config, Say]:
     """The configuration of a run in `out`, and `say` for its training: where the method was left
-    open, or the epochs of one of two stages were, that is said before the first line.
+    open, or the epochs of one of two stages were, that is said before the first line. Every process
+    calls it.
 
     Args:
         load: gives it for a method, as `oltr_ext.config.loading.load_config` does.
@@ -68,7 +69,8 @@ def _after(line: str, say: Say) -> Say:
 
 
 def _holds_one_stage(out: Path) -> bool:
+    """By the header: a bank that several processes share fits into none. Every process calls it."""
     for name in (checkpoint.LAST, checkpoint.PREVIOUS):
         with suppress(checkpoint.CheckpointError):  # training tells of it
-            return checkpoint.load(out / name)[1]["config"]["stage2"] is None
+            return checkpoint.opened(out / name)[1]["config"]["stage2"] is None
     return False
