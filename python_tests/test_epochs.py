@@ -159,6 +159,12 @@ def test_one_key_sets_the_epochs_of_all_stages(data):
         assert of_stages(make_config({**BARE, "epochs": 10}, method=method)) == number
         assert of_stages(make_config(two, ["epochs=10"], method=method)) == number
     assert of_stages(make_config({**BARE, "epochs": 3}, ["epochs=10"], method="plain")) == (10,)
+    # of the stages that are left, and of their kinds
+    for method in (None, "oltr-plus"):
+        alone = make_config(two, ["epochs=10", "stage2=null"], method=method)
+        assert of_stages(alone) == (10,)
+    kind = make_config(two, ["stage2={kind: tau_norm}", "epochs=10"])
+    assert of_stages(kind) == (10, 0)
 
 
 @pytest.mark.parametrize(

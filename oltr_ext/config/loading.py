@@ -27,6 +27,7 @@ REQUIRED = {  # what to say of a key that is missing
 }
 UNIONS = ("data", "loss", "stage2")  # groups of keys that hold what their `kind` says
 
+OF_ONE = ("stage1.epochs", "stage2.epochs")
 ALONE = {"augment": "preset"}  # groups in whose place the value of one key may stand
 
 
@@ -67,23 +68,34 @@ def make_config(
         if epochs is not None:
             held["stage1"]["epochs"] = epochs
             (held.get("stage2") or {}).pop("epochs", None)
+    of_one = [item for item in overrides if item.partition("=")[0].strip() in OF_ONE]
+    late = [] if epochs is None else of_one
     try:
         if method is not None:
             values = apply_method(held, str(method))
-        elif epochs is not None:
-            values = spread(values, epochs, "epochs")
+        changed = _with(values, [item for item in overrides if item not in late])
+        if epochs is not None:  # over the stages that are left, of the kinds that they are by now
+            changed = spread(changed, epochs, "epochs")
+        changed = _with(changed, late)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
+    try:
+        return Config.model_validate(changed)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
+
+
+def _with(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy with keys replaced."""
     changed = copy.deepcopy(dict(values))
     for item in overrides:
         key, sign, raw = item.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set {item}: expected key.path=value")
         _assign(changed, key.strip(), _parse(raw, f"--set {item}"))
-    try:
-        return Config.model_validate(changed)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
+    return changed
 
 
 def _whole(
@@ -93,7 +105,7 @@ def _whole(
     run where they say them: the last word, as of any key."""
     rest = {key: value for key, value in values.items() if key not in ("method", "epochs")}
     epochs, where, left = values.get("epochs"), source, []
-    stages = [f"{name}.epochs" for name in ("stage1", "stage2") if "epochs" in _group(rest, name)]
+    stages = [key for key in OF_ONE if "epochs" in _group(rest, key.partition(".")[0])]
     if epochs is not None and stages:
         raise ConfigError(
             f"{source}: epochs are those of all stages, and {' and '.join(stages)} too are there: "
