@@ -87,7 +87,7 @@ def test_errors_are_one_line_with_the_path(overrides, message):
         ("icons", "data.augment.jiter=1", "data.augment.jiter: unknown key"),
         ("icons", "stage1.loss={kind: focal, weight: 1}", "stage1.loss.weight: unknown key"),
         ("icons", "stage1.lr.features=1", "stage1.lr.features: unknown key; did you mean feature?"),
-        ("icons", "epochs=3", "epochs: unknown key"),
+        ("icons", "epoch=3", "epoch: unknown key; did you mean epochs?"),
     ],
 )
 def test_a_suggestion_is_a_key_that_may_stand_there(name, override, message):

@@ -272,7 +272,8 @@ def _keys_beside(loc: tuple[int | str, ...]) -> set[str]:
         ]
         chosen = [group for group, kind in kinds if part in get_args(kind)]
         groups = inside or chosen or groups
-    return {key for group in groups for key in group.model_fields}
+    whole = {"epochs"} if len(loc) == 1 else set()  # which `make_config` takes
+    return {key for group in groups for key in group.model_fields} | whole
 
 
 def _groups(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
