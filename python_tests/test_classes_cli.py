@@ -121,7 +121,7 @@ def test_names_from_a_table_and_from_folders(
         (["--name", "new", "EMPTY"], "holds no image"),
         (["--name", "new", "GOOD", "--name", "class 0", "GOOD"], "'class 0' is a trained class"),
         (["--name", " ", "GOOD"], "expected a name"),
-        ([], "nothing to enrol"),
+        ([], "nothing to enroll"),
         (["--from", "EMPTY"], "has no folders"),
         (["--from", "nowhere.csv"], "no file nowhere.csv"),
         (["--from", "OTHER"], "expected columns path and name, got path, label"),

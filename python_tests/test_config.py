@@ -130,6 +130,9 @@ def test_an_override_mends_what_a_file_lacks_under_any_method():
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="no configuration file icon; did you mean icons"):
         load_config("icon")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="of embeddings: embeddings --set"):
+        load_config(tmp_path)
     file = tmp_path / "x.yaml"
     for text, message in [("a: [", "x.yaml: not YAML"), ("3", "expected a mapping of keys, got")]:
         file.write_text(text)

@@ -250,7 +250,8 @@ def test_backbone_and_data_go_together(run):
 def test_the_command_embeds_trains_and_predicts(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16"]) == 0
-    assert capsys.readouterr().out == "embeddings  e\n"
+    said = capsys.readouterr().out
+    assert said == "embeddings  e\ntrain       oltr train embeddings --set data.root=e\n"
     before = (tmp_path / "e" / "manifest.json").stat().st_mtime_ns
     easier = ["--set", "data.workers=1", "--set", "data.max_bad_images=1"]  # the same features
     assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16", *easier]) == 0

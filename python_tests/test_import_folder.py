@@ -35,7 +35,7 @@ def test_lists_that_train(photos, tmp_path, capsys):
     assert run(photos, tmp_path / "set") == 0
     said = capsys.readouterr().out
     assert "24 images of 5 known classes: train 16, val 4, test 4\n" in said
-    assert "tail: 9 to 1 training images a class; the largest 1 class holds half" in said
+    assert "tail: 9 to 1 training images a class; the largest class holds half" in said
     assert "no val image of 1 class: elm\n" in said
     assert "no test image of 2 classes: dogwood, elm\n" in said
     assert said.count("rule (val 0.1, test 0.2, seed 0): images of one observation") == 1

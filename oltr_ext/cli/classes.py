@@ -92,7 +92,7 @@ def run_enroll(args: argparse.Namespace) -> int:
     for source in args.source or []:
         asked += _of_folders(source) if source.is_dir() else _of_table(source)
     if not asked:
-        raise ValueError("nothing to enrol: expected --name NAME IMAGE ..., or --from FILE")
+        raise ValueError("nothing to enroll: expected --name NAME IMAGE ..., or --from FILE")
     trained = load_trained(args.checkpoint, device=args.device)
     given, names = _features(trained, asked)
     if args.dry_run:

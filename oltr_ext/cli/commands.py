@@ -277,6 +277,7 @@ def run_embed(args: argparse.Namespace) -> int:
         say=_tell,
     )
     print(f"embeddings  {path.parent}")
+    print(f"train       oltr train embeddings --set data.root={shlex.quote(str(path.parent))}")
     return 0
 
 

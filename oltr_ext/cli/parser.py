@@ -124,6 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr eval runs/icons_plain runs/icons_crt runs/icons_oltr\n"
         "  oltr eval runs/icons_oltr-plus --test-prior val\n"
         "  oltr eval runs/mine --costs costs.csv\n"
+        "  oltr eval runs/mine --observations observations.csv\n"
         "  oltr eval runs/mine/best.safetensors --out judged --set data.root=/data/moved",
     )
     add_run(sub, "checkpoints", nargs="+")
@@ -174,6 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr predict runs/demo/oltr house.png cat.png\n"
         "  oltr predict runs/demo/oltr photos/ --json\n"
         "  oltr predict runs/demo/oltr house.png --set 0.1\n"
+        "  oltr predict runs/mine photos/ --observations observations.csv\n"
         "  oltr predict runs/on_embeddings features.npy",
     )
     add_run(sub)

@@ -162,6 +162,8 @@ def load_config(
     else:
         near = difflib.get_close_matches(name, config_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"packaged: {', '.join(config_names())}"
+        if Path(path, "manifest.json").is_file():
+            hint = f"it is a folder of embeddings: embeddings --set data.root={name}"
         raise ConfigError(f"no configuration file {name}; {hint}")
     values = _parse(text, name)
     if not isinstance(values, dict):
@@ -234,7 +236,8 @@ def _first_line(error: ValidationError) -> str:
     ]
     where = ".".join(parts) or "top level"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _keys_beside(first["loc"]), n=1)
+        beside = _keys_beside(first["loc"]) | ({"epochs"} if len(parts) == 1 else set())
+        near = difflib.get_close_matches(parts[-1], beside - {parts[-1]}, n=1)
         what = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
     elif first["type"] == "missing":
         what = "this key is required" + REQUIRED.get(where, "")

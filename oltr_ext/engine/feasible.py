@@ -64,7 +64,16 @@ def check_batches(config: Config, splits: Splits) -> None:
             raise ValueError(
                 f"stage{number}.batch_size: {stage.batch_size} does not divide by {processes} "
                 f"process{'es' if processes > 1 else ''} x accumulate = {stage.accumulate}"
+                f"{_shares(stage.batch_size, stage.accumulate)}"
             )
+
+
+def _shares(batch_size: int, accumulate: int) -> str:
+    """Numbers of processes that go, to say beside one that does not."""
+    if batch_size % accumulate:
+        return ""
+    share = batch_size // accumulate
+    return ": processes can be " + ", ".join(str(n) for n in range(1, share + 1) if not share % n)
 
 
 def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:

@@ -36,10 +36,11 @@ def _counts(made: Imported) -> Iterator[str]:
     )
     train = made.counts["train"]
     few = sum(count < FEW for count in train)
+    half = half_of_the_images(train)
     yield (
         f"tail: {max(train):,} to {min(train):,} training images a class; the largest "
-        f"{counted(half_of_the_images(train), 'class holds', 'classes hold')} half of them, "
-        f"{few:,} have fewer than {FEW}"
+        f"{'class holds' if half == 1 else f'{half:,} classes hold'} half of them, "
+        f"{counted(few, 'has', 'have')} fewer than {FEW}"
     )
     for part, classes in made.opened.items():
         if classes:
