@@ -265,6 +265,14 @@ def test_errors_are_one_line_and_code_1(words, message, capsys, monkeypatch, tmp
         main([*words, "--debug"])
 
 
+def test_a_full_disk_is_told_in_words(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("oltr_ext.cli.commands.run_methods", full)
+    assert main(["methods"]) == 1 and capsys.readouterr().err == "oltr: no space left on the disk\n"
+
+
 def test_an_error_in_a_loader_process_is_one_line_too(folder, capsys, tmp_path):
     values = config(folder / "data")
     values["data"]["workers"] = 1

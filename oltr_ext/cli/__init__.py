@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -31,8 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         if args.debug:
             raise
-        print(f"oltr: {one_line(error)}", file=sys.stderr)
+        print(f"oltr: {_unwritable(error, args) or one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _unwritable(error: Exception, args: argparse.Namespace) -> str:
+    """What to do where a file could not be written; empty for any other error."""
+    if not isinstance(error, OSError):
+        return ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}"
+    if error.errno in (errno.EACCES, errno.EROFS) and error.filename:
+        folder = os.path.dirname(os.fsdecode(error.filename)) or "."
+        if os.path.isdir(folder) and not os.access(folder, os.W_OK):
+            other = ": choose another place with --out" if "out" in args else ""
+            return f"cannot write to {folder}{other}"
+    return ""
 
 
 def _interrupted(args: argparse.Namespace) -> str:
