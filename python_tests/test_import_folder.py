@@ -30,7 +30,7 @@ def run(photos, out, *more):
     return main(["data", "from-folder", str(photos), "--out", str(out), *map(str, more)])
 
 
-def test_lists_that_train(photos, tmp_path, capsys):
+def test_lists_that_train(photos, tmp_path, capsys, monkeypatch):
     before = tree(photos)
     assert run(photos, tmp_path / "set") == 0
     said = capsys.readouterr().out
@@ -51,6 +51,9 @@ def test_lists_that_train(photos, tmp_path, capsys):
     config = load_config(str(tmp_path / "set" / "data.yaml"))
     assert config.stage1.batch_size == 4  # of 16; the usual 128 would be an error
     assert f"train   oltr train {tmp_path / 'set' / 'data.yaml'} --out runs/set\n" in said
+    monkeypatch.chdir(tmp_path)
+    assert run(photos, "set") == 0
+    assert "train   oltr train set/data.yaml --out runs/set\n" in capsys.readouterr().out
     assert check_data(config.data).problems == []
     assert load_splits(config.data).class_names == list(COUNTS)
     with Image.open(tmp_path / "set" / "report.png") as plot:

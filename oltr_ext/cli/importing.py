@@ -205,8 +205,11 @@ def run_import(args: argparse.Namespace) -> int:
 def _tell_of(folder: Path, words: list[str]) -> None:
     for line in words:
         print(line)
+    name = folder.name
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     print(f"\nlists   {folder}\nreport  {folder / 'report.png'}")
-    command = ["oltr", "train", str(folder / "data.yaml"), "--out", f"runs/{folder.name}"]
+    command = ["oltr", "train", str(folder / "data.yaml"), "--out", f"runs/{name}"]
     print(f"train   {shlex.join(command)}")
 
 
