@@ -102,7 +102,7 @@ def test_what_cannot_be_changes_nothing(model: Model) -> None:
         (rows("e", 2), "d", "'d' was enrolled before, from 3 images"),
         (rows("e", 2), "a", "'a' is a trained class"),
         (rows("e", 2), ["e", "a"], "'a' is a trained class"),
-        (rows("e", 2), ["e"], "got 2 images and 1 names"),
+        (rows("e", 2), ["e"], "got 2 images and 1 name"),
         (rows("e", 2)[:0], "e", "got 0 images"),
         (rows("e", 2), "  ", "expected a name"),
         (rows("e", 2)[:, :5], "e", r"expected embeddings of shape \(N, 32\)"),

@@ -71,7 +71,9 @@ class Half:
     def write(self, blob): self.file.write(blob[: len(blob) // 2]); self.file.flush(); die()
 
 opened = checkpoint.Path.open
-half = lambda path, mode: Half(opened(path, mode)) if mode == "wb" else opened(path, mode)
+def half(path, mode="r", *how, **named):
+    file = opened(path, mode, *how, **named)
+    return Half(file) if mode == "wb" else file
 points = [("write", checkpoint, die), ("open", checkpoint.Path, half),
           ("fsync", os, die), ("replace", os, die), ("_sync_folder", checkpoint, die), (None,) * 3]
 for n, (name, where, what) in enumerate(points):

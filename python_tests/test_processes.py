@@ -48,18 +48,20 @@ def in_process(method: str, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_process_answers_as_its_parent(method):
+def test_a_process_answers_as_its_parent(method, run_python):
+    """In a fresh process: where autograd has threads, none may fork and then go backward."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this platform does not {method}")
-    threads = torch.get_num_threads()
+    run_python(f"""
+import torch
+from test_processes import answers, in_process
+if __name__ == "__main__":
     torch.set_num_threads(1)
-    try:
-        before = answers()  # the parent has tiles by now
-        assert torch.equal(in_process(method, 0), before)
-        assert torch.equal(in_process(method, 1), answers(1))
-        assert torch.equal(answers(), before)
-    finally:
-        torch.set_num_threads(threads)
+    before = answers()  # the parent has tiles by now
+    assert torch.equal(in_process("{method}", 0), before)
+    assert torch.equal(in_process("{method}", 1), answers(1))
+    assert torch.equal(answers(), before)
+""")
 
 
 def test_the_first_call_may_be_a_child_s(run_python):

@@ -79,7 +79,11 @@ def test_auto_leaves_the_sum_for_what_is_better_beyond_one_standard_error():
 
 
 def test_another_rule_or_score_settles_anew():
-    assert settled_by() == [AUTO, *SCORES] and AUTO_SCORE in AUTO and AUTO_SCORE in SCORES
+    assert (
+        settled_by() == [AUTO, *SCORES, "observations"]
+        and AUTO_SCORE in AUTO
+        and AUTO_SCORE in SCORES
+    )
 
 
 def test_a_configuration_may_name_every_score():

@@ -43,7 +43,7 @@ def test_a_run_leaves_model_checkpoints_and_logs(finished):
     assert float(rows[-1]["val_overall"]) > 0.3  # four classes, six steps a stage
     tensors, header = checkpoint.load(finished / "model.safetensors")
     assert all(key.startswith(("model.", "sets.")) for key in tensors)
-    assert set(header["threshold"]) == {"score", "value", "rule", "words"}
+    assert set(header["threshold"]) == {"score", "value", "rule", "words", "observations"}
 
 
 def test_same_seed_same_bits_other_seed_other_bits(data, finished, tmp_path):
