@@ -31,6 +31,7 @@ py=${FINDINGS_VENV:-$tmp/venv}/bin/python
 "$py" -c 'import importlib.metadata as m, sys
 sys.exit([p for p in sys.argv[1:] if m.version(p.split("==")[0]).split("+")[0] != p.split("==")[1]] or 0)' $pins
 cat >"$tmp/ranks.py" <<'PYTHON'
+import os
 import sys
 
 import torch
@@ -73,7 +74,8 @@ def work(rank, store):
             told.append(f"{rows} rows {got.full_tensor() / want:.2f}, {longer:.2f}")
         if rank == 0:
             print(f"{name}: " + "; ".join(told), flush=True)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a process that ends in the usual way
 
 
 if __name__ == "__main__":
