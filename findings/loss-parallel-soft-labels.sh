@@ -24,6 +24,7 @@ py=${FINDINGS_VENV:-$tmp/venv}/bin/python
 sys.exit([p for p in sys.argv[1:] if m.version(p.split("==")[0]).split("+")[0] != p.split("==")[1]] or 0)' $pins
 cat >"$tmp/ranks.py" <<'PYTHON'
 import contextlib
+import os
 import sys
 
 import torch
@@ -73,7 +74,8 @@ def work(rank, store):
                 f"accuracy {right.mean():.0%}, rarer {right[label > 2].mean():.0%}",
                 flush=True,
             )
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a process that ends in the usual way
 
 
 if __name__ == "__main__":
