@@ -337,9 +337,9 @@ class PriorHead(Head):
             return self.outputs(features)
         return self._outputs(features, whole=False)._replace(features=features)
 
+    @abstractmethod
     def _outputs(self, features: Tensor, *, whole: bool = True) -> HeadOutput:
         """Of rows that all processes have; see `expected`."""
-        raise NotImplementedError
 
     def expected(self, logits: Tensor, *, whole: bool = True) -> Tensor | SharedLogits:
         """Logits (B, C) with the share of the prior that is expected of what is predicted, from
