@@ -2,7 +2,6 @@
 `python benchmarks/tables/glyphs_18000.py`, after `oltr data make glyphs`."""
 
 from compare import MANY, Row, Table, make
-from runs import SLOW
 
 NOTES = (
     "The settings are those that 2,000 characters asked for, but for rate and decay of plain "
@@ -15,4 +14,4 @@ if __name__ == "__main__":
     title = "18,000 Chinese characters, 12 to 1 training faces; 2,000 unknown ones"
     methods = ("plain", *BEST, "oltr-official", "oltr", "oltr-plus")
     rows = (*(Row(m, m) for m in methods), *MANY)
-    make(Table("glyphs_18000", title, "glyphs-18000", (0,), rows, SLOW, NOTES))
+    make(Table("glyphs_18000", title, "glyphs-18000", (0,), rows, notes=NOTES))
