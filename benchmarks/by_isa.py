@@ -1,9 +1,11 @@
-"""An op by instruction set: one process for each, called in turn; medians as Markdown.
+"""An op by instruction set, or by checkout: one process for each, called in turn, as Markdown.
 
     python benchmarks/by_isa.py 256x8142x512 64x100000x512 --dtypes bfloat16 high --isas amx avx512
+    python benchmarks/by_isa.py 256x8142x512 --trees ../before .
 
-The choice is a process's (OLTR_EXT_CPU), so no benchmark in one process can hold two side by side.
-Times are those of the op as it is called, forward / both passes, in milliseconds.
+Either is a process's choice (OLTR_EXT_CPU, PYTHONPATH), so no benchmark in one process can hold two
+side by side. Times are those of the op as it is called, forward / both passes, in milliseconds:
+medians and, in brackets, the quickest. Each checkout has its extension built in place.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 DTYPES = ("float32", "high", "medium", "bfloat16")
@@ -24,12 +27,13 @@ REST = 0.02
 
 
 def serve(op: str, shape: str, dtype: str) -> None:
-    """The process of one instruction set: a line in names a mode, the seconds of a call go out."""
+    """The process of one column: a line in names a mode, the seconds of a call go out."""
     import oltr_ext._C as native
     from cases import Case, matmul_precision
     from workloads import WORKLOADS, caller
 
-    if (wish := os.environ["OLTR_EXT_CPU"]) != (got := native.cpu_features()["isa"]):
+    got = native.cpu_features()["isa"]
+    if (wish := os.environ.get("OLTR_EXT_CPU", got)) != got:
         raise SystemExit(f"this processor has no {wish}: it runs {got}")
     B, C, D = map(int, shape.split("x"))
     case, workload = Case("full", B, C, D, dtype), WORKLOADS[op]
@@ -54,31 +58,33 @@ def serve(op: str, shape: str, dtype: str) -> None:
             print((time.perf_counter() - begin) / loops[line], flush=True)
 
 
-def medians(op: str, shape: str, dtype: str, isas: list[str], rounds: int) -> dict[str, str]:
-    """Forward / full by instruction set, in milliseconds."""
+def times(
+    op: str, shape: str, dtype: str, columns: Mapping[str, dict[str, str]], rounds: int
+) -> dict[str, str]:
+    """Forward / full by column, whose process has these variables: medians (quickest), in ms."""
     workers = {
-        isa: subprocess.Popen(
+        name: subprocess.Popen(
             [sys.executable, __file__, "--serve", op, shape, dtype],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OLTR_EXT_CPU": isa, "OLTR_EXT_BACKEND": "native"},
+            env={**os.environ, **variables, "OLTR_EXT_BACKEND": "native"},
         )
-        for isa in isas
+        for name, variables in columns.items()
     }  # fmt: skip
-    cells = dict.fromkeys(isas, "")
+    cells = dict.fromkeys(columns, "")
     for mode in ("forward", "full"):
-        times: dict[str, list[float]] = {isa: [] for isa in isas}
-        for _ in range(rounds + 1):
-            for isa, worker in workers.items():
+        found: dict[str, list[float]] = {name: [] for name in columns}
+        for n in range(rounds + 1):
+            for name, worker in list(workers.items())[:: -1 if n % 2 else 1]:
                 assert worker.stdin is not None and worker.stdout is not None
                 time.sleep(REST)
                 worker.stdin.write(f"{mode}\n")
                 worker.stdin.flush()
                 if not (line := worker.stdout.readline()):
-                    raise SystemExit(f"{isa}: its process ended; what it said is above")
-                times[isa].append(float(line))
-        for isa, found in times.items():
-            ms = 1e3 * statistics.median(found[1:])
-            cells[isa] += (" / " if cells[isa] else "") + f"{ms:.3g}"
+                    raise SystemExit(f"{name}: its process ended; what it said is above")
+                found[name].append(1e3 * float(line))
+        for name, ms in found.items():
+            median, least = statistics.median(ms[1:]), min(ms[1:])
+            cells[name] += (" / " if cells[name] else "") + f"{median:.3g} ({least:.3g})"
     for worker in workers.values():
         worker.communicate()
     return cells
@@ -90,13 +96,25 @@ def main() -> None:
     parser.add_argument("--op", default="meta_embedding")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=DTYPES)
     parser.add_argument("--isas", nargs="+", default=["amx", "avx512_bf16", "avx512"])
+    parser.add_argument("--trees", nargs="+", type=Path, help="checkouts, in place of --isas")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args()
-    print(f"| {args.op} | dtype | {' | '.join(args.isas)} |")
-    print(f"| --- | --- |{' ---: |' * len(args.isas)}")
+    if args.trees is None:
+        columns = {isa: {"OLTR_EXT_CPU": isa} for isa in args.isas}
+    else:
+        # An editable install lends what is lacking (findings/editable-mixed-checkouts.sh).
+        for tree in args.trees:
+            for part in ("_C", "_oltr_cpu"):
+                if not list((tree / "oltr_ext").glob(f"{part}.*")):
+                    parser.error(
+                        f"--trees: expected an extension built in place, no {part} in {tree}"
+                    )
+        columns = {str(t): {"PYTHONPATH": str(t.resolve())} for t in args.trees}
+    print(f"| {args.op} | dtype | {' | '.join(columns)} |")
+    print(f"| --- | --- |{' ---: |' * len(columns)}")
     for shape in args.shapes:
         for dtype in args.dtypes:
-            cells = medians(args.op, shape, dtype, args.isas, args.rounds)
+            cells = times(args.op, shape, dtype, columns, args.rounds)
             print(f"| {shape} | {dtype} | {' | '.join(cells.values())} |", flush=True)
 
 

@@ -196,20 +196,26 @@ def test_peak_memory_sees_the_matrix_of_the_eager_peer():
     assert peak_memory.measure("memory_attention", case) < logits / 2
 
 
-def test_instruction_sets_side_by_side():
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, BENCHMARKS / "by_isa.py", "2x3x16", "--rounds", "1", "--isas"]
+def test_instruction_sets_and_checkouts_side_by_side(tmp_path):
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, BENCHMARKS / "by_isa.py", "2x3x16", "--rounds", "1"]
         return subprocess.run([*command, *arguments], capture_output=True, text=True)
 
-    done = run("generic")
-    assert done.returncode == 0, done.stderr
-    head, _, row = done.stdout.splitlines()
-    assert head == "| meta_embedding | dtype | generic |" and row.startswith(
-        "| 2x3x16 | bfloat16 |"
-    )
-    assert all(float(ms) > 0 for ms in row.split("|")[3].split("/"))
-    done = run("none")
+    for choice, name in (("--isas", "generic"), ("--trees", str(BENCHMARKS.parent))):
+        done = run(choice, name)
+        assert done.returncode == 0, done.stderr
+        head, _, row = done.stdout.splitlines()
+        assert head == f"| meta_embedding | dtype | {name} |"
+        assert row.startswith("| 2x3x16 | bfloat16 |")
+        for cell in row.split("|")[3].split("/"):  # of one round
+            median, quickest = cell.split()
+            assert float(median) > 0 and quickest == f"({median})"
+    done = run("--isas", "none")
     assert done.returncode != 0 and "this processor has no none" in done.stderr
+    (tmp_path / "oltr_ext").mkdir()
+    (tmp_path / "oltr_ext" / "__init__.py").touch()
+    done = run("--trees", tmp_path)
+    assert done.returncode != 0 and f"built in place, no _C in {tmp_path}" in done.stderr
 
 
 @pytest.mark.slow
