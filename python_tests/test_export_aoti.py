@@ -149,11 +149,13 @@ def test_embeddings(tmp_path, label):
         assert held["AOTI_CPU_ISA"] == "AVX2"  # less than this processor has
 
 
-def test_without_a_compiler(finished, tmp_path, monkeypatch, capsys):
+def test_without_a_compiler(finished, tmp_path, capsys):
     from torch._inductor import config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
     out = str(tmp_path / "it.pt2")
-    assert main(["export", str(finished), "--format", "aoti", "--out", out]) == 1
+    # monkeypatch would leave no such key behind: findings/monkeypatched-config.sh
+    with inductor.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert main(["export", str(finished), "--format", "aoti", "--out", out]) == 1
+    assert inductor.cpp.cxx != (None, "no-such-compiler")
     assert "format aoti compiles the program and found no C++ compiler" in capsys.readouterr().err
     assert not (tmp_path / "it.pt2").exists()

@@ -146,6 +146,8 @@ def test_every_head_has_them_saves_loads_and_answers_by_them():
         with_bank(head, x, y)
         added = {f"bank.{name}" for name in (*FeatureBank.TENSORS, "length")}
         assert set(head.state_dict()) == before | added
+        # a product of other strides need not have the bits of what is loaded
+        assert all(tensor.is_contiguous() for tensor in head.state_dict().values())
         other.load_state_dict(head.state_dict())
         with torch.no_grad():
             out = head.outputs(x)

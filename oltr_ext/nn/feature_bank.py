@@ -193,6 +193,11 @@ class FeatureBank(GrowingBank):
         if max_logit is not None:
             self._fit_vim(torch.cat(sample), max_logit, origin)
         self.of_training(lengths / total)
+        # As files hold them: products of other strides, such as those of LAPACK's results, may
+        # differ in their last bits, and so would what was fitted and what is loaded.
+        for name in self.TENSORS:
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, value.contiguous())
         self.to(device)
 
     def _fit_vim(
