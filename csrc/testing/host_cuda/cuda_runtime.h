@@ -9,6 +9,9 @@
 
 #include <math.h>
 #include <ucontext.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <cstdint>
 #include <cstdio>
@@ -62,9 +65,11 @@ inline void perform(const Copy& c) {
     std::memcpy(c.to, c.from, c.bytes);
 }
 
+// One after another's, and the next launch's: fresh ones would be most of a launch's time.
+inline std::vector<std::unique_ptr<unsigned char[]>> stacks;
+
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<unsigned char[]> stack{new unsigned char[kStack]};
   dim3 thread;
   int exchanges;              // within the warp, so far
   unsigned char slot[2][32];  // what this lane gives; two, for the next exchange may start early
@@ -210,10 +215,16 @@ inline void run_block(Block& b) {
     f.thread = {static_cast<unsigned>(t), 0, 0};
     f.exchanges = f.groups = 0;
     getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
+    unsigned char* stack = stacks[static_cast<size_t>(t)].get();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack, kStack);  // of frames that were left for good
+#endif
+    f.context.uc_stack.ss_sp = stack;
     f.context.uc_stack.ss_size = kStack;
     f.context.uc_link = nullptr;
     makecontext(&f.context, enter, 0);
+    // Else the sanitizer forgets, at every switch, what lies on the stack it comes to.
+    f.context.uc_stack = {};
     b.runnable[t / kWarp].push_back(t);
   }
   b.favoured = b.random() % b.runnable.size();
@@ -230,6 +241,7 @@ void launch(Kernel kernel, int64_t blocks, int64_t threads, int64_t shared_bytes
   b.threads.x = static_cast<unsigned>(threads);
   b.blocks.x = static_cast<unsigned>(blocks);
   b.fibers = std::vector<Fiber>(static_cast<size_t>(threads));
+  while (stacks.size() < b.fibers.size()) stacks.emplace_back(new unsigned char[kStack]);
   b.in_warp.resize(static_cast<size_t>(threads) / kWarp);
   b.runnable.resize(b.in_warp.size());
   for (int64_t i = 0; i < blocks; ++i) {
