@@ -40,7 +40,7 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # Passive: idle threads sleep, where spinning ones would starve a busy machine.
-demo: $(BUILD)  ## train and evaluate on the embedded icons, under 4 minutes on two cores
+demo: $(BUILD)  ## train and evaluate on the embedded icons, about 4 minutes on two cores
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/oltr demo
 
 test: $(BUILD) $(NATIVE_TESTS)  ## every test: native, then pytest

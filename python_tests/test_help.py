@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from oltr_ext.cli import main
 from oltr_ext.cli.parser import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +63,21 @@ def test_an_option_takes_values_of_one_name():
     assert several.pop("--open").keys() == {"NAME", "SET"}
     assert several.pop("--name").keys() == {"NAME", "('NAME', 'IMAGE')"}
     assert several == {}
+
+
+def test_what_needs_an_extra_names_it(capsys):
+    """Each extra but those that a configuration or a name on the Hub asks for."""
+    needs = {
+        "serve": "web",
+        "desk": "web",
+        "export": "onnx",
+        "data from-arrow": "arrow",
+        "data make": "data",
+    }
+    for command, extra in needs.items():
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        assert f"pip install oltr_ext[{extra}]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_help_speaks_of_a_run_by_another_word():

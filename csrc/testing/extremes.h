@@ -30,11 +30,11 @@ inline const Scales kScales[] = {
     {Dtype::kFloat16, 1e-3, {-18, -10, 10}},
     {Dtype::kFloat64, 1e-15, {-1068, -700, -540, -520, -450, -448, 498, 512, 700, 1018}}};
 
-// Under sanitizers, which ask for paths and not for numbers, every fourth of them, and the last.
+// Where tests are slow, and ask for paths more than for numbers, every fourth of them, and the last.
 inline std::vector<int> taken(std::initializer_list<int> exponents) {
   std::vector<int> some;
   for (auto k = exponents.begin(); k != exponents.end(); ++k)
-    if (!kSanitized || (exponents.end() - k) % 4 == 1) some.push_back(*k);
+    if (!kSlow || (exponents.end() - k) % 4 == 1) some.push_back(*k);
   return some;
 }
 

@@ -29,10 +29,9 @@ inline std::vector<const KernelTable*> tables() {
   return all;
 }
 
-// The twin, whose tiles are always whole, would take sanitizers minutes at any but small sizes.
+// The twin, whose tiles are always whole, would take minutes then at any but small sizes.
 inline bool slow(const KernelTable* table, Sizes size) {
-  return kSanitized && table == &kernels_tile_twin &&
-         size.batch * size.classes * size.width > 20000;
+  return kSlow && table == &kernels_tile_twin && size.batch * size.classes * size.width > 20000;
 }
 
 }  // namespace oltr::testing

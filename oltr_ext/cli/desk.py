@@ -16,7 +16,8 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "desk",
         run_desk,
-        "name, merge, split and enroll what a run does not know among images, on a local page",
+        "name, merge, split and enroll what a run does not know among images, on a local page: "
+        "pip install oltr_ext[web]",
         "  oltr desk runs/demo/oltr-plus photos/\n"
         "  oltr desk runs/demo/oltr-plus photos/ --port 0 --no-browser\n"
         "  oltr desk runs/demo/oltr-plus photos/ --export decided",

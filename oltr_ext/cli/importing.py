@@ -107,7 +107,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
     sub = command(
         "from-arrow",
         run_import,
-        "make lists of the images in a data set of Hugging Face on disk, or in Parquet files",
+        "make lists of the images in a data set of Hugging Face on disk, or in Parquet files: "
+        "pip install oltr_ext[arrow]",
         "  oltr data from-arrow saved_to_disk/ --out birds\n"
         "  oltr data from-arrow train=train-*.parquet --out birds --label-column species",
         within=parts,

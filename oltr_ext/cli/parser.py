@@ -245,7 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["torch", "aoti", "onnx"],
         default="torch",
         help="a program of torch.export; compiled by AOTInductor for libtorch, without Python; or "
-        "of ONNX; default: %(default)s",
+        "of ONNX (pip install oltr_ext[onnx]); default: %(default)s",
     )
     sub.add_argument(
         "--any-size",
@@ -303,7 +303,11 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr data make glyphs\n  oltr data make icons-large --source iconify-json-2.2.535.tgz",
         within=parts,
     )
-    sub.add_argument("name", metavar="NAME", help="glyphs (two sizes) or icons-large")
+    sub.add_argument(
+        "name",
+        metavar="NAME",
+        help="glyphs (two sizes) or icons-large (pip install oltr_ext[data])",
+    )
     sub.add_argument(
         "--source",
         type=path_of,

@@ -113,7 +113,7 @@ def make(
         RuntimeError: resvg-py or npm is missing. FileNotFoundError, ValueError: see `opened`.
     """
     if importlib.util.find_spec("resvg_py") is None:
-        raise RuntimeError("rendering icons needs resvg-py: pip install resvg-py")
+        raise RuntimeError("rendering icons needs resvg-py: pip install oltr_ext[data]")
     with opened(source or fetch(downloads, say)) as package:
         collections = read_json(package, "collections")
         side = deal_sets(collections, usable_sets(collections))
