@@ -223,7 +223,8 @@ inline void run_block(Block& b) {
     f.context.uc_stack.ss_size = kStack;
     f.context.uc_link = nullptr;
     makecontext(&f.context, enter, 0);
-    // Else the sanitizer forgets, at every switch, what lies on the stack it comes to.
+    // Else the sanitizer forgets, at every switch, what lies on the stack it comes to
+    // (findings/asan-fiber-switch.sh).
     f.context.uc_stack = {};
     b.runnable[t / kWarp].push_back(t);
   }
