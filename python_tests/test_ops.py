@@ -177,7 +177,7 @@ def test_fullgraph_compile_where_options_change(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_any_offset(case: Case, dtype, device):
     """Contiguous rows that start where no vector load may."""
-    inputs = cast(case.make(6, 9, 16), dtype, case, device=device)
+    inputs = cast(case.make(6, 9, 32), dtype, case, device=device)
     moved = dict(inputs)
     for name in case.differentiable:
         t = inputs[name].detach()

@@ -71,7 +71,7 @@ struct BankGradient {
         at_once(M::out_columns > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block &&
                 !p.logits.cosine && dtype_bytes(p.grad_keys.dtype) == 2 &&
                 Output(p.grad_keys, p.size.classes, p.size.width).by_columns()),
-        layout(p.size.width, p.keys.dtype),
+        layout(p.size.width, {p.keys, p.memory}),
         batch(p.size.width),
         x(p.x, p.size.batch, p.size.width, plan.row_block, !given, true, parallel),
         g(p.grad_recalled, attention ? p.size.batch : 0, p.size.width, plan.row_block, true,

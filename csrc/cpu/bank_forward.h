@@ -135,7 +135,7 @@ struct BankPass {
   OLTR_INLINE BankPass(const BankForward<M>& forward, const Parallel& parallel)
       : p(forward),
         plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T), M::cut)),
-        layout(p.size.width, p.memory.data != nullptr ? p.memory.dtype : p.keys.dtype),
+        layout(p.size.width, {p.keys, p.memory}),
         rows(p.x, p.size.batch, p.size.width, plan.row_block, true, false, parallel),
         x(p.nearest ? p.x : Matrix{}, p.size.batch * p.size.width, parallel),
         length(round_up(p.size.batch, plan.row_block)),

@@ -13,7 +13,7 @@ static void bank_logits(Sizes size, Matrix x, Matrix keys, LogitRule<T> rule, Mu
   const int64_t B = size.batch, C = size.classes, D = size.width;
   if (B == 0) return;
   const Plan plan = make_plan(B, C, D, sizeof(T), M::cut);
-  const Layout<M> layout(D, keys.dtype);
+  const Layout<M> layout(D, {keys});
   const RowBlocks<M> rows(x, B, D, plan.row_block, true, false, parallel);
   const int64_t block = plan.row_block, groups = div_up(B, plan.row_group);
   const int64_t parts = clamp(div_up(32, groups), 1, div_up(C, plan.class_tile));

@@ -1,9 +1,11 @@
 // Operands of the products, staged: rows of the batch once a call, rows of the bank tile by tile.
 //
-// Staging a tile costs one copy, a hundredth of the products that read it. It converts the type,
-// fills the last vector with zeros, so that no product has a tail, and takes the rows off the
-// powers of two: rows 4 KB apart share a cache set, and a product reads up to 96 rows at a time.
+// Staging a tile converts its type, fills the last vector with zeros, so that no product has a
+// tail, and takes the rows off the powers of two. It costs one copy: up to a tenth of what reads it
+// in bfloat16, so rows that need neither of the first two are read where they lie.
 #pragma once
+
+#include <initializer_list>
 
 #include "cpu/product.h"
 #include "cpu/rows.h"
@@ -48,10 +50,14 @@ struct Layout {
         words(M::planes * full / M::group),
         natural_row(words + kPad),
         interleaved_row(full + kPad) {}
-  // For banks of this type: read where they lie when they are words already and need no padding.
-  OLTR_INLINE Layout(int64_t D, Dtype dtype) : Layout(D) {
-    constexpr bool kAnyStride = M::group == 1 || M::row_unit > 1;
-    in_place = kAnyStride && M::planes == 1 && dtype == word_dtype && full == D;
+  // Of these, where there are any: read where they lie if they are words already, at a word's
+  // alignment, and need no padding.
+  OLTR_INLINE Layout(int64_t D, std::initializer_list<Matrix> rows) : Layout(D) {
+    in_place = M::planes == 1 && full == D;
+    for (const Matrix& m : rows)
+      in_place = in_place && (m.data == nullptr ||
+                              (m.dtype == word_dtype &&
+                               reinterpret_cast<uintptr_t>(m.data) % sizeof(typename M::Acc) == 0));
     if (!in_place) return;
     natural_row = words;
     if (M::group == 1) interleaved_row = D;
@@ -170,7 +176,7 @@ class RowBlocks {
       if (r0 >= count(i)) return;
       const int64_t n = clamp(count(i) - r0, 0, kShare), lanes = clamp(width(i) - r0, 0, kShare);
       const bool kept = as_rows && M::group == 1;
-      const Layout<M> given = M::group == 1 ? layout_ : Layout<M>(D, x.dtype);
+      const Layout<M> given = M::group == 1 ? layout_ : Layout<M>(D, {x});
       const Buffer<T> scratch(kept ? 0 : n * given.natural_row);
       T* to_natural = kept ? rows_.data() + first * given.natural_row : scratch.data();
       const T* natural = stage_natural(given, x, first, n, to_natural);
