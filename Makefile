@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Containers like to set it; then every process compiles torch's Python anew, 11 seconds for 5.
+# Containers like to set it; then every process would compile torch's Python anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Tests share the cores by process, so each process keeps to one thread.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)

@@ -65,7 +65,7 @@ inline void perform(const Copy& c) {
     std::memcpy(c.to, c.from, c.bytes);
 }
 
-// One after another's, and the next launch's: fresh ones would be most of a launch's time.
+// Of one block's fibers after another's, and of the next launch's.
 inline std::vector<std::unique_ptr<unsigned char[]>> stacks;
 
 struct Fiber {
