@@ -55,10 +55,10 @@ struct BankGradient {
   const BankBackward<M>& p;
   bool attention, given;
   Plan plan;
-  // Whether one block is the whole batch: then sums of the tile's rows are whole at once, and those of
-  // a half type go out a few columns at a time. (float's, not past the caches, do so more slowly.)
+  // Whether one block is the whole batch: then sums of the bank's rows are whole after one product, and
+  // go out a few rows at a time.
   bool at_once;
-  Layout<M> layout, batch;  // of the bank, of the batch
+  Layout<M> layout;
   RowBlocks<M> x, g;
   Buffer<T> lse, row;  // (padded B); `row` is delta or grad_loss
   Buffer<T> grad_x;    // (parts, B, padded D)
@@ -68,11 +68,8 @@ struct BankGradient {
         attention(p.kind == LogitGradient::kAttention),
         given(p.kind == LogitGradient::kGiven),
         plan(make_plan(p.size.batch, p.size.classes, p.size.width, sizeof(T), M::cut)),
-        at_once(M::out_columns > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block &&
-                !p.logits.cosine && dtype_bytes(p.grad_keys.dtype) == 2 &&
-                Output(p.grad_keys, p.size.classes, p.size.width).by_columns()),
+        at_once(M::out_rows > 0 && p.size.batch > 0 && p.size.batch <= plan.row_block),
         layout(p.size.width, {p.keys, p.memory}),
-        batch(p.size.width),
         x(p.x, p.size.batch, p.size.width, plan.row_block, !given, true, parallel),
         g(p.grad_recalled, attention ? p.size.batch : 0, p.size.width, plan.row_block, true,
           p.grad_memory.data != nullptr, parallel),
@@ -90,8 +87,9 @@ struct BankGradient {
 
   // What a task stages of the bank, its scores and the gradients of its rows.
   struct Stage {
-    Buffer<T> key_rows, interleaved_rows, memory_rows, scales, probability, gradient, scaled, words,
-        bias, grad_keys, grad_memory;
+    Buffer<T> key_rows, interleaved_rows, memory_rows, probability, gradient, words, bias,
+        grad_keys, grad_memory;
+    TileLogit<T> logit;
     const T *keys, *memory = nullptr;  // the tile, staged or in place
     View<M, const T> interleaved;
     Ahead next_keys, next_memory;  // the tile after this one
@@ -99,16 +97,13 @@ struct BankGradient {
         : key_rows(pass.layout.natural(tile)),
           interleaved_rows(pass.layout.interleaved(tile)),
           memory_rows(pass.attention ? pass.layout.natural(tile) : 0),
-          scales(tile),
           probability(round_up(tile, M::row_unit) * pass.plan.row_block),
           gradient(round_up(tile, M::row_unit) * pass.plan.row_block),
-          scaled(round_up(tile, M::row_unit) * pass.plan.row_block),
           words(M::scratch(tile, pass.plan.row_block)),
           bias(tile),
-          grad_keys(round_up(tile, M::row_unit) * pass.sums_row()),
-          grad_memory(pass.p.grad_memory.data != nullptr && !pass.at_once
-                          ? round_up(tile, M::row_unit) * pass.sums_row()
-                          : 0) {}
+          grad_keys(pass.sums(tile)),
+          grad_memory(pass.p.grad_memory.data != nullptr && !pass.at_once ? pass.sums(tile) : 0),
+          logit(tile) {}
   };
 
   static OLTR_INLINE View<M> scores(const Buffer<T>& data, int64_t n, int64_t lanes) {
@@ -122,7 +117,6 @@ struct BankGradient {
     const View<M> gradient = scores(s.gradient, n, lanes);
     product<M>(n, lanes, layout.words, Operand<T>{s.keys, layout.natural_row, 1}, x.columns(block),
                probability, false, s.next_keys);
-    tile_logits(p.logits, s.scales.data(), c0, n, lanes, probability);
     if (attention)
       product<M>(n, lanes, layout.words, Operand<T>{s.memory, layout.natural_row, 1},
                  g.columns(block), gradient, false, s.next_memory);
@@ -132,7 +126,7 @@ struct BankGradient {
       for (int64_t c = 0; c < n; ++c) {
         T* at = probability.at(c, r);
         T* to = gradient.at(c, r);
-        const Vec<T> prob = exp_lanes(load<T>(at) - log_sum);
+        const Vec<T> prob = exp_lanes(s.logit(c, load<T>(at)) - log_sum);
         store<T>(at, prob);
         if (attention) {
           store<T>(to, prob * (load<T>(to) - factor));
@@ -168,24 +162,24 @@ struct BankGradient {
     }
   }
 
-  OLTR_INLINE int64_t sums_row() const {
-    return at_once ? M::out_columns + kPad : layout.interleaved_row;
+  // Numbers that the sums of a tile take until they go out.
+  OLTR_INLINE int64_t sums(int64_t tile) const {
+    const int64_t rows = at_once && M::out_rows < tile ? M::out_rows : tile;
+    return round_up(rows, M::row_unit) * layout.interleaved_row;
   }
 
   // Adds one block's share to the gradients of n rows of the bank.
-  OLTR_INLINE void add_rows(int64_t c0, int64_t n, int64_t block, Operand<T> left,
+  OLTR_INLINE void add_rows(Stage& s, int64_t c0, int64_t n, int64_t block, Operand<T> left,
                             View<M, const T> right, const Buffer<T>& sums, Output& out, int64_t end,
                             Ahead& next) const {
-    const int64_t deep = depth<M>(x.count(block)), row = sums_row(), width = layout.full;
-    if (!at_once) {
-      product<M>(n, width, deep, left, right, plain<M>(sums.data(), row), block > 0, next);
-      return;
-    }
-    for (int64_t d = 0; d < width; d += M::out_columns) {
-      const int64_t columns = width - d < M::out_columns ? width - d : M::out_columns;
-      product<M>(n, columns, deep, left, {right.at(0, d), right.row, right.panel},
-                 plain<M>(sums.data(), row), false, next);
-      out.write(sums.data(), row, c0, n, end, d, columns);
+    const int64_t deep = depth<M>(x.count(block)), step = at_once ? M::out_rows : n;
+    for (int64_t i = 0; i < n; i += step) {
+      const int64_t live = n - i < step ? n - i : step;
+      product<M>(live, layout.full, deep, {left.data + i * left.row, left.row, left.col}, right,
+                 plain<M>(sums.data(), layout.interleaved_row), block > 0, next);
+      if (!at_once) continue;
+      if (p.logits.cosine) project(s, c0, i, live);
+      out.write(sums.data(), layout.interleaved_row, c0 + i, live, end);
     }
   }
 
@@ -193,40 +187,38 @@ struct BankGradient {
   OLTR_INLINE void apply(Stage& s, int64_t c0, int64_t n, int64_t block, T* part_grad_x,
                          bool first_tile, Output& keys, Output& memory, int64_t end) const {
     const int64_t lanes = x.width(block), count = x.count(block), width = layout.full;
-    const bool more = block > 0;
     const View<M> gradient = scores(s.gradient, n, lanes);
-    for (int64_t c = 0; c < n; ++c) {
+    for (int64_t c = 0; p.grad_key_bias.data != nullptr && c < n; ++c) {
       Vec<T> sum = {};
       for (int64_t r = 0; r < lanes; r += L) sum += load<T>(gradient.at(c, r));
-      s.bias[c] = (more ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
+      s.bias[c] = (block > 0 ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
     }
-    add_rows(c0, n, block, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
+    add_rows(s, c0, n, block, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
              s.grad_keys, keys, end, s.next_keys);
     if (p.grad_memory.data != nullptr)
-      add_rows(c0, n, block, M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()),
-               g.rows(block), at_once ? s.grad_keys : s.grad_memory, memory, end, s.next_memory);
-    View<M> scaled = gradient;
-    if (p.logits.cosine) {
-      scaled = scores(s.scaled, n, lanes);
-      for (int64_t r = 0; r < lanes; r += L)
-        for (int64_t c = 0; c < n; ++c)
-          store<T>(scaled.at(c, r), load<T>(gradient.at(c, r)) * s.scales[c]);
-    }
+      add_rows(s, c0, n, block,
+               M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()), g.rows(block),
+               at_once ? s.grad_keys : s.grad_memory, memory, end, s.next_memory);
+    for (int64_t r = 0; p.logits.cosine && r < lanes; r += L)
+      for (int64_t c = 0; c < n; ++c)
+        store<T>(gradient.at(c, r), load<T>(gradient.at(c, r)) * s.logit.scale[c]);
     const int64_t row = layout.interleaved_row;
-    product<M>(count, width, depth<M>(n), M::down(scaled, n, lanes, s.words.data()), s.interleaved,
-               plain<M>(part_grad_x + x.first(block) * row, row), !first_tile, s.next_keys);
+    product<M>(count, width, depth<M>(n), M::down(gradient, n, lanes, depth<M>(n), s.words.data()),
+               s.interleaved, plain<M>(part_grad_x + x.first(block) * row, row), !first_tile,
+               s.next_keys);
   }
 
-  // From the direction's gradient to that of keys, which the logits see only normalised.
-  OLTR_INLINE void project(Stage& s, int64_t c0, int64_t n) const {
+  // From the direction's gradient to that of keys, which the logits see only normalised: n rows of the
+  // tile at c0, from its row `first` on.
+  OLTR_INLINE void project(Stage& s, int64_t c0, int64_t first, int64_t n) const {
     const int64_t D = p.size.width;
     const Buffer<T> scratch(D);
-    for (int64_t c = 0; c < n; ++c) {
-      T* h = s.grad_keys.data() + c * layout.interleaved_row;
+    for (int64_t c = first; c < first + n; ++c) {
+      T* h = s.grad_keys.data() + (c - first) * layout.interleaved_row;
       const T* key = rows(p.keys, c0 + c, 1, D, scratch.data());
       const T norm2 = dot(key, key, D);
       const T along = norm2 > 0 ? dot(key, h, D) / norm2 : T(0);
-      for (int64_t d = 0; d < D; ++d) h[d] = s.scales[c] * (h[d] - along * key[d]);
+      for (int64_t d = 0; d < D; ++d) h[d] = s.logit.scale[c] * (h[d] - along * key[d]);
     }
   }
 
@@ -243,16 +235,15 @@ struct BankGradient {
     Stage s(*this, tile);
     if (B == 0) {
       fill(s.bias.data(), tile, T(0));
-      fill(s.grad_keys.data(), tile * sums_row(), T(0));
-      if (p.grad_memory.data != nullptr && !at_once)
-        fill(s.grad_memory.data(), tile * sums_row(), T(0));
+      fill(s.grad_keys.data(), sums(tile), T(0));
+      if (p.grad_memory.data != nullptr) fill(s.grad_memory.data(), sums(tile), T(0));
     }
     Output keys(p.grad_keys, p.size.classes, D), memory(p.grad_memory, p.size.classes, D);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
       s.keys = stage_natural(layout, p.keys, c0, n, s.key_rows.data());
-      s.interleaved = interleave(layout, s.keys, n, s.interleaved_rows.data());
-      p.logits.scales(layout, s.keys, n, s.scales.data());
+      s.interleaved = interleave(layout, s.keys, n, s.interleaved_rows.data(), 0, depth<M>(n));
+      p.logits.stage(layout, s.keys, c0, n, s.logit);
       if (attention) s.memory = stage_natural(layout, p.memory, c0, n, s.memory_rows.data());
       const int64_t left = range.end - c0 - n < tile ? range.end - c0 - n : tile;
       s.next_keys = ahead_of(p.keys, c0 + n, left, D);
@@ -264,8 +255,8 @@ struct BankGradient {
           recompute(s, c0, n, block);
         apply(s, c0, n, block, part_grad_x, c0 == range.begin, keys, memory, range.end);
       }
-      if (p.logits.cosine && B > 0) project(s, c0, n);
       if (!at_once) {
+        if (p.logits.cosine && B > 0) project(s, c0, 0, n);
         keys.write(s.grad_keys.data(), layout.interleaved_row, c0, n, range.end);
         if (p.grad_memory.data != nullptr)
           memory.write(s.grad_memory.data(), layout.interleaved_row, c0, n, range.end);

@@ -12,6 +12,18 @@
 namespace oltr {
 namespace OLTR_ISA {
 
+// A tile's logits from its products, a number or a vector of them: never stored, made where they are
+// read.
+template <class T>
+struct TileLogit {
+  Buffer<T> scale, offset;
+  OLTR_INLINE explicit TileLogit(int64_t tile) : scale(tile), offset(tile) {}
+  template <class V>
+  OLTR_INLINE V operator()(int64_t c, V product) const {
+    return product * scale[c] + offset[c];
+  }
+};
+
 // How the products x . keys_c become logits: s_c (x . keys_c) + b_c.
 template <class T>
 struct LogitRule {
@@ -19,16 +31,16 @@ struct LogitRule {
   bool cosine = false;      // s_c = scale / |keys_c|, 0 for a zero row; else s_c = 1
   T scale = 1;
 
-  // s of one staged tile.
+  // s and b of one staged tile, whose first row is class `first`.
   template <class M>
-  OLTR_INLINE void scales(const Layout<M>& layout, const T* keys, int64_t n, T* out) const {
+  OLTR_INLINE void stage(const Layout<M>& layout, const T* keys, int64_t first, int64_t n,
+                         const TileLogit<T>& out) const {
     for (int64_t c = 0; c < n; ++c) {
-      if (!cosine) {
-        out[c] = 1;
-        continue;
-      }
+      out.offset[c] = bias != nullptr ? bias[first + c] : T(0);
+      out.scale[c] = 1;
+      if (!cosine) continue;
       const T norm = std::sqrt(M::norm2(keys + c * layout.natural_row, layout.words));
-      out[c] = norm == T(0) ? T(0) : scale / norm;
+      out.scale[c] = norm == T(0) ? T(0) : scale / norm;
     }
   }
 };
@@ -50,39 +62,22 @@ struct BankForward {
   int64_t* index = nullptr;         // (B)
 };
 
-// Logits of one tile for one block from the products, batch in the lanes. The backward needs them
-// too.
-template <class T, int64_t panel>
-OLTR_INLINE void tile_logits(const LogitRule<T>& rule, const T* scales, int64_t first, int64_t n,
-                             int64_t block, Panels<T, panel> scores) {
-  if (rule.bias == nullptr && !rule.cosine) return;
-  constexpr int L = Lanes<T>::n;
-  const int64_t width = panel > 0 ? panel : block;
-  for (int64_t r0 = 0; r0 < block; r0 += width)
-    for (int64_t c = 0; c < n; ++c) {
-      const T b = rule.bias != nullptr ? rule.bias[first + c] : T(0);
-      T* row = scores.at(c, r0);
-      for (int64_t r = 0; r < width; r += L) store<T>(row + r, load<T>(row + r) * scales[c] + b);
-    }
-}
-
-// Turns logits into exp(logit - m) and merges the tile into (m, l); keep[r] rescales o. m need not
+// Turns products into exp(logit - m) and merges the tile into (m, l); keep[r] rescales o. m need not
 // be the maximum itself: it stays until a logit exceeds it by more than `headroom`, so that o is
 // seldom rescaled.
 template <class T, int64_t panel>
-OLTR_INLINE void tile_softmax(Panels<T, panel> logits, int64_t count, int64_t block, T headroom,
-                              T* max, T* sum, T* keep) {
+OLTR_INLINE void tile_softmax(Panels<T, panel> scores, const TileLogit<T>& logit, int64_t count,
+                              int64_t block, T headroom, T* max, T* sum, T* keep) {
   constexpr int L = Lanes<T>::n;
   for (int64_t r = 0; r < block; r += L) {
     const Vec<T> tile_max =
-        extreme<T, true>(logits.at(0, r), count, logits.row, splat(Identity<T>::max),
-                         [](int64_t, Vec<T> s) { return s; });
+        extreme<T, true>(scores.at(0, r), count, scores.row, splat(Identity<T>::max), logit);
     Vec<T> m = load<T>(max + r);
     const Vec<T> top = tile_max > m + headroom ? tile_max : m;
     Vec<T> tile_sum = {};
     for (int64_t c = 0; c < count; ++c) {
-      const Vec<T> p = exp_lanes(load<T>(logits.at(c, r)) - top);
-      store<T>(logits.at(c, r), p);
+      const Vec<T> p = exp_lanes(logit(c, load<T>(scores.at(c, r))) - top);
+      store<T>(scores.at(c, r), p);
       tile_sum += p;
     }
     Vec<T> l = load<T>(sum + r), kept, taken;
@@ -154,42 +149,71 @@ struct BankPass {
 
   // What a task stages of the bank, and its scores.
   struct Stage {
-    Buffer<T> key_rows, memory_rows, interleaved_rows, scores, words, scales, norms2, keep;
+    Buffer<T> key_rows, memory_rows, interleaved_rows, scores, words, norms2, keep;
+    TileLogit<T> logit;
     T largest = 0;           // norm2 of the memory so far
     const T *keys, *memory;  // the tile, staged or in place
     View<M, const T> interleaved;
+    // Probabilities that wait, and the rows they weigh: `waiting` words up to `at`, of classes from
+    // `since` on. What they add to is larger than they are, and so passes by less often.
+    int64_t room, at = 0, waiting = 0, since = 0;
+    Operand<T> weights;
+    View<M, const T> weighed;
     Ahead next_keys, next_memory;  // the tile after this one
     OLTR_INLINE Stage(const BankPass& pass, int64_t tile)
         : key_rows(pass.p.keys.data != nullptr ? pass.layout.natural(tile) : 0),
           memory_rows(pass.p.memory.data != nullptr ? pass.layout.natural(tile) : 0),
-          interleaved_rows(pass.p.recalled != nullptr ? pass.layout.interleaved(tile) : 0),
+          interleaved_rows(pass.p.recalled != nullptr
+                               ? pass.recall_tiles(tile) * pass.layout.interleaved(tile)
+                               : 0),
           scores(round_up(tile, M::row_unit) * pass.plan.row_block),
-          words(M::scratch(tile, pass.plan.row_block)),
-          scales(tile),
+          words(M::scratch(pass.recall_tiles(tile) * tile, pass.plan.row_block)),
           norms2(tile),
-          keep(pass.plan.row_block) {}
+          keep(pass.plan.row_block),
+          logit(tile),
+          room(pass.recall_tiles(tile) * depth<M>(tile)) {}
   };
+  // Tiles that may wait: the second cache has other things to hold.
+  OLTR_INLINE int64_t recall_tiles(int64_t tile) const {
+    constexpr int64_t kMost = (int64_t{512} << 10) / static_cast<int64_t>(sizeof(T));
+    if constexpr (M::recall_tiles == 1) return 1;
+    return clamp(kMost / layout.interleaved(tile), 1, M::recall_tiles);
+  }
 
   OLTR_INLINE void attend(Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot,
-                          bool first) const {
+                          Range range) const {
     const int64_t lanes = rows.width(block), count = rows.count(block);
     const View<M> scores = view<M>(s.scores.data(), round_up(n, M::row_unit), lanes);
     product<M>(n, lanes, layout.words, Operand<T>{s.keys, layout.natural_row, 1},
                rows.columns(block), scores, false, s.next_keys);
-    tile_logits(p.logits, s.scales.data(), c0, n, lanes, scores);
     for (int64_t r = 0; p.target != nullptr && r < count; ++r) {
       const int64_t row = rows.first(block) + r, c = p.target[row] - c0;
-      if (c >= 0 && c < n) p.picked[row] = *scores.at(c, r);
+      if (c >= 0 && c < n) p.picked[row] = s.logit(c, *scores.at(c, r));
     }
-    tile_softmax(scores, n, lanes, M::headroom, states.max.data() + slot, states.sum.data() + slot,
-                 s.keep.data());
+    tile_softmax(scores, s.logit, n, lanes, M::headroom, states.max.data() + slot,
+                 states.sum.data() + slot, s.keep.data());
     if (p.recalled == nullptr) return;
     T* recalled = states.recalled.data() + slot * states.row;
-    for (int64_t r = 0; !first && r < count; ++r)
-      if (s.keep[r] != T(1))
-        for (int64_t d = 0; d < states.row; ++d) recalled[r * states.row + d] *= s.keep[r];
-    product<M>(count, layout.full, depth<M>(n), M::down(scores, n, lanes, s.words.data()),
-               s.interleaved, plain<M>(recalled, states.row), !first, s.next_memory);
+    const auto recall = [&] {
+      product<M>(count, layout.full, s.waiting, s.weights, s.weighed,
+                 plain<M>(recalled, states.row), s.since > range.begin, s.next_memory);
+      s.waiting = 0;
+    };
+    bool kept = true;
+    for (int64_t r = 0; r < count; ++r) kept = kept && s.keep[r] == T(1);
+    if (c0 > range.begin && !kept) {
+      if (s.waiting > 0) recall();
+      for (int64_t r = 0; r < count; ++r)
+        if (s.keep[r] != T(1))
+          for (int64_t d = 0; d < states.row; ++d) recalled[r * states.row + d] *= s.keep[r];
+    }
+    const Operand<T> weights = M::down(scores, n, lanes, s.room, s.words.data() + s.at);
+    if (s.waiting == 0) s.weights = weights, s.weighed = s.interleaved, s.since = c0;
+    s.waiting += depth<M>(n);
+    s.at += depth<M>(n);
+    if (s.at < s.room && c0 + n < range.end) return;
+    recall();
+    s.at = 0;
   }
 
   OLTR_INLINE void measure(Stage& s, int64_t c0, int64_t n, int64_t block, int64_t slot) const {
@@ -234,12 +258,12 @@ struct BankPass {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
       if (p.keys.data != nullptr) {
         s.keys = stage_natural(layout, p.keys, c0, n, s.key_rows.data());
-        p.logits.scales(layout, s.keys, n, s.scales.data());
+        p.logits.stage(layout, s.keys, c0, n, s.logit);
       }
       if (p.memory.data != nullptr)
         s.memory = stage_natural(layout, p.memory, c0, n, s.memory_rows.data());
       if (p.recalled != nullptr)
-        s.interleaved = interleave(layout, s.memory, n, s.interleaved_rows.data());
+        s.interleaved = interleave(layout, s.memory, n, s.interleaved_rows.data(), s.at, s.room);
       const int64_t more = range.end - c0 - n < tile ? range.end - c0 - n : tile;
       s.next_keys = ahead_of(p.keys, c0 + n, more, D);
       s.next_memory = ahead_of(p.memory, c0 + n, more, D);
@@ -248,7 +272,7 @@ struct BankPass {
         s.largest = s.norms2[c] > s.largest ? s.norms2[c] : s.largest;
       }
       for (int64_t block = block0; block < block1; ++block) {
-        if (p.keys.data != nullptr) attend(s, c0, n, block, slot(block), c0 == range.begin);
+        if (p.keys.data != nullptr) attend(s, c0, n, block, slot(block), range);
         if (p.nearest) measure(s, c0, n, block, slot(block));
       }
     }

@@ -24,11 +24,12 @@ static void bank_logits(Sizes size, Matrix x, Matrix keys, LogitRule<T> rule, Mu
     const int64_t row1 = row0 + plan.row_group < B ? row0 + plan.row_group : B;
     const typename M::Session session;
     const Buffer<T> staged(layout.natural(tile)), scores(round_up(tile, M::row_unit) * block),
-        lines(block * tile), scales(tile);
+        lines(block * tile);
+    const TileLogit<T> logit(tile);
     for (int64_t c0 = range.begin; c0 < range.end; c0 += tile) {
       const int64_t n = range.end - c0 < tile ? range.end - c0 : tile;
       const T* words = stage_natural(layout, keys, c0, n, staged.data());
-      rule.scales(layout, words, n, scales.data());
+      rule.stage(layout, words, c0, n, logit);
       const int64_t left = range.end - c0 - n < tile ? range.end - c0 - n : tile;
       Ahead next = ahead_of(keys, c0 + n, left, D);
       for (int64_t i = row0 / block; i < div_up(row1, block); ++i) {
@@ -36,9 +37,12 @@ static void bank_logits(Sizes size, Matrix x, Matrix keys, LogitRule<T> rule, Mu
         const View<M> tile_scores = view<M>(scores.data(), round_up(n, M::row_unit), lanes);
         product<M>(n, lanes, layout.words, Operand<T>{words, layout.natural_row, 1},
                    rows.columns(i), tile_scores, false, next);
-        tile_logits(rule, scales.data(), c0, n, lanes, tile_scores);
-        for (int64_t j = 0; j < round_up(n, M::row_unit) * lanes; j += Lanes<T>::n)
-          store<T>(scores.data() + j, write(load<T>(scores.data() + j)));
+        for (int64_t r0 = 0; r0 < lanes; r0 += step)
+          for (int64_t c = 0; c < n; ++c)
+            for (int64_t r = r0; r < r0 + step; r += Lanes<T>::n) {
+              T* at = tile_scores.at(c, r);
+              store<T>(at, write(logit(c, load<T>(at))));
+            }
         const bool direct = out.dtype == NativeDtype<T>::value;
         T* to = direct ? static_cast<T*>(out.data) + rows.first(i) * C + c0 : lines.data();
         for (int64_t r = 0; r < rows.count(i); r += step) {

@@ -7,12 +7,14 @@
 //   group, planes        numbers in a word; words whose sum a number is
 //   panel                how many columns of a right operand, or of scores, lie together; 0: all
 //   depth_unit, row_unit what the summed index (in words) and the left operand's rows are padded to
-//   out_columns          how many columns of the bank's gradients go out at a time; 0: all
+//   out_rows             how many rows of the bank's gradients go out at a time; 0: a whole tile's
 //   cut                  how a pass is cut: see common/plan.h
 //   headroom             see tile_softmax in bank_forward.h
 //   words, norm2         rows of a matrix as words, and the squared length of one
 //   down, across         scores (classes, rows of the batch) as the left operand of a product that
 //                        sums over classes, or over rows
+//   recall_tiles         tiles of the bank whose probabilities, side by side in rows of so much
+//                        `room`, wait for one product with them
 //   Session              what a thread holds while it multiplies
 #pragma once
 
@@ -60,7 +62,7 @@ struct Exact {
   using Session = NoSession;
   static constexpr int group = 1, planes = 1;
   static constexpr Acc headroom = 0;
-  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_columns = 0;
+  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_rows = 0, recall_tiles = 1;
   static constexpr Cut cut{};
 
   static OLTR_INLINE Vec<T> multiply_add(Vec<T> acc, T a, Vec<T> b) { return acc + a * b; }
@@ -74,7 +76,7 @@ struct Exact {
 
   // The scores as they are.
   static OLTR_INLINE int64_t scratch(int64_t, int64_t) { return 0; }
-  static OLTR_INLINE Operand<T> down(Panels<T, 0> scores, int64_t, int64_t, T*) {
+  static OLTR_INLINE Operand<T> down(Panels<T, 0> scores, int64_t, int64_t, int64_t, T*) {
     return {scores.data, 1, scores.row};
   }
   static OLTR_INLINE Operand<T> across(Panels<T, 0> scores, int64_t, int64_t, T*) {
@@ -88,7 +90,7 @@ struct Pairs : PairWords {
   using Session = NoSession;
   static constexpr int planes = 1;
   static constexpr Acc headroom = 0;
-  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_columns = 0;
+  static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_rows = 0, recall_tiles = 1;
   static constexpr Cut cut{};
 
   static OLTR_INLINE Vec<float> multiply_add(Vec<float> acc, float a, Vec<float> b) {
@@ -109,7 +111,7 @@ struct Pairs : PairWords {
   }
   // Words of scores (c, r) and (c + 1, r): (count / 2, lanes).
   static OLTR_INLINE Operand<float> down(Panels<float, 0> scores, int64_t count, int64_t lanes,
-                                         float* out) {
+                                         int64_t, float* out) {
     for (int64_t c = 0; c < count; c += 2)
       for (int64_t r = 0; r < lanes; r += L) {
         const Vec<float> next = c + 1 < count ? load<float>(scores.at(c + 1, r)) : Vec<float>{};

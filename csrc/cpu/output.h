@@ -29,9 +29,6 @@ class Output {
   Output(const Output&) = delete;
   Output& operator=(const Output&) = delete;
 
-  // Whether rows may as well be written a few columns at a time: past the caches, or where they stay in one.
-  OLTR_INLINE bool by_columns() const { return streamed_ || rows_ * row_bytes_ < kLarge; }
-
   // Once, before any task writes.
   OLTR_INLINE void prepare() const {
 #if defined(MADV_HUGEPAGE)
@@ -45,13 +42,6 @@ class Output {
   // Rows [first, first + n) from `in`; a task writes its rows in order, up to row `end`.
   template <class T>
   OLTR_INLINE void write(const T* in, int64_t in_row, int64_t first, int64_t n, int64_t end) {
-    write(in, in_row, first, n, end, 0, width_);
-  }
-  // `columns` numbers of each, from `column` on.
-  template <class T>
-  OLTR_INLINE void write(const T* in, int64_t in_row, int64_t first, int64_t n, int64_t end,
-                         int64_t column, int64_t columns) {
-    if (columns > width_ - column) columns = width_ - column;
 #if defined(MADV_POPULATE_WRITE)
     if (ready_ == 0) ready_ = address(first, kHuge - 1);
     const uintptr_t need = address(first + n, kHuge - 1), stop = address(end, 0);
@@ -61,15 +51,14 @@ class Output {
     (void)end;
 #endif
     const int64_t line = kLine / dtype_bytes(out_.dtype);
-    const bool streamed = streamed_ && column % line == 0 && columns % line == 0;
     for (int64_t i = 0; i < n; ++i) {
       const T* from = in + i * in_row;
-      const int64_t to = (first + i) * width_ + column;
-      if (!streamed) {
-        convert_out(from, columns, out_.data, out_.dtype, to);
+      const int64_t to = (first + i) * width_;
+      if (!streamed_) {
+        convert_out(from, width_, out_.data, out_.dtype, to);
         continue;
       }
-      for (int64_t d = 0; d < columns; d += line) {
+      for (int64_t d = 0; d < width_; d += line) {
         alignas(kLine) double whole[kLine / 2];  // of which a line of a half type takes a quarter
         convert_out(from + d, line, whole, out_.dtype, 0);
         stream_line(static_cast<char*>(out_.data) + (to + d) * (kLine / line), whole);

@@ -110,14 +110,15 @@ OLTR_INLINE void interleave_pairs(const Layout<M>& layout, const T* natural, int
 }
 
 // Rows that are summed over: the words of two staged rows become the numbers of one; zeros up to
-// the depth that products want.
+// the depth that products want. In `out` they begin at word `at` of `room`.
 template <class M, class T = typename M::Acc>
 OLTR_INLINE View<M, const T> interleave(const Layout<M>& layout, const T* natural, int64_t n,
-                                        T* out) {
+                                        T* out, int64_t at, int64_t room) {
   if constexpr (M::group == 1) {
     return {natural, layout.interleaved_row, 0};
   } else {
-    const View<M> to = view<M>(out, depth<M>(n), layout.interleaved_row);
+    const View<M> all = view<M>(out, room, layout.interleaved_row);
+    const View<M> to = {all.at(at, 0), all.row, all.panel};
     interleave_pairs(layout, natural, n, 0, depth<M>(n) / M::planes, depth<M>(n) / M::planes, to);
     return {to.data, to.row, to.panel};
   }

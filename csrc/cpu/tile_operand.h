@@ -13,7 +13,8 @@ struct Tiled : PairWords {
   using Session = TileSession;
   static constexpr int planes = kPlanes;
   static constexpr float headroom = 8;
-  static constexpr int64_t panel = kTile, depth_unit = kTile, row_unit = kTile, out_columns = 128;
+  static constexpr int64_t panel = kTile, depth_unit = kTile, row_unit = kTile, out_rows = 32;
+  static constexpr int64_t recall_tiles = planes == 1 ? 2 : 1;
   // Many rows read a tile of the bank, and many classes add to a recalled feature, while it is in
   // the second cache.
   static constexpr Cut cut{/*row_block=*/256, /*class_tile=*/128, /*class_unit=*/32,
@@ -33,8 +34,8 @@ struct Tiled : PairWords {
   }
   // Words of scores (c, r) and (c + 1, r): (lanes, depth), zeros past the last class.
   static OLTR_INLINE Operand<float> down(Panels<float, panel> scores, int64_t count, int64_t lanes,
-                                         float* out) {
-    const int64_t deep = depth(count), row = planes * deep;
+                                         int64_t room, float* out) {
+    const int64_t deep = depth(count), row = room;
     for (int64_t r = 0; r < lanes; r += L)
       for (int64_t c0 = 0; c0 < 2 * deep; c0 += 2 * L) {
         Vec<float> square[planes][L];
@@ -59,15 +60,14 @@ struct Tiled : PairWords {
   static OLTR_INLINE Operand<float> across(Panels<float, panel> scores, int64_t count,
                                            int64_t lanes, float* out) {
     const int64_t deep = depth(lanes), row = planes * deep;
-    for (int p = 0; p < planes; ++p) {
-      for (int64_t r = 0; r < lanes; r += L)
-        for (int64_t c = 0; c < count; ++c) {
-          const Vec<float> v = load<float>(scores.at(c, r));
-          pack(p > 0 ? rest(v) : v, out + c * row + p * deep + r / 2);
-        }
-      for (int64_t c = 0; c < count; ++c)
-        fill(out + c * row + p * deep + lanes / 2, deep - lanes / 2, 0.f);
-    }
+    for (int p = 0; p < planes; ++p)
+      for (int64_t r = 0; r < 2 * deep; r += 2 * L)  // whole lines of words
+        for (int64_t c = 0; c < count; ++c)
+          for (int64_t half = 0; half < 2; ++half) {
+            const int64_t at = r + half * L;
+            const Vec<float> v = at < lanes ? load<float>(scores.at(c, at)) : Vec<float>{};
+            pack(p > 0 ? rest(v) : v, out + c * row + p * deep + at / 2);
+          }
     return {out, row, 1};
   }
 };

@@ -75,6 +75,28 @@ TEST(MemoryAttention, MatchesNaiveLoopsWithALargeBank) {
   }
 }
 
+// Logits far above those before them, in one tile or another of the last part: what was recalled of
+// the others, and what waits to be, must vanish. And rows so wide that no tile waits.
+TEST(MemoryAttention, MatchesNaiveLoopsWhereLogitsRise) {
+  thread_count = 2;
+  for (const Sizes size : {Sizes{20, 1100, 24}, Sizes{5, 300, 1100}}) {
+    for (const int64_t rest : {280, 180, 60}) {
+      std::mt19937 random(19);
+      MemoryAttention typed(size, random);
+      for (int64_t c = size.classes - rest; c < size.classes; ++c) typed.inputs[2][c] = 20;
+      const Op& op = typed;
+      const Arrays want = op.naive(op.inputs);
+      const Arrays grads = gradients_of(op, random);
+      const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
+      for (const KernelTable* table : tables()) {
+        if (slow(table, op.size)) continue;
+        expect_naive(op, *table, grads, want, exact);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 // "high" may split numbers in two bfloat16, "medium" may round them to one; tables that do neither
 // answer the same as ever.
 TYPED_TEST(Kernels, MatchNaiveLoopsAtLowerPrecisions) {
