@@ -110,12 +110,14 @@ test-oldest: wheel  ## wheel and sources under the oldest torch; about 3 GB more
 	build/oldest/bin/pip install --quiet "setuptools>=77,<82" ninja pybind11
 	build/oldest/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/oldest/dist dist/*.tar.gz
 
-# On all cores of a machine left alone; each suite in a process of its own.
+# On all cores of a machine left alone; each suite in a process of its own, which keeps what is freed:
+# benchmarks/README.md says why.
 define run-bench
 	rm -rf build/bench && mkdir -p build/bench
 	set -e; for suite in $(SUITES); do \
-	  OLTR_EXT_BACKEND=native $(BIN)/python -m pytest -q benchmarks/bench_$$suite.py $(1) \
-	    $(BENCH_ARGS) --benchmark-columns=median,iqr,rounds --benchmark-json=build/bench/$$suite.json; \
+	  MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 OLTR_EXT_BACKEND=native \
+	  $(BIN)/python -m pytest -q benchmarks/bench_$$suite.py $(1) $(BENCH_ARGS) \
+	    --benchmark-columns=median,iqr,rounds --benchmark-json=build/bench/$$suite.json; \
 	done
 	$(BIN)/python benchmarks/plots.py $$($(BIN)/python benchmarks/collect.py build/bench/*.json)
 endef

@@ -56,6 +56,7 @@ def machine() -> dict[str, Any]:
         "flags": [f for f in FLAGS if f in flags],
         "kernels": isa,
         "threads": threads,
+        "freed_memory": "kept" if os.environ.get("MALLOC_MMAP_MAX_") == "0" else "returned",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "oltr_ext": __version__,

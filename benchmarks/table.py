@@ -143,10 +143,11 @@ def _suite(name: str, suite: dict[str, Any]) -> list[str]:
     rules = ["---" if h in texts or h.startswith("all ") else "---:" for h in columns]
     rows = [list(columns), rules, *([cell(r) for cell in columns.values()] for r in records)]
     commit = suite["commit"]["id"][:12] + (" with changes" if suite["commit"]["dirty"] else "")
+    kept = " Freed memory kept." if suite["machine"].get("freed_memory") == "kept" else ""
     return [
         f"## {name}",
         "",
-        f"Commit {commit}, {suite['date']}. Peaks in these rounds: {_ceilings(records)}.",
+        f"Commit {commit}, {suite['date']}.{kept} Peaks in these rounds: {_ceilings(records)}.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
