@@ -83,7 +83,7 @@ def serve(what: str, dtype: str) -> None:
         begin = time.perf_counter()
         step()
         print(time.perf_counter() - begin, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
 def steps(what: str, dtype: str) -> list[str]:
@@ -104,7 +104,9 @@ def steps(what: str, dtype: str) -> list[str]:
             time.sleep(by_isa.REST)
             stdin.write("\n")
             stdin.flush()
-            found[i].append(1e3 * float(stdout.readline()))
+            if not (line := stdout.readline()):
+                raise SystemExit(f"{what}: its process ended; what it said is above")
+            found[i].append(1e3 * float(line))
     peaks = [float(worker.communicate()[0]) for worker in workers]
     return [
         f"{statistics.median(ms):.4g} ({min(ms):.4g}); {peak:.2f} GB"

@@ -170,15 +170,15 @@ struct BankGradient {
 
   // Adds one block's share to the gradients of n rows of the bank.
   OLTR_INLINE void add_rows(Stage& s, int64_t c0, int64_t n, int64_t block, Operand<T> left,
-                            View<M, const T> right, const Buffer<T>& sums, Output& out, int64_t end,
-                            Ahead& next) const {
+                            View<M, const T> right, const Buffer<T>& sums, bool projected,
+                            Output& out, int64_t end, Ahead& next) const {
     const int64_t deep = depth<M>(x.count(block)), step = at_once ? M::out_rows : n;
     for (int64_t i = 0; i < n; i += step) {
       const int64_t live = n - i < step ? n - i : step;
       product<M>(live, layout.full, deep, {left.data + i * left.row, left.row, left.col}, right,
                  plain<M>(sums.data(), layout.interleaved_row), block > 0, next);
       if (!at_once) continue;
-      if (p.logits.cosine) project(s, c0, i, live);
+      if (projected) project(s, c0, i, live);
       out.write(sums.data(), layout.interleaved_row, c0 + i, live, end);
     }
   }
@@ -194,11 +194,11 @@ struct BankGradient {
       s.bias[c] = (block > 0 ? s.bias[c] : T(0)) + sum_lanes<T>(sum);
     }
     add_rows(s, c0, n, block, M::across(gradient, n, lanes, s.words.data()), x.rows(block),
-             s.grad_keys, keys, end, s.next_keys);
+             s.grad_keys, p.logits.cosine, keys, end, s.next_keys);
     if (p.grad_memory.data != nullptr)
       add_rows(s, c0, n, block,
                M::across(scores(s.probability, n, lanes), n, lanes, s.words.data()), g.rows(block),
-               at_once ? s.grad_keys : s.grad_memory, memory, end, s.next_memory);
+               at_once ? s.grad_keys : s.grad_memory, false, memory, end, s.next_memory);
     for (int64_t r = 0; p.logits.cosine && r < lanes; r += L)
       for (int64_t c = 0; c < n; ++c)
         store<T>(gradient.at(c, r), load<T>(gradient.at(c, r)) * s.logit.scale[c]);

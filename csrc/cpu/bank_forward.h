@@ -12,8 +12,7 @@
 namespace oltr {
 namespace OLTR_ISA {
 
-// A tile's logits from its products, a number or a vector of them: never stored, made where they are
-// read.
+// A tile's logits from its products, a number or a vector of them: made where products are read.
 template <class T>
 struct TileLogit {
   Buffer<T> scale, offset;
@@ -177,6 +176,9 @@ struct BankPass {
   OLTR_INLINE int64_t recall_tiles(int64_t tile) const {
     constexpr int64_t kMost = (int64_t{512} << 10) / static_cast<int64_t>(sizeof(T));
     if constexpr (M::recall_tiles == 1) return 1;
+    // What waits is a task's: of one row block, then.
+    static_assert(M::recall_tiles == 1 || M::cut.row_block >= 256);
+    if (p.recalled == nullptr) return 1;
     return clamp(kMost / layout.interleaved(tile), 1, M::recall_tiles);
   }
 

@@ -32,10 +32,11 @@ struct Tiled : PairWords {
     const int64_t down = lanes * depth(classes), across = round_up(classes, kTile) * depth(lanes);
     return planes * (down > across ? down : across);
   }
-  // Words of scores (c, r) and (c + 1, r): (lanes, depth), zeros past the last class.
+  // Words of scores (c, r) and (c + 1, r): (lanes, depth), rows `room` apart, zeros past the last
+  // class.
   static OLTR_INLINE Operand<float> down(Panels<float, panel> scores, int64_t count, int64_t lanes,
                                          int64_t room, float* out) {
-    const int64_t deep = depth(count), row = room;
+    const int64_t deep = depth(count);
     for (int64_t r = 0; r < lanes; r += L)
       for (int64_t c0 = 0; c0 < 2 * deep; c0 += 2 * L) {
         Vec<float> square[planes][L];
@@ -51,10 +52,10 @@ struct Tiled : PairWords {
         for (int p = 0; p < planes; ++p) {
           transpose_square(square[p]);
           for (int i = 0; i < L; ++i)
-            store<float>(out + (r + i) * row + p * deep + c0 / 2, square[p][i]);
+            store<float>(out + (r + i) * room + p * deep + c0 / 2, square[p][i]);
         }
       }
-    return {out, row, 1};
+    return {out, room, 1};
   }
   // Words of scores (c, r) and (c, r + 1): (count, depth), zeros past the last row.
   static OLTR_INLINE Operand<float> across(Panels<float, panel> scores, int64_t count,

@@ -57,40 +57,55 @@ TYPED_TEST(Kernels, MatchNaiveLoopsWhereBlocksShareATile) {
   }
 }
 
-// Gradients so large that they go past the caches.
-TEST(MemoryAttention, MatchesNaiveLoopsWithALargeBank) {
-  constexpr Sizes kLarge{10, 8300, 256};
+// A bank against a batch so small that gradients of its rows must be made `larger` to be seen.
+template <class TypedOp>
+void expect_large_bank(Sizes size, double larger) {
   thread_count = 2;
   std::mt19937 random(17);
-  const MemoryAttention typed(kLarge, random);
+  const TypedOp typed(size, random);
   const Op& op = typed;
   const Arrays want = op.naive(op.inputs);
   Arrays grads = gradients_of(op, random);
-  for (double& g : grads[0]) g *= static_cast<double>(kLarge.classes);  // to one a class
+  for (double& g : grads[0]) g *= larger;
   const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
   for (const KernelTable* table : tables()) {
     if (slow(table, op.size)) continue;
     expect_naive(op, *table, grads, want, exact);
-    if (this->HasFatalFailure()) return;
+    if (::testing::Test::HasFatalFailure()) return;
   }
 }
 
-// Logits far above those before them, in one tile or another of the last part: what was recalled of
-// the others, and what waits to be, must vanish. And rows so wide that no tile waits.
+// Gradients so large that they go past the caches.
+TEST(MemoryAttention, MatchesNaiveLoopsWithALargeBank) {
+  expect_large_bank<MemoryAttention>({10, 8300, 256}, 8300);
+}
+TEST(CosineCrossEntropy, MatchesNaiveLoopsWithALargeBank) {
+  expect_large_bank<CosineCrossEntropy>({3, 8300, 256}, 8300);
+}
+// Parts of the bank so large that they go by larger tiles.
+TYPED_TEST(Kernels, MatchNaiveLoopsWithManyClasses) {
+  expect_large_bank<TypeParam>({1, 8300, 2}, 8);
+}
+
+// Logits of every other row far above those before them, in one tile or another of the last part: what
+// was recalled of the others, and what waits to be, must vanish. And rows so wide that no tile waits.
 TEST(MemoryAttention, MatchesNaiveLoopsWhereLogitsRise) {
   thread_count = 2;
-  for (const Sizes size : {Sizes{20, 1100, 24}, Sizes{5, 300, 1100}}) {
+  for (const Sizes size : {Sizes{5, 500, 8}, Sizes{20, 1100, 24}, Sizes{5, 300, 1100}}) {
     for (const int64_t rest : {280, 180, 60}) {
       std::mt19937 random(19);
       MemoryAttention typed(size, random);
-      for (int64_t c = size.classes - rest; c < size.classes; ++c) typed.inputs[2][c] = 20;
+      for (int64_t r = 0; r < size.batch; ++r)
+        typed.inputs[0][r * size.width] = static_cast<double>(r % 2);
+      for (int64_t c = 0; c < size.classes; ++c)
+        typed.inputs[1][c * size.width] = c < size.classes - rest ? 0 : 20;
       const Op& op = typed;
       const Arrays want = op.naive(op.inputs);
       const Arrays grads = gradients_of(op, random);
       const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
       for (const KernelTable* table : tables()) {
         if (slow(table, op.size)) continue;
-        expect_naive(op, *table, grads, want, exact);
+        expect_naive(op, *table, grads, want, exact, 3);  // of keys of 20
         if (HasFatalFailure()) return;
       }
     }
@@ -105,8 +120,8 @@ TYPED_TEST(Kernels, MatchNaiveLoopsAtLowerPrecisions) {
     double forward, backward;
   } lower[] = {{Precision::kHigh, 2e-5, 4e-5}, {Precision::kMedium, 6e-3, 3e-2}};
   thread_count = 2;
-  for (const Sizes size :
-       {Sizes{7, 13, 17}, Sizes{66, 530, 19}, Sizes{100, 75, 45}, Sizes{130, 300, 70}}) {
+  for (const Sizes size : {Sizes{7, 13, 17}, Sizes{66, 530, 19}, Sizes{100, 75, 45},
+                           Sizes{130, 300, 70}, Sizes{260, 70, 8}}) {
     std::mt19937 random(3);
     TypeParam typed(size, random);
     Op& op = typed;
