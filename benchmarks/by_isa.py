@@ -58,6 +58,23 @@ def serve(op: str, shape: str, dtype: str) -> None:
             print((time.perf_counter() - begin) / loops[line], flush=True)
 
 
+def in_turn(
+    workers: Mapping[str, subprocess.Popen[str]], wish: str, rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds by worker: each is sent the line `wish` and answers in seconds."""
+    found: dict[str, list[float]] = {name: [] for name in workers}
+    for n in range(rounds):
+        for name, worker in list(workers.items())[:: -1 if n % 2 else 1]:
+            assert worker.stdin is not None and worker.stdout is not None
+            time.sleep(REST)
+            worker.stdin.write(f"{wish}\n")
+            worker.stdin.flush()
+            if not (line := worker.stdout.readline()):
+                raise SystemExit(f"{name}: its process ended; what it said is above")
+            found[name].append(1e3 * float(line))
+    return found
+
+
 def times(
     op: str, shape: str, dtype: str, columns: Mapping[str, dict[str, str]], rounds: int
 ) -> dict[str, str]:
@@ -72,17 +89,7 @@ def times(
     }  # fmt: skip
     cells = dict.fromkeys(columns, "")
     for mode in ("forward", "full"):
-        found: dict[str, list[float]] = {name: [] for name in columns}
-        for n in range(rounds + 1):
-            for name, worker in list(workers.items())[:: -1 if n % 2 else 1]:
-                assert worker.stdin is not None and worker.stdout is not None
-                time.sleep(REST)
-                worker.stdin.write(f"{mode}\n")
-                worker.stdin.flush()
-                if not (line := worker.stdout.readline()):
-                    raise SystemExit(f"{name}: its process ended; what it said is above")
-                found[name].append(1e3 * float(line))
-        for name, ms in found.items():
+        for name, ms in in_turn(workers, mode, rounds + 1).items():
             median, least = statistics.median(ms[1:]), min(ms[1:])
             cells[name] += (" / " if cells[name] else "") + f"{median:.3g} ({least:.3g})"
     for worker in workers.values():

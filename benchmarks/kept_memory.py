@@ -88,29 +88,19 @@ def serve(what: str, dtype: str) -> None:
 
 def steps(what: str, dtype: str) -> list[str]:
     """Of each column: milliseconds of a step, and gigabytes at most."""
-    workers = [
-        subprocess.Popen(
+    workers = {
+        name: subprocess.Popen(
             [sys.executable, __file__, "--serve", what, dtype],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, **variables, "OLTR_EXT_BACKEND": "native"},
         )
-        for variables in COLUMNS.values()
-    ]  # fmt: skip
-    found: list[list[float]] = [[] for _ in workers]
-    for n in range(ROUNDS):
-        for i in range(len(workers))[:: -1 if n % 2 else 1]:
-            stdin, stdout = workers[i].stdin, workers[i].stdout
-            assert stdin is not None and stdout is not None
-            time.sleep(by_isa.REST)
-            stdin.write("\n")
-            stdin.flush()
-            if not (line := stdout.readline()):
-                raise SystemExit(f"{what}: its process ended; what it said is above")
-            found[i].append(1e3 * float(line))
-    peaks = [float(worker.communicate()[0]) for worker in workers]
+        for name, variables in COLUMNS.items()
+    }  # fmt: skip
+    found = by_isa.in_turn(workers, "step", ROUNDS)
+    peaks = {name: float(worker.communicate()[0]) for name, worker in workers.items()}
     return [
-        f"{statistics.median(ms):.4g} ({min(ms):.4g}); {peak:.2f} GB"
-        for ms, peak in zip(found, peaks, strict=True)
+        f"{statistics.median(ms):.4g} ({min(ms):.4g}); {peaks[name]:.2f} GB"
+        for name, ms in found.items()
     ]
 
 

@@ -11,6 +11,17 @@ constexpr Sizes kSizes[] = {{4, 6, 150},   {0, 3, 5},     {1, 1, 1},    {1, 1, 1
                             {7, 13, 17},   {3, 64, 33},   {17, 65, 31}, {65, 7, 64}, {5, 300, 3},
                             {66, 530, 19}, {25, 31, 270}, {100, 75, 45}};
 
+// Every table against naive loops, gradients against the generic kernels in double.
+void expect_tables(const Op& op, const Arrays& grads, double slack = 1) {
+  const Arrays want = op.naive(op.inputs);
+  const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
+  for (const KernelTable* table : tables()) {
+    if (slow(table, op.size)) continue;
+    expect_naive(op, *table, grads, want, exact, slack);
+    if (::testing::Test::HasFatalFailure()) return;
+  }
+}
+
 template <class Op>
 class Kernels : public ::testing::Test {};
 using Ops =
@@ -45,16 +56,8 @@ TYPED_TEST(Kernels, MatchNaiveLoopsWhereBlocksShareATile) {
   ASSERT_GT(make_plan(kMany.batch, kMany.classes, kMany.width, 4).row_group, 64);
   thread_count = 2;
   std::mt19937 random(5);
-  const TypeParam typed(kMany, random);
-  const Op& op = typed;
-  const Arrays want = op.naive(op.inputs);
-  const Arrays grads = gradients_of(op, random);
-  const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
-  for (const KernelTable* table : tables()) {
-    if (slow(table, op.size)) continue;
-    expect_naive(op, *table, grads, want, exact);
-    if (this->HasFatalFailure()) return;
-  }
+  const TypeParam op(kMany, random);
+  expect_tables(op, gradients_of(op, random));
 }
 
 // A bank against a batch so small that gradients of its rows must be made `larger` to be seen.
@@ -62,17 +65,10 @@ template <class TypedOp>
 void expect_large_bank(Sizes size, double larger) {
   thread_count = 2;
   std::mt19937 random(17);
-  const TypedOp typed(size, random);
-  const Op& op = typed;
-  const Arrays want = op.naive(op.inputs);
+  const TypedOp op(size, random);
   Arrays grads = gradients_of(op, random);
   for (double& g : grads[0]) g *= larger;
-  const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
-  for (const KernelTable* table : tables()) {
-    if (slow(table, op.size)) continue;
-    expect_naive(op, *table, grads, want, exact);
-    if (::testing::Test::HasFatalFailure()) return;
-  }
+  expect_tables(op, grads);
 }
 
 // Gradients so large that they go past the caches.
@@ -94,20 +90,13 @@ TEST(MemoryAttention, MatchesNaiveLoopsWhereLogitsRise) {
   for (const Sizes size : {Sizes{5, 500, 8}, Sizes{20, 1100, 24}, Sizes{5, 300, 1100}}) {
     for (const int64_t rest : {280, 180, 60}) {
       std::mt19937 random(19);
-      MemoryAttention typed(size, random);
+      MemoryAttention op(size, random);
       for (int64_t r = 0; r < size.batch; ++r)
-        typed.inputs[0][r * size.width] = static_cast<double>(r % 2);
+        op.inputs[0][r * size.width] = static_cast<double>(r % 2);
       for (int64_t c = 0; c < size.classes; ++c)
-        typed.inputs[1][c * size.width] = c < size.classes - rest ? 0 : 20;
-      const Op& op = typed;
-      const Arrays want = op.naive(op.inputs);
-      const Arrays grads = gradients_of(op, random);
-      const Arrays exact = op.backward(kernels_generic, Dtype::kFloat64, grads);
-      for (const KernelTable* table : tables()) {
-        if (slow(table, op.size)) continue;
-        expect_naive(op, *table, grads, want, exact, 3);  // of keys of 20
-        if (HasFatalFailure()) return;
-      }
+        op.inputs[1][c * size.width] = c < size.classes - rest ? 0 : 20;
+      expect_tables(op, gradients_of(op, random), 3);  // of keys of 20
+      if (HasFatalFailure()) return;
     }
   }
 }
