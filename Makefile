@@ -17,6 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST_ARGS ?=
 PRESET ?= debug
+ARM_PRESET ?= arm
 # Nothing, where they have just run.
 NATIVE_TESTS ?= native-test
 BENCH_ARGS ?=
@@ -88,7 +89,7 @@ arm-test: $(TOOLS)  ## CPU kernels for 64-bit Arm: Debian's cross compiler, run 
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
 	  echo "make: no aarch64-linux-gnu-g++ or no qemu-aarch64 here; Debian and Ubuntu: apt-get install" \
 	    "g++-aarch64-linux-gnu qemu-user"; exit 1; }
-	$(MAKE) --no-print-directory native-test PRESET=arm
+	$(MAKE) --no-print-directory native-test PRESET=$(ARM_PRESET)
 
 # `make test` runs it too where there is a Chromium, and installs none.
 desk-test: $(BUILD)  ## the page of oltr desk in headless Chromium, installed by apt-get where that is

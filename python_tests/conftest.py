@@ -9,23 +9,23 @@ import torch
 
 # What takes longest comes first where files are dealt to processes, so that all end together.
 LONGEST = (
-    "test_readme",
-    "test_packaging",
-    "test_distributed",
-    "test_cli",
-    "test_export_onnx",
     "test_export_aoti",
-    "test_methods",
-    "test_benchmarks",
+    "test_export_onnx",
     "test_sharded_heads",
     "test_class_shards",
+    "test_cli",
+    "test_readme",
+    "test_benchmarks",
     "test_train",
-    "test_start",
-    "test_settle",
+    "test_export",
+    "test_distributed",
+    "test_methods",
+    "test_packaging",
     "test_desk_page",
+    "test_settle",
+    "test_backbones_whole",
+    "test_service_process",
     "test_recipes",
-    "test_estimator",
-    "test_streamed_bank",
 )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from pair import in_processes
 from PIL import Image
 
 from oltr_ext.config.loading import make_config
@@ -33,8 +35,13 @@ def icons(tmp_path_factory):
     return tmp_path_factory.mktemp("icons") / "runs"
 
 
+def example(rank, code, folder):
+    os.chdir(folder)
+    exec(compile(code, "<example>", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_example(code, run_python, tmp_path, icons):
+def test_example(code, tmp_path, icons):
     for name in re.findall(r"\w+\.png", code):
         Image.new("L", (40, 40), "white").save(tmp_path / name)
     # of training one epoch a stage, in place of minutes
@@ -42,7 +49,7 @@ def test_example(code, run_python, tmp_path, icons):
     trains = 'data="icons"' in code
     if trains and icons.exists():
         shutil.copytree(icons, tmp_path / "runs")
-    run_python(code.replace('data="icons"', short))
+    in_processes(1, example, code.replace('data="icons"', short), tmp_path)
     if trains and not icons.exists():
         shutil.copytree(tmp_path / "runs", icons)
 
@@ -58,6 +65,13 @@ def test_the_configuration_of_your_own_holds():
     for method in (None, "oltr-plus", "crt"):
         values = yaml.safe_load(text)
         make_config(values if method is None else apply_method(values, method))
+
+
+def test_commands_of_make_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "csrc/README.md"]:
+        for target in re.findall(r"`make ([a-z-]+)", page.read_text()):
+            assert target in targets, f"{page.name}: make {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -15,6 +15,13 @@ constexpr bool kSlow = true;
 #else
 constexpr bool kSlow = false;
 #endif
+// Central differences hold the generic kernels in double to the loops: the same C++ on every processor,
+// in which no thread meets another.
+#if defined(__SANITIZE_THREAD__) || defined(OLTR_EMULATED)
+constexpr bool kDifferences = false;
+#else
+constexpr bool kDifferences = true;
+#endif
 
 struct Tolerance {
   Dtype dtype;
