@@ -133,6 +133,41 @@ def test_rows_made_anew_leave_the_others_in_place(tmp_path, monkeypatch):
     assert kept() == {"b": 4.0}
 
 
+def test_seeds_join_those_of_the_same_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    a, b = (compare.Row(name, "plain") for name in "ab")
+    table = compare.Table("t", "T", "icons", (0,), [a, b])
+    file = tmp_path / "t.json"
+
+    def runs_of(seed, overall):
+        return {name: [{"seed": seed, **run(overall=overall)}] for name in "ab"}
+
+    compare.write(table, [a, b], runs_of(0, 1.0), [0])
+    found = json.loads(file.read_text())
+    for row in found["rows"].values():  # of another day, before there was a key
+        row["date"] = "2026-01-01"
+        del row["configuration"]["model"]["compile"]
+    file.write_text(json.dumps(found))
+    compare.write(table, [a, b], runs_of(1, 2.0), [1], join=True)
+    after = json.loads(file.read_text())
+    assert after["seeds"] == [0, 1] and [r["seed"] for r in after["runs"]["b"]] == [0, 1]
+    assert after["rows"]["a"]["date"].startswith("2026-01-01 and 2")
+    assert "compile" in after["rows"]["a"]["configuration"]["model"]
+    assert "| a | **1.5 ± 0.7** |" in file.with_suffix(".md").read_text()
+    with pytest.raises(SystemExit, match="a seed is there already"):
+        compare.write(table, [a, b], runs_of(1, 2.0), [1], join=True)
+    after["rows"]["b"]["configuration"]["stage1"]["lr"]["feature"] = 9
+    file.write_text(json.dumps(after))
+    with pytest.raises(SystemExit, match=r"b had other settings: \['stage1.lr.feature'\]"):
+        compare.write(table, [a, b], runs_of(2, 2.0), [2], join=True)
+    assert json.loads(file.read_text()) == after
+    with pytest.raises(SystemExit, match=r"other rows: \['b'\]"):
+        compare.write(table, [a], {"a": [run()]}, [2], join=True)
+    monkeypatch.setattr(sys, "argv", ["t.py", "--rows", "b", "--seeds", "7", "--join"])
+    with pytest.raises(SystemExit):  # and all rows at once
+        compare.make(table)
+
+
 def test_another_set_keeps_its_own_rates_unless_they_belong_to_the_method(tmp_path, monkeypatch):
     rate = "stage1.lr={feature: 9, classifier: 9}"
     chosen = {"plain": [rate], "logit-adjustment": ["stage2.tau=0.5"], "ncm": []}

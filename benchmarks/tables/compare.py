@@ -7,7 +7,7 @@ import datetime
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ def make(table: Table) -> None:
     parser.add_argument(
         "--train-only", action="store_true", help="for a process beside others; writes no table"
     )
+    parser.add_argument(
+        "--join", action="store_true", help="these seeds join those that the table has"
+    )
     args = parser.parse_args()
     rows = [r for r in table.rows if args.rows is None or r.name in args.rows]
     file = RESULTS / f"{table.name}.json"
+    if args.join and (args.rows or not file.exists()):
+        parser.error(f"--join wants {file} and every row of it")
     if args.rows and not args.train_only and file.exists():
         made = json.loads(file.read_text())["seeds"]
         if made != args.seeds:
@@ -102,10 +107,13 @@ def make(table: Table) -> None:
                 shown = {k: round(result["test"][k], 1) for k in COLUMNS[:5]}
                 print(f"{table.name} {row.name} {seed} {shown}", file=sys.stderr, flush=True)
     if not args.train_only:
-        write(table, rows, runs, args.seeds)
+        write(table, rows, runs, args.seeds, join=args.join)
 
 
-def write(table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int]) -> None:
+def write(
+    table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int], *, join: bool = False
+) -> None:
+    """The rows of the same seeds stay; with `join` their other seeds do."""
     file = RESULTS / f"{table.name}.json"
     before = json.loads(file.read_text()) if file.exists() else {"seeds": None}
     made = {
@@ -118,7 +126,15 @@ def write(table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int]) -
         }
         for row in rows
     }
-    if before["seeds"] == list(seeds):
+    if join:
+        if before["rows"].keys() != made.keys():
+            sys.exit(f"{file.name} has other rows: {sorted(before['rows'].keys() ^ made.keys())}")
+        made = {name: joined(name, before["rows"][name], made[name]) for name in before["rows"]}
+        runs = {name: [*before["runs"][name], *runs[name]] for name in made}
+        seeds = [*before["seeds"], *seeds]
+        if len(set(seeds)) < len(seeds):
+            sys.exit(f"{file.name}: a seed is there already, of {seeds}")
+    elif before["seeds"] == list(seeds):
         made, runs = {**before["rows"], **made}, {**before["runs"], **runs}
     order = [row.name for row in table.rows if row.name in runs]
     about = {
@@ -133,6 +149,29 @@ def write(table: Table, rows: Sequence[Row], runs: Runs, seeds: Sequence[int]) -
     file.write_text(json.dumps({**about, "runs": runs}) + "\n")
     file.with_suffix(".md").write_text(markdown(table, about, runs))
     print(file.with_suffix(".md"))
+
+
+def joined(name: str, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded of a row whose seeds were made at two times, under the same settings; keys
+    that configurations have had since are taken to be as they were."""
+    one, other = (dict(leaves(each["configuration"])) for each in (before, now))
+    changed = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
+    gone = sorted(one.keys() - other.keys())
+    if changed or gone or before["settings"] != now["settings"]:
+        sys.exit(f"{name} had other settings: {changed + gone or before['settings']}; make it anew")
+    both = {
+        key: " and ".join(dict.fromkeys((*before[key].split(" and "), now[key])))
+        for key in ("date", "versions")
+    }
+    return {**now, **both}
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def values(runs: list[dict[str, Any]], column: str) -> NDArray[np.float64]:
