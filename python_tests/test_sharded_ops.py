@@ -205,7 +205,7 @@ def _refusals():
         ops.nearest_centroid(x, distribute_tensor(torch.randn(6, 4), mesh, [Replicate()]))
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_processes_together_give_what_one_has(number, tmp_path):
     in_processes(number, _all_cases, tmp_path, number)
 

@@ -163,6 +163,10 @@ def test_seeds_join_those_of_the_same_settings(tmp_path, monkeypatch):
     assert json.loads(file.read_text()) == after
     with pytest.raises(SystemExit, match=r"other rows: \['b'\]"):
         compare.write(table, [a], {"a": [run()]}, [2], join=True)
+    monkeypatch.setattr(compare, "judged", None)  # told before anything is trained
+    monkeypatch.setattr(sys, "argv", ["t.py", "--seeds", "1", "--join"])
+    with pytest.raises(SystemExit, match="a seed is there already"):
+        compare.make(table)
     monkeypatch.setattr(sys, "argv", ["t.py", "--rows", "b", "--seeds", "7", "--join"])
     with pytest.raises(SystemExit):  # and all rows at once
         compare.make(table)

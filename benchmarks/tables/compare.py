@@ -92,8 +92,10 @@ def make(table: Table) -> None:
     args = parser.parse_args()
     rows = [r for r in table.rows if args.rows is None or r.name in args.rows]
     file = RESULTS / f"{table.name}.json"
-    if args.join and (args.rows or not file.exists()):
-        parser.error(f"--join wants {file} and every row of it")
+    if args.join:
+        if args.rows or not file.exists():
+            parser.error(f"--join wants {file} and every row of it")
+        extended(json.loads(file.read_text()), recorded(table, rows), args.seeds)  # before hours
     if args.rows and not args.train_only and file.exists():
         made = json.loads(file.read_text())["seeds"]
         if made != args.seeds:
@@ -116,24 +118,10 @@ def write(
     """The rows of the same seeds stay; with `join` their other seeds do."""
     file = RESULTS / f"{table.name}.json"
     before = json.loads(file.read_text()) if file.exists() else {"seeds": None}
-    made = {
-        row.name: {
-            "settings": settings(table, row),
-            "configuration": configured(table, row, 0).model_dump(mode="json", exclude={"seed"}),
-            "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
-            f"Python {platform.python_version()}",
-            "date": datetime.date.today().isoformat(),
-        }
-        for row in rows
-    }
+    made = recorded(table, rows)
     if join:
-        if before["rows"].keys() != made.keys():
-            sys.exit(f"{file.name} has other rows: {sorted(before['rows'].keys() ^ made.keys())}")
-        made = {name: joined(name, before["rows"][name], made[name]) for name in before["rows"]}
+        made, seeds = extended(before, made, seeds)
         runs = {name: [*before["runs"][name], *runs[name]] for name in made}
-        seeds = [*before["seeds"], *seeds]
-        if len(set(seeds)) < len(seeds):
-            sys.exit(f"{file.name}: a seed is there already, of {seeds}")
     elif before["seeds"] == list(seeds):
         made, runs = {**before["rows"], **made}, {**before["runs"], **runs}
     order = [row.name for row in table.rows if row.name in runs]
@@ -149,6 +137,32 @@ def write(
     file.write_text(json.dumps({**about, "runs": runs}) + "\n")
     file.with_suffix(".md").write_text(markdown(table, about, runs))
     print(file.with_suffix(".md"))
+
+
+def recorded(table: Table, rows: Sequence[Row]) -> dict[str, Any]:
+    """By row, what is told of it beside its runs."""
+    return {
+        row.name: {
+            "settings": settings(table, row),
+            "configuration": configured(table, row, 0).model_dump(mode="json", exclude={"seed"}),
+            "versions": f"oltr_ext {__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}",
+            "date": datetime.date.today().isoformat(),
+        }
+        for row in rows
+    }
+
+
+def extended(
+    before: dict[str, Any], made: dict[str, Any], seeds: Sequence[int]
+) -> tuple[dict[str, Any], list[int]]:
+    """Rows and seeds of a table that others join, or the end of the program where they cannot."""
+    if before["rows"].keys() != made.keys():
+        sys.exit(f"the table has other rows: {sorted(before['rows'].keys() ^ made.keys())}")
+    both = [*before["seeds"], *seeds]
+    if len(set(both)) < len(both):
+        sys.exit(f"a seed is there already, of {both}")
+    return {name: joined(name, before["rows"][name], made[name]) for name in before["rows"]}, both
 
 
 def joined(name: str, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
