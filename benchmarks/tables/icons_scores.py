@@ -12,4 +12,4 @@ NOTES = (
 
 if __name__ == "__main__":
     title = "The embedded icons, scores by training features among those to choose from"
-    make(Table("icons_scores", title, "icons", (0, 1), notes=NOTES))
+    make(Table("icons_scores", title, "icons", (0, 1, 2), notes=NOTES))
