@@ -5,6 +5,13 @@
 #if defined(__aarch64__) && defined(__linux__) && (!defined(__clang__) || __clang_major__ >= 16)
 #define OLTR_NEON_BF16
 #endif
+// Those of x86, of which builds for sanitizers leave out what these would not look at: CMakeLists.txt.
+#if defined(__x86_64__) && !defined(OLTR_WITHOUT_AVX2)
+#define OLTR_AVX2
+#if !defined(OLTR_WITHOUT_AVX512)
+#define OLTR_AVX512
+#endif
+#endif
 
 namespace oltr {
 

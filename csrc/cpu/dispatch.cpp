@@ -83,12 +83,14 @@ const KernelTable& kernels() {
       bool runs;
       bool pays = true;
     } tables[] = {
-#if defined(__x86_64__)
 #if defined(OLTR_AMX)
         {kernels_amx, f.avx2 && f.fma && f.avx512f && f.avx512_bf16 && f.amx},
 #endif
+#if defined(OLTR_AVX512)
         {kernels_avx512_bf16, f.avx2 && f.fma && f.avx512f && f.avx512_bf16, !f.intel},
         {kernels_avx512, f.avx2 && f.fma && f.avx512f},
+#endif
+#if defined(OLTR_AVX2)
         {kernels_avx2, f.avx2 && f.fma},
 #endif
 #if defined(OLTR_NEON_BF16)

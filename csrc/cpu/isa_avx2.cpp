@@ -10,7 +10,9 @@
 #include <new>
 #include <utility>
 
-#if defined(__x86_64__)
+#include "cpu/cpu_features.h"
+
+#if defined(OLTR_AVX2)
 #include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -29,4 +31,4 @@ constexpr KernelTable kernels_avx2 = avx2::make_table("avx2");
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
-#endif  // __x86_64__
+#endif  // OLTR_AVX2

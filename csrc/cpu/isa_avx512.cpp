@@ -10,7 +10,9 @@
 #include <new>
 #include <utility>
 
-#if defined(__x86_64__)
+#include "cpu/cpu_features.h"
+
+#if defined(OLTR_AVX512)
 #include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -30,4 +32,4 @@ constexpr KernelTable kernels_avx512 = avx512::make_table("avx512");
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
-#endif  // __x86_64__
+#endif  // OLTR_AVX512

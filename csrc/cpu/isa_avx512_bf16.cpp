@@ -10,9 +10,10 @@
 #include <new>
 #include <utility>
 
+#include "cpu/cpu_features.h"
 #include "cpu/kernels.h"
 
-#if defined(__x86_64__)
+#if defined(OLTR_AVX512)
 #include <immintrin.h>
 
 #if defined(__clang__)
@@ -36,4 +37,4 @@ constexpr KernelTable kernels_avx512_bf16 = avx512_bf16::make_table("avx512_bf16
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
-#endif  // __x86_64__
+#endif  // OLTR_AVX512

@@ -15,26 +15,35 @@ inline std::vector<const KernelTable*> tables() {
 #if !defined(OLTR_EMULATED)  // the same C++ there as here
   all.push_back(&kernels_tile_twin);
 #endif
-#if defined(__x86_64__)
-  const CpuFeatures f = cpu_features();
+  [[maybe_unused]] const CpuFeatures f = cpu_features();
+#if defined(OLTR_AVX2)
   if (f.avx2 && f.fma) all.push_back(&kernels_avx2);
+#endif
+#if defined(OLTR_AVX512)
   if (f.avx512f && f.fma) all.push_back(&kernels_avx512);
   if (f.avx512f && f.fma && f.avx512_bf16) all.push_back(&kernels_avx512_bf16);
+#endif
 #if defined(OLTR_AMX)
   if (f.avx512f && f.fma && f.avx512_bf16 && f.amx) all.push_back(&kernels_amx);
 #endif
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
   all.push_back(&kernels_neon);
 #if defined(OLTR_NEON_BF16)
-  if (cpu_features().neon_bf16) all.push_back(&kernels_neon_bf16);
+  if (f.neon_bf16) all.push_back(&kernels_neon_bf16);
 #endif
 #endif
   return all;
 }
 
-// The twin, whose tiles are always whole, would take minutes then at any but small sizes.
+// The twin, whose tiles are always whole, would take minutes then at any but small sizes; and what an
+// emulator runs of the generic kernels is the C++ that other processors run at every size.
 inline bool slow(const KernelTable* table, Sizes size) {
-  return kSlow && table == &kernels_tile_twin && size.batch * size.classes * size.width > 20000;
+#if defined(OLTR_EMULATED)
+  const bool left = table == &kernels_tile_twin || table == &kernels_generic;
+#else
+  const bool left = table == &kernels_tile_twin;
+#endif
+  return kSlow && left && size.batch * size.classes * size.width > 20000;
 }
 
 }  // namespace oltr::testing
