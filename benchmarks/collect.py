@@ -2,7 +2,8 @@
 
     python benchmarks/collect.py RAW.json... [--results benchmarks/results]
 
-Writes RESULTS/MACHINE/SUITE.json, SUITE being the name of the raw file, and prints the folder.
+Writes RESULTS/MACHINE/SUITE.json, SUITE being the name of the raw file, and prints the folder. Peak
+memory that was not measured again stays, with the commit that it was measured at.
 """
 
 from __future__ import annotations
@@ -63,11 +64,22 @@ def reduced(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def keep_memory(result: dict[str, Any], before: dict[str, Any]) -> None:
+    """It takes longer than all else to measure and does not vary."""
+    known = {r["test"]: r for r in before["records"] if r.get("memory")}
+    for r in result["records"]:
+        if not r.get("memory") and r["test"] in known:
+            r["memory"] = known[r["test"]]["memory"]
+            r["memory_commit"] = known[r["test"]].get("memory_commit", before["commit"]["id"])
+
+
 def collect(path: Path, results: Path) -> Path:
     """Reduces one file; returns the folder of its machine."""
     result = reduced(json.loads(path.read_text()))
     folder = results / result["machine"]["slug"]
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / path.name).exists():
+        keep_memory(result, json.loads((folder / path.name).read_text()))
     head = json.dumps({k: v for k, v in result.items() if k != "records"})
     records = ",\n".join(json.dumps(r) for r in result["records"])  # a record a line, for diffs
     (folder / path.name).write_text(f'{head[:-1]}, "records": [\n{records}\n]}}\n')

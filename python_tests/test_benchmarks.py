@@ -239,6 +239,20 @@ def test_a_suite_runs_and_is_drawn(tmp_path):
     assert figures == ["training_step.png"] and (folder / figures[0]).stat().st_size > 1000
     assert "| 2x10x16 |" in table.page(folder, figures)
 
+    # peak memory stays until it is measured again, and says of when it is
+    file = folder / "training_step.json"
+    before = json.loads(file.read_text())
+    before["commit"]["id"] = "0123456789abcdef"
+    for of in before["records"]:
+        of["memory"] = {"": 5e6}
+    file.write_text(json.dumps(before))
+    for _ in range(2):
+        collect.collect(raw, tmp_path / "results")
+        after = json.loads(file.read_text())
+        assert after["commit"]["id"] != "0123456789abcdef"
+        assert all(of["memory"] == {"": 5e6} for of in after["records"])
+        assert "Memory as of 0123456789ab." in table.page(folder, figures)
+
 
 @pytest.fixture
 def gpu_bench(monkeypatch):
