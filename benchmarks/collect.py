@@ -65,12 +65,14 @@ def reduced(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_memory(result: dict[str, Any], before: dict[str, Any]) -> None:
-    """It takes longer than all else to measure and does not vary."""
+    """It takes longer to measure than all else, so it may be of other kernels than the times."""
+    changes = " with changes" if before["commit"]["dirty"] else ""
+    commit = before["commit"]["id"][:12] + changes
     known = {r["test"]: r for r in before["records"] if r.get("memory")}
     for r in result["records"]:
         if not r.get("memory") and r["test"] in known:
             r["memory"] = known[r["test"]]["memory"]
-            r["memory_commit"] = known[r["test"]].get("memory_commit", before["commit"]["id"])
+            r["memory_commit"] = known[r["test"]].get("memory_commit", commit)
 
 
 def collect(path: Path, results: Path) -> Path:

@@ -144,7 +144,7 @@ def _suite(name: str, suite: dict[str, Any]) -> list[str]:
     rows = [list(columns), rules, *([cell(r) for cell in columns.values()] for r in records)]
     commit = suite["commit"]["id"][:12] + (" with changes" if suite["commit"]["dirty"] else "")
     kept = " Freed memory kept." if suite["machine"].get("freed_memory") == "kept" else ""
-    older = sorted({r["memory_commit"][:12] for r in records if "memory_commit" in r})
+    older = sorted({r["memory_commit"] for r in records if "memory_commit" in r})
     memory = f" Memory as of {' and '.join(older)}." if older else ""
     return [
         f"## {name}",

@@ -242,7 +242,7 @@ def test_a_suite_runs_and_is_drawn(tmp_path):
     # peak memory stays until it is measured again, and says of when it is
     file = folder / "training_step.json"
     before = json.loads(file.read_text())
-    before["commit"]["id"] = "0123456789abcdef"
+    before["commit"] = {"id": "0123456789abcdef", "dirty": True}
     for of in before["records"]:
         of["memory"] = {"": 5e6}
     file.write_text(json.dumps(before))
@@ -251,7 +251,10 @@ def test_a_suite_runs_and_is_drawn(tmp_path):
         after = json.loads(file.read_text())
         assert after["commit"]["id"] != "0123456789abcdef"
         assert all(of["memory"] == {"": 5e6} for of in after["records"])
-        assert "Memory as of 0123456789ab." in table.page(folder, figures)
+        assert "Memory as of 0123456789ab with changes." in table.page(folder, figures)
+    measured = {"test": before["records"][0]["test"], "memory": {"": 6e6}}
+    collect.keep_memory({"records": [measured]}, after)
+    assert measured["memory"] == {"": 6e6} and "memory_commit" not in measured
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@
 // Those of x86, of which builds for sanitizers leave out what these would not look at: CMakeLists.txt.
 #if defined(__x86_64__) && !defined(OLTR_WITHOUT_AVX2)
 #define OLTR_AVX2
-#if !defined(OLTR_WITHOUT_AVX512)
-#define OLTR_AVX512
 #endif
+#if defined(__x86_64__) && !defined(OLTR_WITHOUT_AVX512)
+#define OLTR_AVX512
 #endif
 
 namespace oltr {

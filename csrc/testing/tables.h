@@ -1,4 +1,4 @@
-// The kernels of every instruction set that this processor has.
+// The kernels of every instruction set that this processor and this build have.
 #pragma once
 
 #include "cpu/cpu_features.h"
