@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import floors
+import table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,8 +67,7 @@ def reduced(raw: dict[str, Any]) -> dict[str, Any]:
 
 def keep_memory(result: dict[str, Any], before: dict[str, Any]) -> None:
     """It takes longer to measure than all else, so it may be of other kernels than the times."""
-    changes = " with changes" if before["commit"]["dirty"] else ""
-    commit = before["commit"]["id"][:12] + changes
+    commit = table.commit_name(before["commit"])
     known = {r["test"]: r for r in before["records"] if r.get("memory")}
     for r in result["records"]:
         if not r.get("memory") and r["test"] in known:

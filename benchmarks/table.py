@@ -136,20 +136,23 @@ def _ceilings(records: list[Record]) -> str:
     return ", ".join(parts)
 
 
+def commit_name(commit: dict[str, Any]) -> str:
+    return commit["id"][:12] + (" with changes" if commit["dirty"] else "")
+
+
 def _suite(name: str, suite: dict[str, Any]) -> list[str]:
     records = suite["records"]
     columns = _columns(name, 1e6 if name == "overhead" else 1e3)
     texts = ("op", "mode", "dtype")
     rules = ["---" if h in texts or h.startswith("all ") else "---:" for h in columns]
     rows = [list(columns), rules, *([cell(r) for cell in columns.values()] for r in records)]
-    commit = suite["commit"]["id"][:12] + (" with changes" if suite["commit"]["dirty"] else "")
     kept = " Freed memory kept." if suite["machine"].get("freed_memory") == "kept" else ""
     older = sorted({r["memory_commit"] for r in records if "memory_commit" in r})
     memory = f" Memory as of {' and '.join(older)}." if older else ""
     return [
         f"## {name}",
         "",
-        f"Commit {commit}, {suite['date']}.{kept}{memory} "
+        f"Commit {commit_name(suite['commit'])}, {suite['date']}.{kept}{memory} "
         f"Peaks in these rounds: {_ceilings(records)}.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
