@@ -67,18 +67,23 @@ def test_stage_1_is_trained_once_and_rows_are_kept(settings, tmp_path, monkeypat
     runs.judged(settings.model_copy(update={"stage2": None}), tmp_path)
     assert len(calls) == 3  # stage 1 serves all three
     runs.judged(refit.model_copy(update={"test_prior": "val"}), tmp_path)
-    assert len(calls) == 4  # and whatever is expected of test images
-    assert runs.judged(settings, tmp_path) == row and len(calls) == 4
+    assert len(calls) == 3  # what is expected of test images acts afterwards
+    tau = refit.model_copy(update={"stage2": refit.stage2.model_copy(update={"kind": "tau_norm"})})
+    runs.trained(tau, tmp_path)
+    assert len(calls) == 4
+    runs.trained(tau.model_copy(update={"test_prior": "val"}), tmp_path)
+    assert len(calls) == 5  # but tau is chosen by it
+    assert runs.judged(settings, tmp_path) == row
     asked = settings.model_copy(update={"open_set": OpenSet(score="knn", neighbours=3)})
     other = runs.judged(asked, tmp_path)
     assert (
-        len(calls) == 4
+        len(calls) == 5
         and other["score"] == "knn"
         and other["test"]["overall"] == row["test"]["overall"]
     )
     monkeypatch.setattr(runs, "settled_by", lambda: ["another rule"])  # as after a change of ours
     monkeypatch.setattr(runs, "numbers", lambda *_: {})
-    assert runs.judged(settings, tmp_path)["val"] == {} and len(calls) == 4
+    assert runs.judged(settings, tmp_path)["val"] == {} and len(calls) == 5
     assert 0 <= row["test"]["overall"] <= 100 and row["score"] in row["test"]["auroc of"]
     assert row["val"] != row["test"]
     assert {p.name for p in tmp_path.glob("*/*.safetensors")} == {"model.safetensors"}

@@ -15,8 +15,7 @@ NOTES = (
     "classes. balanced-softmax, logit-adjustment and oltr-plus expect that tail (test_prior: val), "
     "where a row says nothing else; the methods that retrain a classifier expect all classes "
     "alike. The settings are those that 2,000 characters asked for, but for rate and decay "
-    "of plain training, which are the configuration's. Range loss was trained in float32 and on an "
-    "older processor, the others in bfloat16."
+    "of plain training, which are the configuration's."
 )
 
 if __name__ == "__main__":

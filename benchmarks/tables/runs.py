@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from oltr_ext.config.schema import Config, Data, OpenSet
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import MODEL
+from oltr_ext.engine.preflight import AFTERWARDS, chosen_by_prior
 from oltr_ext.engine.settle import settle, settled_by
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.engine.train import train
@@ -31,8 +33,8 @@ OPEN = ("auroc", "fpr95", "oscr")
 F_RULES = ("oltr2019", "oltr2020")
 
 
-def digest(config: Config, *more: str, without: str = "") -> str:
-    held = config.model_dump(mode="json", exclude={without})
+def digest(config: Config, *more: str, without: Collection[str] = ()) -> str:
+    held = config.model_dump(mode="json", exclude=set(without))
     text = json.dumps([held, *more] if more else held, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -44,8 +46,9 @@ def splits_of(data: Data) -> Splits:
 
 
 def folder_of(config: Config, folder: Path) -> Path:
-    """Of a run, by all but `open_set`, which acts once it is trained."""
-    return folder / digest(config, without="open_set")
+    """Of a run, by all but what acts once it is trained."""
+    after = AFTERWARDS - ({"test_prior"} if chosen_by_prior(config) else set())
+    return folder / digest(config, without=after)
 
 
 def trained(config: Config, folder: Path) -> tuple[Path, float]:

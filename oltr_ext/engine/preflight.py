@@ -28,6 +28,7 @@ __all__ = [
     "check_origin",
     "check_same_run",
     "check_stage_1",
+    "chosen_by_prior",
     "outline",
     "shot_note",
 ]
@@ -179,10 +180,8 @@ def check_same_run(
             differs and something was chosen by it.
     """
     # through today's defaults: a run from before a key was there may go on
-    old, new = (
-        _flatten(c.model_dump(mode="json"))
-        for c in (run_config(header["config"], source=str(out)), config)
-    )
+    before = run_config(header["config"], source=str(out))
+    old, new = (_flatten(c.model_dump(mode="json")) for c in (before, config))
     # a preset before the keys that it stands for
     # base weights are told by their SHA-256, wherever they are
     may = FREE | ({"model.weights"} if header.get("base") else set())
@@ -192,10 +191,10 @@ def check_same_run(
                 f"{out} holds a run with {key} = {old.get(key)}, and this one asks for "
                 f"{new.get(key)}"
             )
-    if chosen := _chosen_by_prior(old, new):
+    if before.test_prior != config.test_prior and (chosen := chosen_by_prior(before)):
         say(
-            f"{out} keeps {chosen} that did best under test_prior: {old['test_prior']}; --fresh "
-            f"chooses anew under {new['test_prior']}"
+            f"{out} keeps {chosen} that did best under test_prior: {before.test_prior}; --fresh "
+            f"chooses anew under {config.test_prior}"
         )
     if "data" not in header:
         say(f"{out} has no fingerprint of its data: only their numbers and names are compared")
@@ -209,11 +208,13 @@ def check_same_run(
             raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
 
 
-def _chosen_by_prior(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What a run with the flat values `old` chose by a `test_prior` that `new` does not have."""
-    fitted = old.get("stage2.kind") == "tau_norm" and old.get("stage2.tau") is None
-    words = [w for w, by in (("the epoch", old["select"] == "best"), ("the tau", fitted)) if by]
-    return " and ".join(words) if old["test_prior"] != new["test_prior"] else ""
+def chosen_by_prior(config: Config) -> str:
+    """What a run chooses while it trains by the accuracy that `test_prior` expects; empty where it
+    acts afterwards alone."""
+    fitted = config.stage2 is not None and config.stage2.kind == "tau_norm"
+    fitted = fitted and config.stage2.tau is None
+    words = [w for w, by in (("the epoch", config.select == "best"), ("the tau", fitted)) if by]
+    return " and ".join(words)
 
 
 def is_settled(path: Path, header: Mapping[str, Any], config: Config) -> bool:
