@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
-__all__ = ["mark_of"]
+__all__ = ["mark_of", "opened"]
 
 MARKS = (",", ";", "\t", "|")
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[TextIO]:
+    """A table to read, of UTF-8 with or without its mark.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not UTF-8.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as table:
+            yield table
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
 
 
 def mark_of(table: TextIO) -> str:

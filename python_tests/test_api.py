@@ -16,7 +16,7 @@ import oltr_ext
 from oltr_ext.config.loading import ConfigError
 from oltr_ext.data import write_embeddings
 from oltr_ext.serve.model import Model, Predictions
-from oltr_ext.serve.predict import Prediction, predict_images
+from oltr_ext.serve.predict import Prediction, image_features, predict_images
 
 FIELDS = [field.name for field in dataclasses.fields(Prediction)] + ["known"]
 
@@ -66,6 +66,34 @@ def test_import_stays_light(run_python: Any) -> None:
         "from oltr_ext import train; print(train.__module__)"
     )
     assert run_python(code).splitlines() == ["[]", "True load", "oltr_ext.api"]
+
+
+def test_tensors_of_features_of_any_dtype_and_images_with_channels_first(
+    model: Model, embedded: tuple[Path, Any]
+) -> None:
+    run, rows = embedded
+    of_rows, half = oltr_ext.load(run, device="cpu"), torch.from_numpy(rows).bfloat16()
+    assert list(of_rows.predict(half)) == list(of_rows.predict(half.float()))
+    with pytest.raises(ValueError, match=r"expected pixels \(H, W, 3\).*permute\(1, 2, 0\)"):
+        model.predict(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    assert len(model.predict(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))) == 2
+    for none in (np.zeros((0, 5), np.uint8), np.zeros((0, 0, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"cannot read image image\[0\]: . x 0 pixels"):
+            model.predict(none)
+
+
+def test_rows_of_files_beside_images(
+    model: Model, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on images takes features such as `embed` makes with it, by file and by row."""
+    monkeypatch.chdir(tmp_path)
+    given = image_features(model.trained, files)
+    np.save("rows.npy", np.concatenate([features.numpy() for _, features in given]))
+    want, found = model.predict(files), model.predict([files[0], "rows.npy[1]", "rows.npy"])
+    assert found.path.tolist()[1:] == ["rows.npy[1]", *(f"rows.npy[{n}]" for n in range(4))]
+    which = [0, 1, 0, 1, 2, 3]
+    assert found.closed.tolist() == want.closed[which].tolist()
+    np.testing.assert_allclose(found.confidence, want.confidence[which], rtol=1e-5)
 
 
 def test_every_kind_of_image_gives_the_answer_of_its_file(model: Model, files: list[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,28 @@ def test_a_stranger_becomes_a_class_without_training(model: Model, run: Path) ->
     assert model.save() == run.resolve() / MODEL
     again = oltr_ext.load(run, device="cpu")
     assert again.classes == model.classes and answers(again) == answers(model)
+
+
+def test_an_answer_is_of_one_state_of_the_classes(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, more = model.trained.model.head, torch.from_numpy(rows("d", 3))
+    before = model.predict(ASKED, nearest=9)
+    joins = threading.Thread(target=lambda: head.enroll(more, ["d"] * 3))
+    outputs = head.outputs
+
+    def then_another_joins(x: torch.Tensor) -> Any:
+        found = outputs(x)
+        if joins.ident is None:
+            joins.start()
+            joins.join(0.2)  # it waits for the answer
+        return found
+
+    monkeypatch.setattr(head, "outputs", then_another_joins)
+    meanwhile = model.predict(ASKED, nearest=9)
+    joins.join(30)
+    assert meanwhile.nearest == before.nearest and len(before.nearest[0]) == 8
+    assert len(model.predict(ASKED, nearest=9).nearest[0]) == 9
 
 
 def test_one_by_one_is_all_at_once_and_is_what_is_read_again(model: Model, run: Path) -> None:

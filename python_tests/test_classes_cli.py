@@ -126,7 +126,7 @@ def test_names_from_a_table_and_from_folders(
         (["--from", "nowhere.csv"], "no file nowhere.csv"),
         (["--from", "OTHER"], "expected columns path and name, got path, label"),
         (["--from", "NAMELESS"], "gives no image a name"),
-        (["--name", "new", "rows.npy"], "no image rows.npy|cannot read"),
+        (["--name", "new", "rows.npy"], "no file rows.npy"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_changes_nothing(

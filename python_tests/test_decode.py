@@ -168,6 +168,13 @@ def test_a_long_image_taken_whole_is_none(tmp_path):
     assert image.shape == (1, 32, 32)
 
 
+def test_an_image_without_pixels_is_none():
+    for none in (Image.new("L", (0, 5)), Image.new("RGB", (5, 0))):
+        for read in (read_image, read_rgb):
+            with pytest.raises(ImageError, match=r"x [05] pixels: there is nothing to see"):
+                read(none)
+
+
 def test_sixteen_bits_keep_their_upper_eight(tmp_path):
     grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(grey).save(tmp_path / "deep.png")

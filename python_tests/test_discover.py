@@ -131,7 +131,7 @@ def test_a_kill_loses_no_part_and_changes_no_bit(
         discover(trained, folder, out=tmp_path / "killed")
     stop = False
     assert len(list((tmp_path / "killed" / "parts").iterdir())) == 2
-    (tmp_path / "killed" / "parts" / ".half.npz.tmp").write_bytes(b"half")
+    (tmp_path / "killed" / "parts" / f".{'0' * 24}.npz.tmp").write_bytes(b"half")
     discover(trained, folder, out=tmp_path / "killed")
     assert asked == [0, 5, 10]  # the third alone was asked again
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -147,6 +147,16 @@ def test_a_kill_loses_no_part_and_changes_no_bit(
     trained.model.head.set_threshold(1e9, "max_softmax")  # another model: nothing holds
     discover(trained, folder, out=tmp_path / "killed")
     assert len(asked) == 3 and len(list((tmp_path / "killed" / "parts").iterdir())) == 3
+
+
+def test_a_folder_of_that_name_keeps_what_it_held(
+    trained: Trained, folder: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "parts"
+    (mine / "0123456789ab").mkdir(parents=True)
+    (mine / "wing.png").write_bytes(b"mine")
+    discover(trained, folder, out=tmp_path)
+    assert {"0123456789ab", "wing.png"} < {each.name for each in mine.iterdir()}
 
 
 def test_names_and_paths_are_text(trained: Trained, folder: Path, tmp_path: Path) -> None:

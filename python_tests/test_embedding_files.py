@@ -42,19 +42,28 @@ def test_a_kill_that_leaves_any_number_of_bytes_costs_a_batch(tmp_path_factory, 
     assert (made[0] if made else 40) == (left if left == 40 else left - left % batch)
 
 
-def test_files_of_other_embeddings_are_not_taken_up(tmp_path):
+def test_files_without_a_manifest_are_somebodys(tmp_path):
+    ours = arrays()
+    for name in ("train", "open_val"):
+        np.save(tmp_path / f"{name}_features.npy", ours["train"][0])
+    mapped = np.load(tmp_path / "train_features.npy", mmap_mode="r")
+    with pytest.raises(ValueError, match=r"train_features\.npy is there, and no manifest"):
+        write_embeddings(tmp_path, {**ours, "train": (mapped, ours["train"][1])})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert np.array_equal(np.load(tmp_path / "open_val_features.npy"), ours["train"][0])
+
+
+def test_an_unfinished_writing_that_says_no_source_begins_again(tmp_path):
     theirs, ours = arrays(), {k: (x + 1, y) for k, (x, y) in arrays().items()}
-    write_embeddings(tmp_path / "a", theirs, source={"model": "a"})
-    (tmp_path / "a" / "manifest.json").unlink()  # as the refusal to overwrite says
 
     def start(row):
         raise KeyboardInterrupt
 
-    killed = {**ours, "val": (FeatureStream((16, 6), start), ours["val"][1])}
+    killed = {**theirs, "val": (FeatureStream((16, 6), start), ours["val"][1])}
     with pytest.raises(KeyboardInterrupt):
-        write_embeddings(tmp_path / "a", killed, source={"model": "b"})
-    write_embeddings(tmp_path / "a", ours, source={"model": "b"})
-    write_embeddings(tmp_path / "b", ours, source={"model": "b"})
+        write_embeddings(tmp_path / "a", killed)
+    for folder in ("a", "b"):
+        write_embeddings(tmp_path / folder, ours)
     same_embeddings(tmp_path / "a", tmp_path / "b")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import weakref
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_other_embeddings_are_another_run(run, tmp_path):
     write_embeddings(folder, arrays(), source={"made": "by hand"})
     run_on = make_config(on_embeddings(folder))
     train(run_on, tmp_path / "run")
-    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder)
     write_embeddings(folder, arrays(), source={"made": "otherwise"})
     with pytest.raises(OtherRunError, match="holds a run on other training data"):
         train(run_on, tmp_path / "run")

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from drawn_rows import DATA, KNOWN, STRANGERS, drawn
+from sklearn.exceptions import NotFittedError
 
 from oltr_ext import OLTRClassifier
+from oltr_ext.estimator import classifier
 
 # --- rows that come later -----------------------------------------------------------------------
 
@@ -41,6 +43,32 @@ def test_rows_that_were_trained_on_never_calibrate() -> None:
     assert len(single._pairs) == 32
     assert (single._pairs[:, 1] < 0).all()  # none of them is at distance 0
     assert (single.predict(KNOWN[0]) == KNOWN[1]).mean() > 0.85
+
+
+def test_what_is_interrupted_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = classifier.train
+
+    def cut(*args: Any, **named: Any) -> None:
+        train(*args, **named)
+        raise KeyboardInterrupt
+
+    new, model = drawn((4,), first=9), OLTRClassifier(outlier_label=-1, random_state=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "train", cut)
+        with pytest.raises(KeyboardInterrupt):
+            model.partial_fit(*DATA)
+    with pytest.raises(NotFittedError):
+        model.predict(KNOWN[0])
+    model.partial_fit(*DATA)
+    before, other = model.predict_proba(KNOWN[0]), deepcopy(model).partial_fit(*new)
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "train", cut)
+        for learn in (model.partial_fit, model.fit):
+            with pytest.raises(KeyboardInterrupt):
+                learn(*new)
+    np.testing.assert_array_equal(model.predict_proba(KNOWN[0]), before)
+    model.partial_fit(*new)
+    np.testing.assert_array_equal(model.predict_proba(KNOWN[0]), other.predict_proba(KNOWN[0]))
 
 
 def test_a_partial_fit_that_fails_changes_nothing() -> None:

@@ -67,6 +67,13 @@ def test_what_is_saved_is_loaded_elsewhere(run, data, tmp_path):
     assert "fifth" not in oltr_ext.load(run).class_names
 
 
+def test_a_run_is_not_written_over(run):
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="run is the folder of a run, whose model would be"):
+        oltr_ext.load(run, device="cpu").save_pretrained(run)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
 def test_no_folder_of_this_machine_is_told(run, data, tmp_path):
     folder = oltr_ext.load(run, device="cpu").save_pretrained(tmp_path / "mine")
     for file in folder.iterdir():

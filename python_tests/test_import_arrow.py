@@ -128,11 +128,15 @@ def test_what_breaks_off(tmp_path, capsys):
 
 def test_errors(tmp_path, capsys, monkeypatch):
     pq.write_table(rows(0, 9), tmp_path / "t.parquet")
+    kept = {"huggingface": json.dumps({"info": {"features": FEATURES}})}
+    wrong = rows(0, 9).set_column(1, "label", pa.array([0, 1, 2] * 2 + [0, -2, 1]))
+    pq.write_table(wrong.replace_schema_metadata(kept), tmp_path / "wrong.parquet")
     (tmp_path / "empty").mkdir()
     for words, error in (
         ((tmp_path / "t.parquet", "--label-column", "kind"),
          "no column kind; there are image, label, obs: say which by --label-column"),
         ((tmp_path / "t.parquet", "--image-column", "label"), "column label holds int; expected"),
+        ((tmp_path / "wrong.parquet",), "wrong.parquet[7]: label -2, where there are 3 class"),
         ((tmp_path / "gone",), "no file or folder"),
         ((tmp_path / "empty",), "has no file of .parquet or .arrow"),
     ):  # fmt: skip

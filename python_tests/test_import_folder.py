@@ -113,6 +113,21 @@ def test_goes_on_when_killed(photos, tmp_path, monkeypatch, capsys):
     assert all(ours[n] == theirs[n] for n in ours if n.endswith((".txt", ".csv")))
 
 
+def test_names_that_are_the_same_number_are_in_one_order(tmp_path):
+    numbers = ["10", "2", "002", "1", "01", "001"]
+    class_folders(tmp_path / "photos", dict.fromkeys(numbers, 6))
+    assert run(tmp_path / "photos", tmp_path / "set") == 0
+    names = (tmp_path / "set" / "names.txt").read_text().split()
+    assert names == ["001", "01", "1", "002", "2", "10"]
+
+
+@pytest.mark.parametrize("share", ["nan", "inf", "-1", "1.5"])
+def test_a_share_is_a_number(tmp_path, capsys, share):
+    with pytest.raises(SystemExit):
+        run(tmp_path, tmp_path / "set", "--test", share)
+    assert "must be a share below 1 or a whole number" in capsys.readouterr().err
+
+
 def test_open_classes_by_number_and_by_name(photos, tmp_path, capsys):
     out = tmp_path / "set"
     assert run(photos, out, "--open", "beech", "cedar") == 0

@@ -55,6 +55,24 @@ def test_the_mean_of_embeddings_by_hand(trained, data):
     assert [(a.path, a.label) for a in alone] == [(s.path, s.label) for s in single]
 
 
+def test_an_input_of_many_rows_and_one_given_twice(trained, data, tmp_path, monkeypatch):
+    paths = [str(data / f"test_{c}_0.png") for c in (0, 1)]
+    rows = features(trained, paths)
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", rows.numpy())
+    (found,) = predict_observations(trained, ["rows.npy"], ["both"])
+    mean = rows.double().mean(0, keepdim=True).float()
+    assert found.path == "both"
+    assert found.confidence == pytest.approx(predict_features(trained, mean.numpy())[0].confidence)
+    twice = predict_observations(trained, ["rows.npy[0]"] * 2, ["x", "y"])
+    assert [each.path for each in twice] == ["x", "y"]
+    assert len(predict_observations(trained, [paths[0]] * 2, [None, None])) == 2
+    mixed = predict_observations(trained, [paths[0], "rows.npy", paths[1]], ["a", "b", "a"])
+    assert [each.path for each in mixed] == ["a", "b"]
+    assert mixed[0].confidence == pytest.approx(found.confidence)
+    assert observations_of(["rows.npy[0]", "b/1.png"], "folders") == [".", "b"]
+
+
 @torch.no_grad()
 def test_the_mean_of_scores_by_hand(trained, data):
     paths = [str(data / f"test_{c}_0.png") for c in (0, 1, 2)]

@@ -72,6 +72,15 @@ def test_the_cheapest_threshold_is_that_of_every_one_tried(seed):
     assert level <= levels[int(np.argmin(np.round(tried, 12)))] and np.isfinite(level)
 
 
+def test_of_several_as_cheap_the_lowest_and_nothing_above_infinity():
+    costs = np.array([[0, 0.4, 1.4], [0.4, 0, 1.4], [0.6, 0.6, 0]])
+    target = [1, 1, 1, -1, -1, -1, -1, -1]  # to reject all saves 3.0 and costs 3 (1.4 - 0.4)
+    assert cheapest_threshold(costs, range(8), [0] * 8, target)[0] == 0
+    dear = np.array([[0, 1.0], [1, 0]])
+    level, cost = cheapest_threshold(dear, [np.inf, 0.5], [0, 0], [-1, -1])
+    assert level == np.inf and cost == 0.5
+
+
 def test_all_or_nothing():
     score, pred, target = [0.5, 1.0], [0, 1], [0, 1]
     assert cheapest_threshold(1 - np.eye(3), score, pred, target) == (0.5, 0)

@@ -286,5 +286,7 @@ def test_coverage_counts_rows_and_classes_of_known_rows():
     assert found["coverage"] == 4 / 7 and found["macro"] == (3 / 4 + 1 / 2 + 0) / 3
     assert (found["many"], found["medium"], found["few"]) == (0.75, 0.5, 0.0)
     assert found["size"] == 1 and found["empty"] == 3 / 7 and found["worst"] == 0
+    with pytest.raises(ValueError, match=r"covered: expected shape \(8,\), got \(1,\)"):
+        set_coverage([True], [1] * 8, target, [200, 50, 3])
     empty = set_coverage([], [], np.empty(0, int), [1, 2])
     assert all(math.isnan(v) for v in empty.values())

@@ -10,11 +10,13 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import COUNTS, config, same_run, stop_after
 
 from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
+from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import TrainingError, train
 from oltr_ext.models import OLTRModel, build_backbone
@@ -186,6 +188,25 @@ def test_weights_that_are_not_finite_are_never_written(data, tmp_path, monkeypat
     with pytest.raises(TrainingError, match=r"backbone\.\S+ is no longer finite after step 3"):
         train(make_config(config(data)), tmp_path)
     assert checkpoint.load_latest(tmp_path)[1]["state"]["step"] == 2
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_tensorboard_shows_what_log_csv_says(tmp_path, at):
+    """Killed after four rows, with a checkpoint at that step, and gone on from there."""
+    with Logs(tmp_path) as logs:
+        places = [logs.position()]
+        for step in (1, 2, 3, 4):
+            logs.row({"step": step, "loss": step / 8}, step)
+            places.append(logs.position())
+    time.sleep(1.1)  # TensorBoard's files are named by the second
+    with Logs(tmp_path, position=places[at], step=at) as logs:
+        for step in range(at + 1, 6):
+            logs.row({"step": step, "loss": step / 4}, step)
+    rows = [
+        (int(r["step"]), float(r["loss"])) for r in csv.DictReader((tmp_path / "log.csv").open())
+    ]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in board.Scalars("loss")] == rows and len(rows) == 5
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

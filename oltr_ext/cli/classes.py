@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oltr_ext._tables import mark_of
+from oltr_ext._tables import mark_of, opened
 from oltr_ext._words import counted
 from oltr_ext.cli.arguments import add_device, add_run
 from oltr_ext.config.paths import path_of
@@ -148,20 +148,16 @@ def run_classes(args: argparse.Namespace) -> int:
 def _features(trained: Trained, asked: Sequence[Pair]) -> tuple[list[Named], list[str]]:
     """Features of all images under their names, and the class of each."""
     from oltr_ext.engine.build import own_defaults
-    from oltr_ext.serve.predict import image_features, is_rows
+    from oltr_ext.serve.predict import numbered_features
 
     given: list[Named] = []
     names: list[str] = []
     bad: list[Exception] = []
     with own_defaults():
-        if all(is_rows(path) for path, _ in asked):  # of a file of embeddings there are many
-            for path, name in asked:
-                for part in image_features(trained, [path], on_error=bad.append):
-                    given.append(part)
-                    names += [name] * len(part[0])
-        else:
-            given += image_features(trained, [path for path, _ in asked], on_error=bad.append)
-            names = [name for _, name in asked]
+        paths = [path for path, _ in asked]
+        for numbers, called, features in numbered_features(trained, paths, on_error=bad.append):
+            given.append((called, features))
+            names += [asked[number][1] for number in numbers]
     if bad:
         told = "\n".join(map(str, bad))
         raise ValueError(f"nothing was enrolled, for {len(bad)} cannot be read:\n{told}")
@@ -188,25 +184,20 @@ def _of_folders(folder: Path) -> list[Pair]:
 
 def _of_table(file: Path) -> list[Pair]:
     """Rows with a name; a path is looked for as it stands, then beside the file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}")
     found = []
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines, delimiter=mark_of(lines))
-            columns = table.fieldnames or []
-            if not {"path", "name"} <= set(columns):
-                raise ValueError(
-                    f"{file}: expected columns path and name, got {', '.join(columns) or 'none'}"
-                )
-            for row in table:
-                path, name = (row["path"] or "").strip(), (row["name"] or "").strip()
-                if name and not path:
-                    raise ValueError(f"{file}:{table.line_num}: {name} without a path")
-                if name:
-                    found.append((_there(path, file.parent), name))
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text") from None
+    with opened(file) as lines:
+        table = csv.DictReader(lines, delimiter=mark_of(lines))
+        columns = table.fieldnames or []
+        if not {"path", "name"} <= set(columns):
+            raise ValueError(
+                f"{file}: expected columns path and name, got {', '.join(columns) or 'none'}"
+            )
+        for row in table:
+            path, name = (row["path"] or "").strip(), (row["name"] or "").strip()
+            if name and not path:
+                raise ValueError(f"{file}:{table.line_num}: {name} without a path")
+            if name:
+                found.append((_there(path, file.parent), name))
     if not found:
         raise ValueError(f"{file} gives no image a name: fill in its column name")
     return found
@@ -222,9 +213,9 @@ def _there(path: str, folder: Path) -> str:
 
 def _images_in(folder: Path) -> list[Path]:
     """Image files, and those of embeddings, in order of their names; not of folders within."""
-    from PIL import Image
+    from oltr_ext.data.decode import image_endings
 
-    kinds = {*Image.registered_extensions(), ".npy"}
+    kinds = {*image_endings(), ".npy"}
     found = sorted(
         file
         for file in folder.iterdir()

@@ -16,6 +16,7 @@ from oltr_ext._words import counted
 from oltr_ext.config.epochs import one_stage_alone
 from oltr_ext.config.loading import load_config
 from oltr_ext.config.methods import DEMO, METHODS
+from oltr_ext.engine import checkpoint
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import OtherRunError, train
 from oltr_ext.serve.assess import REPORT, Assessment, assess, report
@@ -39,7 +40,7 @@ def demo(
     Writes `out`/<method>/ (the runs), report.html, report.json, demo.png and unknown.csv.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method. OtherRunError: a run on other data where one is to go.
     """
     out, begin = Path(out), time.perf_counter()
     chosen = [f"seed={seed}", *overrides]
@@ -54,6 +55,8 @@ def demo(
         try:
             path = train(config, out / name, resume=not fresh, say=say)
         except OtherRunError as error:
+            if _on_other_data(out / name):
+                raise
             say(f"{error.args[0]}: starting afresh")
             path = train(config, out / name, resume=False, say=say)
         say(f"{name}: {time.perf_counter() - started:.0f} s")
@@ -80,6 +83,12 @@ def demo(
     say(f"report  {files.html}")
     say(f"done in {time.perf_counter() - begin:.0f} s")
     return results
+
+
+def _on_other_data(run: Path) -> bool:
+    """Whether a folder holds somebody's run, and not one of the demo under other settings."""
+    held = [run / name for name in (checkpoint.LAST, checkpoint.MODEL) if (run / name).exists()]
+    return any(checkpoint.opened(f)[1]["config"]["data"]["kind"] != "icons" for f in held)
 
 
 def unknown(result: Assessment) -> str:

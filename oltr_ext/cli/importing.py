@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -367,7 +368,7 @@ class _Open(argparse.Action):
 
 def _share(text: str) -> float | int:
     value = float(text)
-    if value < 0 or (value >= 1 and value != int(value)):
+    if not 0 <= value < math.inf or (value >= 1 and value != int(value)):
         raise argparse.ArgumentTypeError(f"must be a share below 1 or a whole number, got {text}")
     return int(value) if value >= 1 else value
 

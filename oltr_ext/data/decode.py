@@ -7,12 +7,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["ImageError", "on_white", "read_image", "read_rgb"]
+__all__ = ["ImageError", "image_endings", "on_white", "read_image", "read_rgb"]
 
 
 class ImageError(ValueError):
     """A file that is damaged, or no image, or none that can be used; the message says why, in one
     line, and leaves it to the caller to name the file."""
+
+
+def image_endings() -> frozenset[str]:
+    """Of files that hold images which can be read: with their dot, in lower case."""
+    known = Image.registered_extensions()  # with which `Image.OPEN` is whole
+    read = {*Image.OPEN, "MPO"}  # the reader of JPEG opens that
+    return frozenset(end for end, kind in known.items() if kind in read)
 
 
 def read_image(source: Path | Image.Image) -> Image.Image:
@@ -34,6 +41,8 @@ def read_image(source: Path | Image.Image) -> Image.Image:
             with Image.open(source) as opened:
                 opened.load()
                 image = opened
+        if 0 in image.size:
+            raise ValueError(f"{image.width} x {image.height} pixels: there is nothing to see")
         if image.mode in ("I", "F"):
             raise ValueError(f"pixels of 32 bits (mode {image.mode}); expected 8 or 16")
         image = _upright(image)

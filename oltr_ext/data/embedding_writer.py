@@ -85,7 +85,7 @@ def write_embeddings(
 
     Raises:
         ValueError: splits, shapes, labels or names that do not fit; a feature that is not finite
-            in `dtype`; a folder that holds other embeddings.
+            in `dtype`; a folder that holds other embeddings, or features without a manifest.
     """
     if not set(NEEDED) <= set(splits) <= set(SPLITS):
         raise ValueError(
@@ -137,8 +137,14 @@ def write_embeddings(
     if not done:
         if not begun:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in SPLITS:  # whosever: a file's length alone says how far a writing came
-                (folder / f"{name}_features.npy").unlink(missing_ok=True)
+            files = [folder / f"{name}_features.npy" for name in SPLITS]
+            if not (folder / PARTIAL).exists() and (there := [f for f in files if f.exists()]):
+                raise ValueError(
+                    f"write_embeddings: {there[0]} is there, and no {MANIFEST} tells whose; it "
+                    "would be written over: choose another folder"
+                )
+            for file in files:  # of a writing cut short; its length alone says how far that came
+                file.unlink(missing_ok=True)
             _replace(folder / PARTIAL, manifest.text())
         for name, part in manifest.splits.items():
             header = _header(np.dtype(np.int64), labels[name].shape)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from oltr_ext.data.decode import image_endings
 from oltr_ext.desk.answers import Answers, Change, held, unheld
 from oltr_ext.desk.folder import Contents, Folder
 from oltr_ext.desk.meaning import Conflict, meaning, placed, version_of
@@ -21,7 +22,7 @@ from oltr_ext.desk.thumbs import Thumbs
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import CheckpointError
 from oltr_ext.engine.lock import BusyError
-from oltr_ext.serve.discover_parts import embedded, image_endings, split
+from oltr_ext.serve.discover_parts import embedded, split
 from oltr_ext.serve.enroll import ChangedError, editing, refresh, restore
 from oltr_ext.serve.trained import Trained
 

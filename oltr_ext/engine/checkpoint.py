@@ -46,6 +46,7 @@ FORMAT = 1
 KEY = "oltr_ext"  # of the one entry of metadata
 DAMAGED = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, SafetensorError)
 SUFFIX = ".safetensors"
+LOG = "log.csv"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
 MODEL = f"model{SUFFIX}"  # the result
@@ -318,7 +319,7 @@ def clear(run: Path) -> None:
     for name in (*OF_TRAINING, MODEL):
         for file in (name, f"{name}.damaged", f".{name}.tmp"):
             (run / file).unlink(missing_ok=True)
-    (run / "log.csv").unlink(missing_ok=True)
+    (run / LOG).unlink(missing_ok=True)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
 
 

@@ -87,15 +87,6 @@ class Enrolment:
             (before.roster, torch.cat([torch.full_like(owner, -1), earlier])),
         )
 
-    def same_classes(self, other: Enrolment) -> bool:
-        """Whether both have the same classes, of the same features; whatever came before."""
-        mine, theirs = self.owner >= 0, other.owner >= 0
-        return (
-            self.roster == other.roster
-            and torch.equal(self.owner[mine], other.owner[theirs])
-            and torch.equal(self.features[mine], other.features[theirs])
-        )
-
     def undone(self) -> Enrolment:
         """Before the last change; undone again, after it.
 

@@ -11,6 +11,8 @@ from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from oltr_ext.engine.checkpoint import LOG
+
 __all__ = ["COLUMNS", "Logs"]
 
 COLUMNS = (
@@ -45,7 +47,7 @@ class Logs:
     def _open(self) -> TextIO:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / "log.csv"
+            path = self._folder / LOG
             known = path.stat().st_size if path.exists() else 0
             self._file = path.open("r+" if known else "w", 1, encoding="utf-8", newline="")
             self._file.truncate(min(self._position, known))
@@ -54,7 +56,8 @@ class Logs:
             if self._file.tell() == 0:
                 self._csv.writeheader()
             board = str(self._folder / "tensorboard")
-            self._board = SummaryWriter(board, purge_step=self._step or None)
+            # from there on: rows of the checkpoint's own step were written before it
+            self._board = SummaryWriter(board, purge_step=self._step + 1)
         return self._file
 
     def row(self, values: Mapping[str, float | int], step: int) -> None:

@@ -20,7 +20,7 @@ from oltr_ext.estimator.blending import Blend, class_similarity, judges
 from oltr_ext.estimator.checks import answer_dtype, check_parameters, checked_rows, sorted_classes
 from oltr_ext.estimator.joining import Joins
 from oltr_ext.estimator.rows import held_out, kept, shuffled_order
-from oltr_ext.estimator.running import bar, threads
+from oltr_ext.estimator.running import bar, threads, whole_or_not
 from oltr_ext.estimator.scaling import Scaling
 from oltr_ext.estimator.sets import PredictsSets
 from oltr_ext.estimator.training import LEAST, Plan, class_statistics, extended, started, train
@@ -127,6 +127,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
+    @whole_or_not
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
         """Learn from features (N, D) and labels (N,).
 
@@ -144,6 +145,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         rows, labels, weight = checked_rows(self, X, y, sample_weight, reset=True)
         return self._fit(np.unique(labels), rows, labels, weight)
 
+    @whole_or_not
     def partial_fit(
         self,
         X: ArrayLike,
@@ -166,7 +168,8 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError, TypeError : as `fit`, or labels of another type than before; it stays as it was.
+        ValueError, TypeError : as `fit`, or labels of another type than before. It stays as it
+            was, also where it is interrupted.
         """
         first = not hasattr(self, "classes_")
         check_parameters(self)

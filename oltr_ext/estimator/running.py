@@ -1,16 +1,19 @@
-"""What a call runs in: threads of torch, and a progress bar."""
+"""What a call runs in: threads of torch, a progress bar, and a way back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from tqdm import tqdm
 
-__all__ = ["bar", "threads"]
+__all__ = ["bar", "threads", "whole_or_not"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -37,3 +40,20 @@ def bar(name: str, steps: int, *, shown: bool) -> Iterator[Callable[[float], Non
             each.update()
 
         yield tick
+
+
+def whole_or_not(method: Method) -> Method:
+    """A method of an estimator that leaves it as it was where it is cut off: what hangs on it is
+    replaced there, never written into."""
+
+    @wraps(method)
+    def whole(self: Any, *args: Any, **named: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *args, **named)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return cast(Method, whole)

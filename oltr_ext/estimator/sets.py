@@ -65,9 +65,12 @@ class PredictsSets:
         lowest = self._lowest(method, alpha)
         with threads(self.n_jobs), torch.no_grad():
             known = self._calibrated
-            parts = [set_members(answer, lowest, known) for _, answer in self._pieces(x)]
-            score = self._score(self._best(x)[0], self._nearness(x))
-        sizes, members, log_prob = map(torch.cat, zip(*parts, strict=True))
+            pieces = [
+                (logits.amax(1), *set_members(answer, lowest, known))
+                for logits, answer in self._pieces(x)
+            ]
+            largest, sizes, members, log_prob = map(torch.cat, zip(*pieces, strict=True))
+            score = self._score(largest.double(), self._nearness(x))
         always = np.zeros(len(self.classes_), np.bool_)
         always[self.seen_] = (lowest == -torch.inf).numpy()
         return PredictionSets(
@@ -140,7 +143,6 @@ class PredictsSets:
     if TYPE_CHECKING:  # the estimator has them
 
         def _asked(self, X: ArrayLike) -> Tensor: ...
-        def _best(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
         def _nearness(self, x: Tensor) -> Tensor: ...
         def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]: ...
         def _pieces(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]: ...

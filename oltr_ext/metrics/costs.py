@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from oltr_ext._tables import mark_of
+from oltr_ext._tables import mark_of, opened
 
 from .arrays import FloatArray, as_labels, as_scores
 
@@ -29,13 +29,13 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> FloatArray:
         (C + 1, C + 1) cost of an answer (column) to a true class (row), unknown last.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: a class that is missing, there twice or not
-            known, or a cost that is no finite number.
+        FileNotFoundError: no such file. ValueError: not UTF-8; a class that is missing, there
+            twice or not known, or a cost that is no finite number.
     """
     names = [*class_names, UNKNOWN]
     if UNKNOWN in class_names:
         raise ValueError(f"{path}: a class is named {UNKNOWN!r}, which no table can tell apart")
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+    with opened(Path(path)) as file:
         table = csv.reader(file, delimiter=mark_of(file))
         lines = [[cell.strip() for cell in line] for line in table if any(line)]
     head, rows = (lines[0][1:], lines[1:]) if lines else ([], [])
@@ -96,8 +96,10 @@ def cheapest_threshold(
     order = np.argsort(s, kind="stable")
     gain = (costs[t, -1] - costs[t, p])[order]  # of rejecting each
     levels, first = np.unique(s[order], return_index=True)
-    rejected = np.concatenate([[0.0], np.cumsum(gain)])[[*first, len(s)]]
+    ends = [*first] if levels[-1] == np.inf else [*first, len(s)]  # nothing is above infinity
+    rejected = np.concatenate([[0.0], np.cumsum(gain)])[ends]
     total = (costs[t, p].sum() + rejected) / len(s)
-    best = int(np.argmin(total))
+    # sums differ by rounding where costs do not
+    best = int(np.flatnonzero(total <= total.min() + 1e-12 * np.abs(costs).max())[0])
     level = levels[best] if best < len(levels) else np.nextafter(levels[-1], np.inf)
     return float(level), float(total[best])

@@ -104,7 +104,10 @@ def set_coverage(
         share of rows without any class. nan where there is no row to say.
     """
     t = as_labels(target, "set_coverage: target")
-    inside = np.where(np.asarray(covered, np.bool_), t, -1)
+    whether = np.asarray(covered, np.bool_)
+    if whether.shape != t.shape:
+        raise ValueError(f"set_coverage: covered: expected shape {t.shape}, got {whether.shape}")
+    inside = np.where(whether, t, -1)
     found = shot_accuracy(inside, t, train_counts, convention)
     sizes = as_labels(size, "set_coverage: size", size=len(t), low=0)[t >= 0]
     return {

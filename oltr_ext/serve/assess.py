@@ -320,7 +320,7 @@ def _inside(result: Assessment, index: NDArray[np.int64], top: int = 3) -> list[
     features = trained.model.features(network_input(pixels.to(trained.device))).float()
     out, scale = head.outputs(features), head.classifier.scale
     weight, which = head.most_recalled(features, min(top, len(names)))
-    near, how_far = nearest_classes(trained, features, out.logits, top)
+    near, how_far = nearest_classes(head, features, out.logits, top)
     assert out.distance is not None and out.selector is not None and isinstance(scale, float)
     return [
         {

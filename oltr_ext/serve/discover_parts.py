@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
+from oltr_ext.data.decode import image_endings
 from oltr_ext.serve.predict import (
     Picture,
     image_batches,
@@ -26,10 +27,12 @@ from oltr_ext.serve.predict import (
 )
 from oltr_ext.serve.trained import Trained
 
-__all__ = ["Part", "Rejected", "embedded", "files_of", "image_endings", "rejected", "split"]
+__all__ = ["Part", "Rejected", "embedded", "files_of", "rejected", "split"]
 
 PART, BATCH = 512, 64
 FOLDER, FORMAT = "parts", 1
+OWN = re.compile(r"[0-9a-f]{24}\.npz|\.[0-9a-f]{24}\.npz\.tmp")
+"""Files that are made here, among whatever else a folder of that name holds."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,6 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def image_endings() -> set[str]:
-    """Of files that hold images which can be read, in small letters."""
-    return {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
 def split(
     images: Sequence[Picture],
     on_error: Callable[[str], None],
@@ -204,7 +202,8 @@ def _collected(
             bar.update(len(part))
     if kept is not None and kept.is_dir():
         for file in set(kept.iterdir()) - used:
-            file.unlink()
+            if OWN.fullmatch(file.name):
+                file.unlink()
     where = [(part, int(n)) for part, one in zip(parts, found, strict=True) for n in one.place]
     width = trained.model.feature_dim
     whole = Rejected(

@@ -281,7 +281,7 @@ def _answers(trained: Trained, features: Tensor) -> list[str | None]:
 
 def _nearest(trained: Trained, means: Tensor) -> list[str]:
     head, names = trained.model.head, trained.names
-    found = [nearest_classes(trained, part, head(part), 1)[0] for part in head.pieces(means)]
+    found = [nearest_classes(head, part, head(part), 1)[0] for part in head.pieces(means)]
     return [names[first] for order in found for first, *_ in order]
 
 

@@ -80,13 +80,19 @@ def save_pretrained(
             ``datasets``, ``language``, ...
 
     Raises:
-        RuntimeError: the extra ``hub`` is missing. ValueError: a backbone that a folder describes.
+        RuntimeError: the extra ``hub`` is missing. ValueError: a backbone that a folder describes;
+            the folder of a run.
     """
     folder, backbone = Path(folder), trained.config.model.backbone
     if Path(backbone.partition(":")[2]).is_absolute():
         raise ValueError(
             f"save_pretrained: {trained.path} has the backbone {backbone}, which nobody can build "
             "where that folder is not: train with a name that open_clip knows"
+        )
+    if (folder / checkpoint.LAST).exists() or (folder / checkpoint.LOG).exists():
+        raise ValueError(
+            f"save_pretrained: {folder} is the folder of a run, whose model would be written over; "
+            "choose another"
         )
     name = name or folder.resolve().name
     text = _card(trained, name, dict(card or {}))  # first, as it may want the extra
@@ -209,7 +215,7 @@ def _card(trained: Trained, name: str, more: dict[str, Any]) -> str:
 def _words(trained: Trained, name: str, judged: dict[str, Any] | None) -> str:
     config, roster = trained.config, trained.roster
     counts = sorted(trained.train_counts, reverse=True)
-    joined = len([id for id in roster.living if id >= roster.num_trained])
+    joined = len(trained.enrolment.joined)
     embedded = config.data.kind == "embeddings"
     asked = "features" if embedded else '["cat.png", "house.png"]'
     takes = (

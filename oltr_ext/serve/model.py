@@ -13,6 +13,7 @@ from PIL import Image
 
 from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
+from oltr_ext.metrics.arrays import to_numpy
 from oltr_ext.serve.discover import Discovery, discover
 from oltr_ext.serve.enroll import (
     Class,
@@ -184,9 +185,12 @@ class Model:
             ValueError: no such method or alpha; a run without calibration scores, whose data are
                 not there to make them of. Else as `predict`.
         """
-        asked = SetAnswer(self.trained, alpha, method)
+        SetAnswer(self.trained, alpha, method)  # what is wrong with these is told at once
         one, given = self._given(inputs, "predict_set")
-        found = asked.gathered([row for names, x in given for row in asked(x, names)])
+        given = list(given)
+        with self.trained.model.head.reading():  # of one state of its classes
+            asked = SetAnswer(self.trained, alpha, method)
+            found = asked.gathered([row for names, x in given for row in asked(x, names)])
         return found[0] if one else found
 
     @overload
@@ -306,6 +310,11 @@ class Model:
 
     def _given(self, inputs: Any, where: str) -> tuple[bool, Iterable[Named]]:
         """Whether it is one, and features under their names."""
+        if isinstance(inputs, torch.Tensor) and _is_planar(inputs):
+            raise ValueError(
+                f"{where}: expected pixels (H, W, 3), or images in a list, got a tensor "
+                f"{tuple(inputs.shape)}: if it is one image, permute(1, 2, 0)"
+            )
         inputs = _plain(inputs)
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
             return inputs.ndim == 1, row_features(self.trained, np.atleast_2d(inputs))
@@ -342,8 +351,14 @@ def load(run: str | Path, *, device: str = "auto", stream: bool = False) -> Mode
     return Model.from_pretrained(run, device=device, stream=stream)
 
 
+def _is_planar(image: torch.Tensor) -> bool:
+    """Whether it may be one image with its channels first, as torchvision reads them."""
+    three = image.dim() == 3 and not image.is_floating_point()
+    return three and image.shape[0] in (3, 4) and image.shape[2] not in (3, 4)
+
+
 def _plain(image: Any) -> Any:
-    return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+    return to_numpy(image) if isinstance(image, torch.Tensor) else image
 
 
 def _objects(values: Iterable[Any]) -> NDArray[np.object_]:

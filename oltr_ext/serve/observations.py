@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oltr_ext._tables import mark_of
+from oltr_ext._tables import mark_of, opened
 from oltr_ext._words import counted
 from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, answers, stream
@@ -22,7 +22,7 @@ from oltr_ext.engine.observed import BY, By, thresholds_of_sizes
 from oltr_ext.metrics import evaluate_answers
 from oltr_ext.nn import Head
 from oltr_ext.serve.assess import Assessment
-from oltr_ext.serve.predict import Picture, Prediction, image_features, name_of
+from oltr_ext.serve.predict import Picture, Prediction, numbered_features
 from oltr_ext.serve.predict import answers as predictions
 from oltr_ext.serve.trained import Trained
 
@@ -45,18 +45,13 @@ def read_observations(file: str | Path) -> dict[str, str]:
             are there get named).
     """
     file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}")
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, delimiter=mark_of(lines))
-            head = rows.fieldnames or []
-            if not {"path", "observation"} <= set(head):
-                there = ", ".join(head) or "none"
-                raise ValueError(f"{file}: expected columns path and observation, got {there}")
-            return {row["path"]: row["observation"] for row in rows if row["observation"]}
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text") from None
+    with opened(file) as lines:
+        rows = csv.DictReader(lines, delimiter=mark_of(lines))
+        head = rows.fieldnames or []
+        if not {"path", "observation"} <= set(head):
+            there = ", ".join(head) or "none"
+            raise ValueError(f"{file}: expected columns path and observation, got {there}")
+        return {row["path"]: row["observation"] for row in rows if row["observation"]}
 
 
 def observations_of(
@@ -73,7 +68,7 @@ def observations_of(
         ValueError: a file with observations, and none of them of an image given.
     """
     if str(source) == "folders":
-        return [os.path.dirname(image) for image in images]
+        return [os.path.dirname(image) or os.curdir for image in images]
     found, whole = read_observations(source), dict[str, str]()
     for base in (root, Path(source).parent):
         if base is not None:
@@ -121,22 +116,23 @@ def predict_observations(
     _check(by, trained)
     if len(observations) != len(images):
         raise ValueError(f"expected {counted(len(images), 'observation')}, got {len(observations)}")
-    parts = list(image_features(trained, images, on_error=on_error))
-    ids = [name for names, _ in parts for name in names]
+    parts = list(numbered_features(trained, images, on_error=on_error))
+    ids = [name for _, called, _ in parts for name in called]
     if not ids:
         return []
-    features = torch.cat([x for _, x in parts])
-    of = {name_of(image, n): observations[n] for n, image in enumerate(images)}
-    index, names = _numbered(ids, [of.get(name) for name in ids])
+    features = torch.cat([x for _, _, x in parts])
+    index, names = _numbered(ids, [observations[n] for numbers, _, _ in parts for n in numbers])
     where, head = torch.from_numpy(index).to(features.device), trained.model.head
     levels = thresholds_of_sizes(trained.threshold, by, np.bincount(index)).tolist()
     if by == "embeddings":
         found = predictions(trained, _means(features, where, len(names)), names, nearest)
         return [_under(each, level) for each, level in zip(found, levels, strict=True)]
-    prob, scores = _scored(head, features, where, len(names))
+    with head.reading():
+        prob, scores = _scored(head, features, where, len(names))
+        labels, living = head.roster.names, len(head.roster.living)
     score = trained.threshold["score"]
-    value, order = prob.topk(min(nearest, len(trained.roster.living)), dim=1)
-    closed, labels = prob.argmax(dim=1).tolist(), trained.names
+    value, order = prob.topk(min(nearest, living), dim=1)
+    closed = prob.argmax(dim=1).tolist()
     return [
         Prediction(
             path=name,
@@ -243,11 +239,13 @@ def _numbered(
     ids: Sequence[str], observations: Sequence[str | None]
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Number of each image's observation, and the names of these."""
-    number: dict[tuple[bool, str], int] = {}
-    keys = [(seen is None, path if seen is None else seen)
-            for path, seen in zip(ids, observations, strict=True)]  # fmt: skip
-    index = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
-    return index, [name for _, name in number]
+    number: dict[str, int] = {}
+    index, names = np.empty(len(ids), np.int64), list[str]()
+    for place, (path, seen) in enumerate(zip(ids, observations, strict=True)):
+        index[place] = len(names) if seen is None else number.setdefault(seen, len(names))
+        if index[place] == len(names):
+            names.append(path if seen is None else seen)
+    return index, names
 
 
 def _means(values: Tensor, where: Tensor, count: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from oltr_ext.config.schema import EmbeddingsData
 from oltr_ext.engine.build import own_defaults
-from oltr_ext.nn import OLTRHead
+from oltr_ext.nn import Head, OLTRHead
 from oltr_ext.serve.inputs import (
     Picture,
     checked_rows,
@@ -33,7 +34,7 @@ __all__ = [
     "Prediction",
     "answers",
     "image_features",
-    "is_rows",
+    "numbered_features",
     "predict_embeddings",
     "predict_features",
     "predict_images",
@@ -120,7 +121,8 @@ def predict_embeddings(
     Raises:
         ValueError: a model that was not trained on embeddings, another shape, or NaN or infinity.
     """
-    _check_embedded(trained)
+    if not isinstance(trained.config.data, EmbeddingsData):
+        raise ValueError(f"{trained.path} was trained on images, not on embeddings")
     return predict_features(trained, embeddings, name=name, nearest=nearest, batch_size=batch_size)
 
 
@@ -157,24 +159,43 @@ def image_features(
     batch_size: int = 64,
     on_error: Callable[[Exception], None] | None = None,
 ) -> Iterator[Named]:
-    """What the head is asked about images, or about rows of .npy files, batch by batch, with their
+    """What the head is asked about images and rows of .npy files, batch by batch, with their
     names; for functions of `own_defaults`, which a generator cannot set.
 
     Args, Raises: as of `predict_images`.
     """
-    if isinstance(trained.config.data, EmbeddingsData) and all(
-        isinstance(p, str | Path) and is_rows(str(p)) for p in images
+    for _, names, features in numbered_features(
+        trained, images, batch_size=batch_size, on_error=on_error
     ):
-        for path in images:
+        yield names, features
+
+
+@torch.no_grad()
+def numbered_features(
+    trained: Trained,
+    images: Sequence[Picture],
+    *,
+    batch_size: int = 64,
+    on_error: Callable[[Exception], None] | None = None,
+) -> Iterator[tuple[list[int], list[str], Tensor]]:
+    """Likewise, each with its place in `images`: of a file of embeddings there are many."""
+    places = range(len(images))
+    for rows, group in groupby(places, key=lambda place: _is_rows(images[place])):
+        if not rows:
+            here = list(group)
+            given = [images[place] for place in here]
+            batches = image_batches(trained, given, batch_size, on_error, first=here[0])
+            for numbers, _, features in batches:
+                yield numbers, [name_of(images[n], n) for n in numbers], features
+            continue
+        for place in group:
             try:
-                yield from _file_features(trained, str(path))
+                for names, features in _file_features(trained, str(images[place])):
+                    yield [place] * len(names), names, features
             except (FileNotFoundError, ValueError) as error:
                 if on_error is None:
                     raise
                 on_error(error)
-        return
-    for numbers, _, features in image_batches(trained, images, batch_size, on_error):
-        yield [name_of(images[n], n) for n in numbers], features
 
 
 def name_of(image: Picture, number: int) -> str:
@@ -188,13 +209,16 @@ def image_batches(
     images: Sequence[Picture],
     batch_size: int,
     on_error: Callable[[Exception], None] | None = None,
+    *,
+    first: int = 0,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Of each batch the places of its images in `images`, their pixels uint8 (B, C, H, W) as they
-    are read, and features (B, D) float32 on the model's device; as `image_features`."""
+    """Of each batch the places of its images, which count from `first`, their pixels uint8
+    (B, C, H, W) as they are read, and features (B, D) float32 on the model's device; as
+    `image_features`."""
     data, shape = reads(trained)
     for begin in range(0, len(images), batch_size):
         read: list[tuple[int, Tensor]] = []
-        for number, image in enumerate(images[begin : begin + batch_size], begin):
+        for number, image in enumerate(images[begin : begin + batch_size], first + begin):
             try:
                 if isinstance(image, str | Path):
                     read.append((number, pixels_of(data, shape, Path(image))))
@@ -227,13 +251,13 @@ def row_features(
         yield [f"{name}[{piece.start + n}]" for n in range(len(part))], part
 
 
-def is_rows(path: str) -> bool:
-    """Whether a path is that of embeddings: a file of them, or a row of one as answers call it."""
+def _is_rows(image: Picture) -> bool:
+    """Whether it is a path of embeddings: a file of them, or a row of one as answers call it."""
+    path = str(image) if isinstance(image, str | Path) else ""
     return path.endswith(".npy") or ROW.fullmatch(path) is not None
 
 
 def _file_features(trained: Trained, path: str) -> Iterator[Named]:
-    _check_embedded(trained)
     row = None if Path(path).is_file() else ROW.fullmatch(path)
     file = Path(path if row is None else row["file"])
     rows = open_rows(file)
@@ -261,43 +285,40 @@ def open_rows(path: Path) -> NDArray[Any]:
         raise ValueError(f"cannot read {path}: {error}") from None
 
 
-def _check_embedded(trained: Trained) -> None:
-    if not isinstance(trained.config.data, EmbeddingsData):
-        raise ValueError(f"{trained.path} was trained on images, not on embeddings")
-
-
 def answers(
     trained: Trained, features: Tensor, paths: Sequence[str], nearest: int
 ) -> list[Prediction]:
-    """Label or unknown for features (B, D) as the head sees them."""
-    head, names = trained.model.head, trained.names
+    """Label or unknown for features (B, D) as the head sees them: all of one state of its classes,
+    whoever changes them meanwhile."""
+    head, threshold = trained.model.head, trained.threshold
     found: list[Prediction] = []
-    for piece in head.pieces(features):
-        out = head.outputs(piece)
-        label, confidence = head.answer(out)
-        closed = out.logits.argmax(dim=1)
-        order, value = nearest_classes(trained, piece, out.logits, nearest)
-        found += [
-            Prediction(
-                path=path,
-                label=None if label[n] < 0 else names[int(label[n])],
-                confidence=float(confidence[n]),
-                score=trained.threshold["score"],
-                threshold=float(trained.threshold["value"]),
-                closed=names[int(closed[n])],
-                nearest=[(names[c], v) for c, v in zip(order[n], value[n], strict=True)],
-            )
-            for n, path in enumerate(paths[len(found) : len(found) + len(piece)])
-        ]
+    with head.reading():
+        names = head.roster.names
+        for piece in head.pieces(features):
+            out = head.outputs(piece)
+            label, confidence = head.answer(out)
+            closed = out.logits.argmax(dim=1)
+            order, value = nearest_classes(head, piece, out.logits, nearest)
+            found += [
+                Prediction(
+                    path=path,
+                    label=None if label[n] < 0 else names[int(label[n])],
+                    confidence=float(confidence[n]),
+                    score=threshold["score"],
+                    threshold=float(threshold["value"]),
+                    closed=names[int(closed[n])],
+                    nearest=[(names[c], v) for c, v in zip(order[n], value[n], strict=True)],
+                )
+                for n, path in enumerate(paths[len(found) : len(found) + len(piece)])
+            ]
     return found
 
 
 def nearest_classes(
-    trained: Trained, features: Tensor, logits: Tensor, count: int
+    head: Head, features: Tensor, logits: Tensor, count: int
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Per row the closest known classes, best first, with distance (memory) or probability."""
-    count = min(count, len(trained.roster.living))
-    head = trained.model.head
+    count = min(count, len(head.roster.living))
     if isinstance(head, OLTRHead):
         value, order = head.memory.closest(features, count)
     else:

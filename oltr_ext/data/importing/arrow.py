@@ -117,7 +117,7 @@ def _rows(
             row += 1
             yield Record(
                 name,
-                _label(label, names),
+                _label(label, names, name),
                 _bytes(picture, file, columns[0]),
                 None if seen is None else str(seen),
                 None if group is None else str(group),
@@ -157,10 +157,12 @@ def _class_names(schema: Any, features: dict[str, Any], column: str) -> list[str
     return None
 
 
-def _label(value: Any, names: list[str] | None) -> str | None:
+def _label(value: Any, names: list[str] | None, row: str) -> str | None:
     if value is None or value == -1:
         return None
-    if names is not None and isinstance(value, int) and value < len(names):
+    if names is not None and isinstance(value, int):
+        if not 0 <= value < len(names):
+            raise ValueError(f"{row}: label {value}, where there are {len(names)} class names")
         return names[value]
     return str(value)
 

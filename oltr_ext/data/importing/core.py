@@ -256,7 +256,8 @@ def _settle(made: Imported) -> None:
             entry.split = out[entry.label]
         elif entry.label not in trained:
             entry.split = f"open_{entry.split}"
-    made.names = sorted(trained, key=int if all(map(str.isdecimal, trained)) else None)
+    numbers = all(map(str.isdecimal, trained))  # of which 1 and 01 are two
+    made.names = sorted(trained, key=lambda name: (int(name) if numbers else 0, name))
     if not trained:
         raise ValueError("the splits of the source have no training image: see --deal-anew")
     for part in PARTS[:3]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from oltr_ext.data.importing.records import Notes, Record, image_suffixes, split_of
+from oltr_ext.data.decode import image_endings
+from oltr_ext.data.importing.records import Notes, Record, split_of
 
 __all__ = ["CLASS_BY", "read_folder"]
 
@@ -44,7 +45,7 @@ def read_folder(
         raise FileNotFoundError(f"no folder {root}")
     if observations and class_by != "top":
         raise ValueError(f"class_by: expected top where folders are observations, got {class_by}")
-    suffixes = image_suffixes()
+    suffixes = image_endings()
     try:
         tops = {entry.name for entry in os.scandir(root) if _visible(entry) and entry.is_dir()}
     except OSError as error:

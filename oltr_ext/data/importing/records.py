@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GIVEN_SPLITS", "Notes", "Record", "image_suffixes", "split_of", "tidy"]
+__all__ = ["GIVEN_SPLITS", "Notes", "Record", "split_of", "tidy"]
 
 GIVEN_SPLITS = {
     "train": "train",
@@ -82,10 +82,3 @@ def tidy(text: str) -> str:
 def split_of(text: str) -> str | None:
     """train, val or test of a source's own word; None for any other."""
     return GIVEN_SPLITS.get(text.strip().lower())
-
-
-def image_suffixes() -> frozenset[str]:
-    """With their dot, in lower case."""
-    from PIL import Image
-
-    return frozenset(k for k, v in Image.registered_extensions().items() if v in Image.OPEN)

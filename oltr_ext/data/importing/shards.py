@@ -11,8 +11,9 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
+from oltr_ext.data.decode import image_endings
 from oltr_ext.data.importing.coco import Source
-from oltr_ext.data.importing.records import Notes, Record, image_suffixes
+from oltr_ext.data.importing.records import Notes, Record
 
 __all__ = ["read_shards"]
 
@@ -44,7 +45,7 @@ def read_shards(
     Raises:
         FileNotFoundError: no such shard. ValueError: a number beyond the names.
     """
-    suffixes = {suffix[1:] for suffix in image_suffixes()}
+    suffixes = {suffix[1:] for suffix in image_endings()}
     missing = [str(file) for _, file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"no file {', '.join(missing)}")

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from oltr_ext._tables import mark_of
+from oltr_ext._tables import mark_of, opened
 from oltr_ext.data.importing.records import Notes, Record, split_of
 
 __all__ = ["LABELS", "PATHS", "column_of", "read_table"]
@@ -43,11 +43,9 @@ def read_table(
         FileNotFoundError: no such file. ValueError: not UTF-8; a column that is not there (those
             that are get named) or twice; a split that is none; a row that cannot be read.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}")
     base = file.parent if root is None else root
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with opened(file) as lines:
             rows = csv.reader(lines, delimiter=delimiter or mark_of(lines), strict=True)
             head = [name.strip() for name in next(rows, [])]
             where = {
@@ -72,8 +70,6 @@ def read_table(
                     notes.add("rows without a path", line)
                     continue
                 yield _record(values, base, suffix, f"{file}:{rows.line_num}")
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is not UTF-8 text") from None
     except csv.Error as error:
         raise ValueError(f"{file}:{rows.line_num}: {error}") from None
 
