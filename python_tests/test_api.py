@@ -74,8 +74,11 @@ def test_tensors_of_features_of_any_dtype_and_images_with_channels_first(
     run, rows = embedded
     of_rows, half = oltr_ext.load(run, device="cpu"), torch.from_numpy(rows).bfloat16()
     assert list(of_rows.predict(half)) == list(of_rows.predict(half.float()))
-    with pytest.raises(ValueError, match=r"expected pixels \(H, W, 3\).*permute\(1, 2, 0\)"):
-        model.predict(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    planes = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    for image in (planes, planes.numpy()):
+        with pytest.raises(ValueError, match=r"expected pixels \(H, W, 3\).* are to come last"):
+            model.predict(image)
+    assert len(model.predict([*planes])) == 3  # grey ones
     assert len(model.predict(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))) == 2
     for none in (np.zeros((0, 5), np.uint8), np.zeros((0, 0, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"cannot read image image\[0\]: . x 0 pixels"):

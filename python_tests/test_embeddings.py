@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import weakref
 
@@ -252,7 +253,11 @@ def test_the_command_embeds_trains_and_predicts(run, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16"]) == 0
     said = capsys.readouterr().out
-    assert said == "embeddings  e\ntrain       oltr train embeddings --set data.root=e\n"
+    lines = [line.split(maxsplit=1) for line in said.splitlines()]
+    assert [name for name, _ in lines] == ["embeddings", "train"] and lines[0][1] == "e"
+    printed = [*shlex.split(lines[1][1])[1:], "--out", "printed", "--set", "epochs=2"]
+    assert main(printed) == 0  # of 30 images, whole batches
+    capsys.readouterr()
     before = (tmp_path / "e" / "manifest.json").stat().st_mtime_ns
     easier = ["--set", "data.workers=1", "--set", "data.max_bad_images=1"]  # the same features
     assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16", *easier]) == 0

@@ -37,6 +37,21 @@ def where(out):
     return {path: part for part in ("train", "val", "test") for path, _ in listed(out, part)}
 
 
+def test_columns_of_plain_names(seen, tmp_path, capsys):
+    """As an import's own table has them: a name beside its number, and observations."""
+    _, rows = seen
+    named = [(row[0], n % 3, row[1], row[2], "train") for n, row in enumerate(rows)]
+    head = ("path", "label", "class", "Observation", "split")
+    table = write(tmp_path / "images" / "plain.csv", head, named)
+    assert run(table, tmp_path / "set") == 0
+    said = capsys.readouterr().out
+    assert "path is path, label is class, observation is Observation" in said
+    assert "plain.csv: split is not used: --split-column split" in said
+    assert "\n30 observations\n" in said and "PROBLEM" not in said
+    part = where(tmp_path / "set")
+    assert len({(row[2], part[row[0]]) for row in rows}) == 30
+
+
 def test_observations_and_groups_stay_together(seen, tmp_path, capsys):
     table, rows = seen
     for column, n, count in (("observation", 2, 30), ("group", 3, 15)):

@@ -14,6 +14,8 @@ from PIL import Image
 from oltr_ext.cli import main
 from oltr_ext.config.loading import load_config
 from oltr_ext.data.importing import content
+from oltr_ext.data.pack import load_pack
+from oltr_ext.engine.pack_lists import pack_lists
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.verify import check_data
 
@@ -134,6 +136,12 @@ def test_open_classes_by_number_and_by_name(photos, tmp_path, capsys):
     opened = listed(out, "open_val") + listed(out, "open_test")
     assert Counter(path.split("/")[0] for path, _ in opened) == {"beech": 6, "cedar": 3}
     assert {c for _, c in opened} == {"?"} and "beech" not in (out / "names.txt").read_text()
+    config = load_config(out / "data.yaml", ["data.image_size=8"])  # their names are known, though
+    splits = load_splits(config.data)
+    assert splits.open_names == [path.split("/")[0] for path in splits.open_test.paths]
+    pack_lists(config, tmp_path / "set.npz", say=lambda _: None)
+    pack = load_pack(str(tmp_path / "set.npz"))
+    assert sorted(set(pack.class_names) - set(splits.class_names)) == ["beech", "cedar"]
     assert run(photos, tmp_path / "two", "--open", 2, "--seed", 3) == 0
     names = (tmp_path / "two" / "names.txt").read_text().splitlines()
     assert len(names) == 3

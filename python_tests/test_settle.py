@@ -301,6 +301,12 @@ def test_eval_judges_all_under_one_expectation(data, runs, tmp_path, capsys):
     assert "memory: test_prior: val: expects" in told.err
     assert main(["eval", paths[0], *args]) == 1
     assert "plain learned under no class prior that could be expected" in capsys.readouterr().err
+    before = {path.name for path in (runs / "memory").iterdir()}
+    assert main(["eval", paths[2], "--test-prior", "0.5", "--device", "cpu"]) == 0
+    asked = runs / "memory" / "test_prior_0.5"
+    assert (asked / "report.html").exists() and (asked / "report.json").exists()
+    assert {path.name for path in (runs / "memory").iterdir()} - before == {asked.name}
+    capsys.readouterr()
     for text in ("3", "tail"):
         with pytest.raises(SystemExit):
             main(["eval", paths[0], "--test-prior", text])

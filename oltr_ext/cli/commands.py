@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -119,6 +120,7 @@ def run_eval(args: argparse.Namespace) -> int:
         for each in results:
             print(json.dumps({"name": each.name, **each.summary}))
         return 0
+    files = report(results, _report_folder(args, folders) / REPORT)
     print(table(results))
     if sets := open_set_table(results):
         print(f"\n{sets}")
@@ -126,14 +128,20 @@ def run_eval(args: argparse.Namespace) -> int:
         print(f"\n{together}")
     print(f"\nprediction sets that miss at most {100 * ALPHA:g} %, on the known test images")
     print(set_table(results))
-    out = args.out or folders[0]
-    if len(folders) > 1 and args.out is None:
+    print(f"\nreport  {files.html}\nnumbers {files.json}")
+    return 0
+
+
+def _report_folder(args: argparse.Namespace, folders: Sequence[Path]) -> Path:
+    """That of the runs, or of what they would be under another expectation."""
+    if args.out is not None:
+        return Path(args.out)
+    out = folders[0]
+    if len(folders) > 1:
         out = Path(os.path.commonpath([folder.resolve() for folder in folders]))
         if out == Path(out.anchor):  # nothing in common but the root
             out = Path()
-    files = report(results, out / REPORT)
-    print(f"\nreport  {files.html}\nnumbers {files.json}")
-    return 0
+    return out if args.test_prior is None else out / f"test_prior_{args.test_prior}"
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -266,6 +274,8 @@ def run_data_pack(args: argparse.Namespace) -> int:
 
 
 def run_embed(args: argparse.Namespace) -> int:
+    from oltr_ext.data.embeddings import read_manifest
+    from oltr_ext.data.samplers import batch_for
     from oltr_ext.serve.embed import embed
 
     path = embed(
@@ -276,8 +286,13 @@ def run_embed(args: argparse.Namespace) -> int:
         device=args.device,
         say=_tell,
     )
+    batch = batch_for(read_manifest(path).splits["train"].rows)
+    keys = [f"data.root={path.parent}"]
+    if batch < 128:  # what the configuration has
+        keys += [f"stage1.batch_size={batch}", f"stage2.batch_size={batch}"]
+    how = " ".join(f"--set {shlex.quote(key)}" for key in keys)
     print(f"embeddings  {path.parent}")
-    print(f"train       oltr train embeddings --set data.root={shlex.quote(str(path.parent))}")
+    print(f"train       oltr train embeddings --method oltr-plus {how}")
     return 0
 
 

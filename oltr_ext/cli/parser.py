@@ -132,7 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--out",
         type=path_of,
         metavar="FOLDER",
-        help="of the report; default: the run's, of several the one that they are in",
+        help="of the report; default: the run's, of several the one that they are in; with "
+        "--test-prior a folder in it",
     )
     sub.add_argument(
         "--name",

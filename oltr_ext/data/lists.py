@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,13 +14,25 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from oltr_ext._tables import opened
 from oltr_ext.data.augment import Augment
 from oltr_ext.data.decode import ImageError, read_rgb
 from oltr_ext.data.samplers import mix
 
-__all__ = ["UNREADABLE", "ImageList", "ListLine", "numbered", "read_list", "read_names"]
+__all__ = [
+    "TABLE",
+    "UNREADABLE",
+    "ImageList",
+    "ListLine",
+    "numbered",
+    "read_classes",
+    "read_list",
+    "read_names",
+]
 
 T = TypeVar("T")
+TABLE = "images.csv"
+"""Of all images of an import, beside its lists."""
 UNREADABLE = -2
 """Label in a batch of an image that stands for none."""
 
@@ -63,6 +76,22 @@ def read_names(file: Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"class_names: no file {file}")
     return numbered(filter(None, map(str.strip, _text(file).split("\n"))))
+
+
+def read_classes(file: Path) -> dict[str, str]:
+    """Class by path, of the table of all images that an import leaves beside its lists; empty where
+    there is none, or a table of something else.
+
+    Raises:
+        ValueError: it is not UTF-8 text.
+    """
+    if not file.is_file():
+        return {}
+    with opened(file) as lines:
+        rows = csv.DictReader(lines)
+        if not {"path", "class"} <= set(rows.fieldnames or ()):
+            return {}
+        return {row["path"]: row["class"] for row in rows if row["class"]}
 
 
 def numbered(given: Iterable[str]) -> list[str]:

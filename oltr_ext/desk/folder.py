@@ -54,7 +54,7 @@ class Folder:
 
     def read(
         self,
-        endings: set[str],
+        endings: frozenset[str],
         known: Mapping[str, KnownFile],
         step: Callable[[int], None] = lambda _: None,
     ) -> Contents:
@@ -92,7 +92,7 @@ class Folder:
             raise NotThereError("changed since it was read")
         return held
 
-    def _walk(self, endings: set[str]) -> Iterator[str]:
+    def _walk(self, endings: frozenset[str]) -> Iterator[str]:
         for folder, folders, files in os.walk(self.root):
             folders[:] = sorted(
                 name

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from oltr_ext._words import counted
 from oltr_ext.config.schema import Config, ListData
 from oltr_ext.data import ImageList, read_list
-from oltr_ext.data.lists import UNREADABLE
+from oltr_ext.data.lists import TABLE, UNREADABLE, read_classes
 from oltr_ext.data.pack import SPLITS, Pack, save_pack
 from oltr_ext.engine.build import wants_of
 from oltr_ext.engine.splits import load_splits
@@ -29,8 +29,8 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
 
     Size and fit are those of `data.image_size` and `data.augment`; grey where every image is. Of
     `data.max_bad_images`, the bad ones are left out. Images that `data.val` holds out of the
-    training list become val. Images labelled -1 in val and test become open ones, and those of an
-    open list a class for each label there.
+    training list become val. Images labelled -1 in val and test become open ones. Open ones are of
+    the classes that an import's table gives them, or of one for each label in their list.
 
     Raises:
         ValueError: data that are no lists, or more than 4 GiB of pixels; what `load_splits` and
@@ -53,6 +53,7 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
             f"data.image_size: {needed / 2**30:.1f} GiB of pixels at {size} x {size}; a pack is "
             f"held in memory, so {LIMIT / 2**30:.0f} GiB at most: take a smaller size, or the lists"
         )
+    true = read_classes(data.file(Path(TABLE)))
     pixels, names, where, paths = [], [], [], []
     for part, images in parts.items():
         images.substitute = False
@@ -66,9 +67,10 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
                 where.append(part)
             else:
                 into = part if part.startswith("open") else f"open_{part}"
-                names.append(
-                    into if given[images.lines[row]] == -1 else f"{into} {given[images.lines[row]]}"
-                )
+                number, name = given[images.lines[row]], true.get(images.paths[row], "")
+                if not name or name in splits.class_names:
+                    name = into if number == -1 else f"{into} {number}"
+                names.append(name)
                 where.append(into)
     whole = np.stack(pixels)
     grey = (whole == whole[:, :1]).all()

@@ -211,8 +211,8 @@ def check_same_run(
 def chosen_by_prior(config: Config) -> str:
     """What a run chooses while it trains by the accuracy that `test_prior` expects; empty where it
     acts afterwards alone."""
-    fitted = config.stage2 is not None and config.stage2.kind == "tau_norm"
-    fitted = fitted and config.stage2.tau is None
+    stage = config.stage2
+    fitted = isinstance(stage, FitStage) and stage.kind == "tau_norm" and stage.tau is None
     words = [w for w, by in (("the epoch", config.select == "best"), ("the tau", fitted)) if by]
     return " and ".join(words)
 

@@ -33,6 +33,7 @@ from oltr_ext.data import (
     train_transform,
 )
 from oltr_ext.data.icons import load_icons
+from oltr_ext.data.lists import TABLE, read_classes
 from oltr_ext.data.pack import Pack, load_pack
 from oltr_ext.data.samplers import mix
 from oltr_ext.engine.fingerprint import fingerprint_of
@@ -65,7 +66,7 @@ class Splits:
     workers: int = 0
     open_tests: dict[str, Images] = field(default_factory=dict)  # in place of one, by name
     open_sets: list[str] | None = None  # which set each image of open_test is of, if of several
-    open_names: list[str] | None = None  # true name of each image of open_test, where known
+    open_names: list[str] | None = None  # true name of each image of `opened`, "" where not known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
     source: dict[str, Any] | None = None  # what made embeddings, where known
     note: str | None = None  # what becomes of the images, in a line
@@ -234,6 +235,15 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
     held_out = None if isinstance(data.val, Path) else _hold_out(data, train, again, val)
     if (val.labels < 0).all():
         raise ValueError(f"{val.file} lists no image of a known class")
+    open_test = strangers("open_test")
+    open_tests = {
+        part.removeprefix("open_test/"): found
+        for part in parts
+        if part.startswith("open_test/") and (found := strangers(part)) is not None
+    }
+    opened = [*([] if open_test is None else [open_test]), *open_tests.values()]
+    paths = [path for images in opened for path in images.paths]
+    true = read_classes(data.file(Path(TABLE))) if paths else {}
     return Splits(
         data=data,
         train=train,
@@ -241,12 +251,9 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
         val=val,
         test=test,
         open_val=strangers("open_val"),
-        open_test=strangers("open_test"),
-        open_tests={
-            part.removeprefix("open_test/"): found
-            for part in parts
-            if part.startswith("open_test/") and (found := strangers(part)) is not None
-        },
+        open_test=open_test,
+        open_tests={**open_tests},
+        open_names=[true.get(path, "") for path in paths] if true else None,
         class_names=names,
         train_counts=np.bincount(train.labels, minlength=len(names)).astype(np.int64),
         channels=3,

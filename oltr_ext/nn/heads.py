@@ -225,7 +225,8 @@ class Head(Enrolling, ABC):
         scores = self.scores(out, (name,))
         if name not in scores:
             there = ", ".join(dict.fromkeys((*scores, *ENTROPY_SCORES, *self.bank.names)))
-            raise ValueError(f"{type(self).__name__} has no score {name}; it has {there}")
+            how = "" if self.bank.names else "; fit_bank gives it those by features of training"
+            raise ValueError(f"{type(self).__name__} has no score {name}; it has {there}{how}")
         return scores[name]
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:

@@ -79,7 +79,7 @@ class Assessment:
             return self.splits.class_names[target]
         names, index = self.splits.open_names, int(self.rows[index]) - len(self.splits.test)
         # an open image among the known ones' has no name
-        return "open" if names is None or index < 0 else names[index]
+        return "open" if names is None or index < 0 else names[index] or "open"
 
     def image_id(self, index: int) -> str:
         return self.splits.image_id(int(self.rows[index]))

@@ -141,7 +141,8 @@ class Model:
 
         Args:
             inputs: one image or a sequence of them: a file, an image of PIL, or uint8 pixels
-                (H, W), (H, W, 3) or (H, W, 4), as an array or tensor; (N, H, W, 3) are N of them.
+                (H, W), (H, W, 3) or (H, W, 4), as an array or tensor; (N, H, W, 3) are N of them,
+                (N, H, W) N grey ones.
                 Or features as floats, (D,) of one or (N, D): for a model trained on embeddings such
                 as those, for one trained on images what `oltr embed` makes with it.
             nearest: how many of the closest known classes to name.
@@ -310,12 +311,12 @@ class Model:
 
     def _given(self, inputs: Any, where: str) -> tuple[bool, Iterable[Named]]:
         """Whether it is one, and features under their names."""
-        if isinstance(inputs, torch.Tensor) and _is_planar(inputs):
-            raise ValueError(
-                f"{where}: expected pixels (H, W, 3), or images in a list, got a tensor "
-                f"{tuple(inputs.shape)}: if it is one image, permute(1, 2, 0)"
-            )
         inputs = _plain(inputs)
+        if isinstance(inputs, np.ndarray) and _is_planar(inputs):
+            raise ValueError(
+                f"{where}: expected pixels (H, W, 3), or grey images in a list, got "
+                f"{inputs.shape}: of one image, with its channels first, they are to come last"
+            )
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
             return inputs.ndim == 1, row_features(self.trained, np.atleast_2d(inputs))
         one = isinstance(inputs, str | Path | Image.Image) or (
@@ -351,10 +352,10 @@ def load(run: str | Path, *, device: str = "auto", stream: bool = False) -> Mode
     return Model.from_pretrained(run, device=device, stream=stream)
 
 
-def _is_planar(image: torch.Tensor) -> bool:
+def _is_planar(pixels: NDArray[Any]) -> bool:
     """Whether it may be one image with its channels first, as torchvision reads them."""
-    three = image.dim() == 3 and not image.is_floating_point()
-    return three and image.shape[0] in (3, 4) and image.shape[2] not in (3, 4)
+    three = pixels.ndim == 3 and pixels.dtype.kind != "f"
+    return three and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4)
 
 
 def _plain(image: Any) -> Any:

@@ -63,7 +63,9 @@ class Service:
         token: str | None = None,
     ) -> None:
         if token is not None and len(token) < TOKEN:
-            raise ValueError(f"token: expected at least {TOKEN} characters, got {len(token)}")
+            raise ValueError(
+                f"token (OLTR_SERVE_TOKEN): expected at least {TOKEN} characters, got {len(token)}"
+            )
         self.watched, self.limits, self.token = watched, limits, token
         self.ready = False
         self.batcher: Batcher[Asked, Answer] = Batcher(

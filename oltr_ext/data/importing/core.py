@@ -21,6 +21,7 @@ from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look
 from oltr_ext.data.importing.deal import Item, Share, deal, deal_open, drawn
 from oltr_ext.data.importing.outcome import SEEN, finish, open_folder, table
 from oltr_ext.data.importing.records import Notes, Record, tidy
+from oltr_ext.data.lists import TABLE
 from oltr_ext.data.samplers import batch_for
 
 __all__ = ["Entry", "Imported", "Plan", "import_records"]
@@ -307,7 +308,7 @@ def _write(made: Imported, base: Path, about: Mapping[str, Any]) -> None:
         lines[entry.split].append(f"{entry.path} {label_of(entry)}\n")
     files = {f"{part}.txt": "".join(lines[part]) for part in PARTS if lines[part]}
     files["names.txt"] = "".join(f"{name}\n" for name in made.names)
-    files["images.csv"] = table(COLUMNS, map(row, made.entries))
+    files[TABLE] = table(COLUMNS, map(row, made.entries))
     if made.left_out:
         left = [(tidy(name), reason) for name, reason in made.left_out]
         files["left_out.csv"] = table(("name", "reason"), left)

@@ -12,8 +12,9 @@ from oltr_ext.data.importing.records import Notes, Record, split_of
 __all__ = ["LABELS", "PATHS", "column_of", "read_table"]
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
-LABELS = ("label", "class", "class_name", "category", "species", "scientific_name", "name")
-"""Columns that are taken unless another is named: the first of these that is there."""
+LABELS = ("class", "class_name", "label", "category", "species", "scientific_name", "name")
+"""Columns that are taken unless another is named: the first of these that is there. A label may be
+a number of what another column names."""
 
 
 def read_table(
@@ -35,7 +36,8 @@ def read_table(
         file: UTF-8, with or without a BOM; its first row names the columns.
         root: what paths are relative to; None is the file's folder.
         path, label: columns; None takes the first of `PATHS`, of `LABELS`.
-        observation, group, split: columns, if any.
+        observation: column; None takes one of that name. group, split: columns, if any; of those
+            of these names that are not taken, a note is made.
         suffix: put after each path, for tables of names without one: ``.jpg``.
         delimiter: None takes that of `oltr_ext._tables.MARKS` which gives the head most columns.
 
@@ -52,9 +54,14 @@ def read_table(
                 "path": column_of(head, path, PATHS, "--path-column", str(file)),
                 "label": column_of(head, label, LABELS, "--label-column", str(file)),
             }
+            lower = [name.casefold() for name in head]
+            if observation is None and "observation" in lower:
+                observation = "observation"
             for what, name in (("observation", observation), ("group", group), ("split", split)):
                 if name is not None:
                     where[what] = column_of(head, name, (), f"--{what}-column", str(file))
+                elif what in lower:
+                    notes.say(f"{file.name}: {what} is not used: --{what}-column {what}")
             said = ", ".join(f"{what} is {head[n]}" for what, n in where.items())
             notes.say(f"{file.name}: {said}")
             for row in rows:
