@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from oltr_ext.engine.checkpoint import CheckpointError, load, load_latest, save, save_last
+from oltr_ext.engine.checkpoint import (
+    CheckpointError,
+    OtherMakeError,
+    load,
+    load_latest,
+    save,
+    save_last,
+)
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3).T,
@@ -107,6 +114,16 @@ def test_damaged_last_falls_back_to_previous(tmp_path):
     save_last(tmp_path, {"x": torch.tensor(4)}, {"step": 4})
     last.write_bytes(b"")
     assert load_latest(tmp_path)[1] == {"step": 2}
+
+
+def test_a_file_of_another_make_stays_where_it_is(tmp_path, monkeypatch):
+    save_last(tmp_path, {"x": torch.zeros(2)}, {"state": {}})
+    before = (tmp_path / "last.safetensors").read_bytes()
+    monkeypatch.setattr("oltr_ext.engine.checkpoint.FORMAT", 2)
+    for _ in range(2):
+        with pytest.raises(OtherMakeError, match="written by another version"):
+            load_latest(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"last.safetensors": before}
 
 
 def test_all_damaged_is_an_error_naming_each(tmp_path):

@@ -168,6 +168,24 @@ def test_what_is_removed_leaves_no_trace(model: Model, run: Path) -> None:
     assert model.class_names == KNOWN  # the last ones are forgotten
 
 
+def test_a_file_that_is_gone_changes_nothing(model: Model, run: Path) -> None:
+    model.enroll(rows("d", 4), "d")
+    model.remove([KNOWN[0]])
+    before, classes = answers(model), model.classes
+    (run / MODEL).rename(run / "away")
+    for change in (
+        lambda: model.remove([KNOWN[1]]),
+        lambda: model.enroll(rows("e", 4), "e"),
+        lambda: model.rename("d", "dd"),
+    ):
+        with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+            change()
+        assert answers(model) == before and model.classes == classes
+    (run / "away").rename(run / MODEL)
+    model.remove([KNOWN[1]])
+    assert KNOWN[1] not in [each.name for each in model.classes]
+
+
 def test_undo_takes_back_and_brings_back(model: Model, run: Path) -> None:
     with pytest.raises(ValueError, match="nothing to undo"):
         model.undo()

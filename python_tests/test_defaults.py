@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import threading
+
+import numpy as np
 import pytest
 import torch
 from head_cases import heads_of_every_kind
@@ -9,7 +13,7 @@ from tiny import arrays, config, same_run
 
 from oltr_ext import ops
 from oltr_ext.config.loading import make_config
-from oltr_ext.engine.build import class_frequencies
+from oltr_ext.engine.build import class_frequencies, own_dtype
 from oltr_ext.engine.train import train
 from oltr_ext.nn import OLTRHead
 from oltr_ext.nn.memory import means_over
@@ -43,6 +47,38 @@ def test_a_run_and_its_answers(default, finished, answers, data, tmp_path):
     same_run(tmp_path, finished)
     summary, predictions = _answers(tmp_path, data)
     assert repr(summary) == repr(answers[0]) and predictions == answers[1]
+
+
+def test_threads_share_one_default_and_the_last_brings_it_back(default):
+    inside, leave = threading.Barrier(2), threading.Event()
+
+    def first():
+        with own_dtype():
+            inside.wait(10)
+        leave.set()
+
+    other = threading.Thread(target=first)
+    other.start()
+    with own_dtype():
+        inside.wait(10)
+        assert leave.wait(10) and torch.get_default_dtype() == torch.float32
+    other.join()
+    assert torch.get_default_dtype() == default
+
+
+def test_training_leaves_the_process_as_it_was(data, tmp_path):
+    def drawn():
+        return torch.rand(3).tolist(), np.random.rand(), random.random()
+
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    want = drawn()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    before = torch.get_num_threads()
+    torch.backends.cudnn.benchmark = True
+    train(make_config({**config(data), "stage2": None, "threads": before + 1}), tmp_path)
+    assert drawn() == want and torch.get_num_threads() == before
+    assert torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from oltr_ext.desk import views
 from oltr_ext.desk.answers import held
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.export import lists
+from oltr_ext.desk.folder import Folder
 from oltr_ext.desk.meaning import Conflict
 from oltr_ext.desk.state import JUNK, Refused
 from oltr_ext.engine import checkpoint
@@ -294,6 +295,24 @@ def test_what_cannot_be_is_refused(desk: Desk, asked: dict[str, Any], words: str
     with pytest.raises(Refused, match=words):
         desk.decide({"version": version, **asked})
     assert desk.log.version == version
+
+
+def test_what_others_enroll_while_it_prepares_is_taken_up(
+    run: Path, data: Path, folder: Path
+) -> None:
+    desk = opened(run, folder)
+    decide(desk, "name", groups=[first(desk)], name="snail")
+    desk.enroll(desk.log.version)
+    desk.close()
+    again = Desk(load_trained(run, device="cpu"), Folder(folder), run / "desk")
+    other = load_trained(run, device="cpu")  # another process, before all images are embedded
+    with enrolling.editing(other):
+        rows = [(["a"], load_features(other, sorted(data.glob("open_test_*.png"))[:1]))]
+        enrolling.enroll(other, rows, ["zebra"])
+    again.prepare()
+    again.notice()
+    assert "zebra" in again.trained.roster and again.log.events[-1].kind == "outside"
+    again.close()
 
 
 def test_several_changes_are_one_or_none(run: Path, data: Path) -> None:

@@ -227,6 +227,14 @@ def test_a_port_that_is_taken_and_a_desk_that_is_open(
         assert said in capsys.readouterr().err
     asked[asked.index("--out") + 1] = str(tmp_path / "own")
     assert main(asked) == 0 and (tmp_path / "train.txt").read_text() == ""
+    (tmp_path / "left_out.txt").write_text("of an export before")
+    assert main(asked) == 0 and not (tmp_path / "left_out.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/train.txt").write_text("a.png 0\n")
+    asked[asked.index("--export") + 1] = str(tmp_path / "mine")
+    assert main(asked) == 1
+    assert "mine/train.txt is there, and is not of an earlier" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["train.txt"]
 
 
 def test_a_conflict_is_told_and_nothing_is_lost(client: Any, desk: Desk) -> None:

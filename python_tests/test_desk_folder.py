@@ -100,8 +100,9 @@ def test_a_folder_without_an_image(run: Path, tmp_path: Path) -> None:
         opened(run, tmp_path / "nowhere")
 
 
-def test_its_own_pictures_are_no_images_of_the_folder(run: Path, folder: Path) -> None:
-    out = folder / "test" / "kept"
+@pytest.mark.parametrize("where", ["test/kept", "."])
+def test_its_own_pictures_are_no_images_of_the_folder(run: Path, folder: Path, where: str) -> None:
+    out = folder / where
     desk = opened(run, folder, out)
     images = desk.ready().images
     for image in images:

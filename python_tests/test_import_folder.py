@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections import Counter
@@ -113,6 +114,26 @@ def test_goes_on_when_killed(photos, tmp_path, monkeypatch, capsys):
     ours, theirs = tree(tmp_path / "set"), tree(whole)
     assert ours.keys() == theirs.keys()
     assert all(ours[n] == theirs[n] for n in ours if n.endswith((".txt", ".csv")))
+
+
+def test_what_was_seen_of_a_file_is_of_that_look_alone(photos, tmp_path, monkeypatch):
+    torn = photos / "beech" / "0.png"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    fails = ("--open", "nobody")  # once all images have been looked at
+    assert run(photos, tmp_path / "set", "--quick", *fails) == 1
+    assert run(photos, tmp_path / "set") == 0  # and this one decodes them
+    assert "beech/0.png" in (tmp_path / "set" / "left_out.csv").read_text()
+    torn.write_bytes(whole)
+
+    def broken(content):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(content, "_sha256", broken)
+        assert run(photos, tmp_path / "again", *fails) == 1
+    assert run(photos, tmp_path / "again") == 0
+    assert not (tmp_path / "again" / "left_out.csv").exists()
 
 
 def test_names_that_are_the_same_number_are_in_one_order(tmp_path):

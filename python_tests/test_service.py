@@ -142,6 +142,7 @@ def lying(shape: str) -> bytes:
         ({"json": {"embeddings": ["a"]}}, 'expected JSON {"embeddings"'),
         ({"json": [[1.0]]}, 'expected JSON {"embeddings"'),
         ({"content": b"[" * 100_000}, 'expected JSON {"embeddings"'),
+        ({"content": b'{"embeddings": [[1%s]]}' % (b"0" * 400)}, 'expected JSON {"embeddings"'),
         ({"content": b'{"embeddings": [[1'}, 'expected JSON {"embeddings"'),
         ({"content": b""}, "expected an image or features"),
         ({"data": {"a": "b"}, "files": {}}, None),
@@ -165,8 +166,9 @@ def test_limits_of_a_request(client, embedded):
     assert reply.status_code == 200 and len(reply.json()["answers"]) == 8
     reply = embedded[1].post("/predict", content=npy(np.ones((256 * 64 + 1, WIDTH), np.float32)))
     assert reply.status_code == 413 and "16,384 rows" in reply.json()["error"]
-    form = {"content-type": "multipart/form-data"}
-    assert client.post("/predict", content=b"--x", headers=form).status_code == 400
+    for form in ("multipart/form-data", "Multipart/Form-Data; boundary=x"):
+        reply = client.post("/predict", content=b"--x", headers={"content-type": form})
+        assert reply.status_code == 400 and "image[0]" not in reply.text
 
 
 def test_addresses_that_are_none(client):

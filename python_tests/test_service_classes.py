@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 from served import TOKEN, npy, serving, until
@@ -12,6 +13,7 @@ import oltr_ext
 from oltr_ext.cli import main
 from oltr_ext.engine.lock import locked
 from oltr_ext.service import classes as changes
+from oltr_ext.service.model import Watched
 
 MAY = {"authorization": f"Bearer {TOKEN}"}
 
@@ -101,6 +103,26 @@ def test_nothing_changes_unless_all_is_right(service, run, data, monkeypatch):
     assert reply.status_code == 500 and str(run) not in reply.text
     assert (run / "model.safetensors").read_bytes() == blob and names(client) == before
     assert client.post("/classes?name=a", files=form(data), headers=MAY).status_code == 200
+
+
+def test_a_change_that_was_made_is_answered_whatever_comes_after(run, data, monkeypatch):
+    with serving(run, token=TOKEN, seconds=0.5) as (client, service):
+        read, failing = Watched.read, []
+
+        def slow_and_once_not(watched):
+            if len(failing) == 1:  # to be served, after it was written
+                failing.append(1)
+                raise OSError(24, "Too many open files")
+            if not failing:
+                failing.append(1)
+                time.sleep(0.8)
+            return read(watched)
+
+        monkeypatch.setattr(Watched, "read", slow_and_once_not)
+        reply = client.post("/classes?name=late", files=form(data), headers=MAY)
+        assert reply.status_code == 200 and reply.json()["name"] == "late"
+        until(lambda: "late" in names(client))
+        assert len(failing) == 2 and service.watched.served.trained.names[-1] == "late"
 
 
 def test_what_others_write_is_served(service, run, data):

@@ -182,7 +182,8 @@ def test_room_is_given_back():
 
 
 @pytest.mark.parametrize(
-    "values", [{"body": 0}, {"seconds": float("nan")}, {"queue": 3}, {"held": 5}]
+    "values",
+    [{"body": 0}, {"seconds": float("nan")}, {"seconds": float("inf")}, {"queue": 3}, {"held": 5}],
 )
 def test_limits_that_do_not_hold(values):
     with pytest.raises(ValueError, match=f"limits.{next(iter(values))}: expected "):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import random
+import shutil
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import COUNTS, config, same_run, stop_after
 
@@ -18,7 +20,7 @@ from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.splits import load_splits
-from oltr_ext.engine.train import TrainingError, train
+from oltr_ext.engine.train import OtherRunError, TrainingError, train
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.serve.trained import load_trained
 
@@ -188,6 +190,36 @@ def test_weights_that_are_not_finite_are_never_written(data, tmp_path, monkeypat
     with pytest.raises(TrainingError, match=r"backbone\.\S+ is no longer finite after step 3"):
         train(make_config(config(data)), tmp_path)
     assert checkpoint.load_latest(tmp_path)[1]["state"]["step"] == 2
+
+
+def test_a_folder_of_others_is_not_written_over(data, finished, tmp_path):
+    given = make_config(config(data))
+    (tmp_path / "theirs").mkdir()
+    save_file({"resnet.weight": torch.zeros(2)}, tmp_path / "theirs/model.safetensors")
+    (tmp_path / "logged").mkdir()
+    (tmp_path / "logged/log.csv").write_text("day,weather\n")
+    for name, message in (
+        ("theirs", "model.safetensors is not a checkpoint of oltr_ext: choose another folder"),
+        ("logged", "log.csv is no log of a run: choose another folder"),
+    ):
+        before = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        for resume in (True, False):
+            with pytest.raises(ValueError, match=message):
+                train(given, tmp_path / name, resume=resume)
+        after = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name != ".lock"}
+        assert after == before
+    run = shutil.copytree(finished, tmp_path / "run")
+    for name in ("last", "previous"):  # as one does to save room
+        (run / f"{name}.safetensors").unlink()
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(OtherRunError, match="holds a run with seed = 0, and this one asks for 1"):
+        train(make_config({**config(data), "seed": 1}), run)
+    assert (run / "model.safetensors").read_bytes() == before
+    (run / "tensorboard/mine.txt").write_text("kept")
+    train(make_config({**config(data), "seed": 1}), run, resume=False)
+    assert (run / "model.safetensors").read_bytes() != before
+    assert (run / "tensorboard/mine.txt").read_text() == "kept"
+    assert len(list((run / "tensorboard").iterdir())) == 2
 
 
 @pytest.mark.parametrize("at", [0, 2])

@@ -10,11 +10,12 @@ import timm
 import torch
 from nets import FAMILIES, drawn, saved, shaken
 from test_backbones_whole import pixels, values
-from tiny import same_run, stop_after
+from tiny import arrays, same_run, stop_after
 from torch import nn
 
 from oltr_ext.cli import main
 from oltr_ext.config.loading import ConfigError, make_config
+from oltr_ext.data import write_embeddings
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.build import build_model
 from oltr_ext.engine.splits import load_splits, make_loader
@@ -208,6 +209,11 @@ def test_kept_features_are_made_once_and_are_the_backbones(weights, data, tmp_pa
     train(make_config(given), tmp_path / "run", resume=False)  # of other weights, made anew
     assert len(made) == 10
     assert not np.allclose(rows, np.load(tmp_path / "run/features/val_features.npy"))
+    write_embeddings(tmp_path / "mine/features", arrays(), source={"made": "by hand"})
+    before = {p.name: p.read_bytes() for p in (tmp_path / "mine/features").iterdir()}
+    with pytest.raises(ValueError, match="mine/features holds other embeddings; choose another"):
+        train(make_config(given), tmp_path / "mine")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "mine/features").iterdir()} == before
 
 
 def test_what_does_not_go_together_is_told(weights, data, tmp_path, monkeypatch):

@@ -30,10 +30,18 @@ from oltr_ext.data.embeddings import (
     read_manifest,
 )
 
-__all__ = ["FeatureStream", "write_embeddings"]
+__all__ = ["FeatureStream", "OtherEmbeddingsError", "write_embeddings"]
 
 DTYPES = ("float32", "float16")
 CHUNK = 4096  # rows of an array copied at a time
+
+
+class OtherEmbeddingsError(ValueError):
+    """A folder holds, or began to hold, other embeddings; their `source`, if they say one."""
+
+    def __init__(self, message: str, source: Mapping[str, Any] | None) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,8 @@ def write_embeddings(
 
     Raises:
         ValueError: splits, shapes, labels or names that do not fit; a feature that is not finite
-            in `dtype`; a folder that holds other embeddings, or features without a manifest.
+            in `dtype`; a folder that holds other embeddings (`OtherEmbeddingsError`), or features
+            without a manifest.
     """
     if not set(NEEDED) <= set(splits) <= set(SPLITS):
         raise ValueError(
@@ -193,14 +202,16 @@ def _same(path: Path, manifest: Manifest) -> bool:
     if manifest.source is None and path.name == PARTIAL:
         return False  # cannot tell whose it is: begin again
     old = read_manifest(path)
+    said = old.source
     for part in old.splits.values():
         part.features_crc32 = None
     if manifest.source is not None and old.source is not None:
         old.source = {**manifest.source, **old.source}
     if manifest.source is None or old != manifest:
         state = "holds" if path.name == MANIFEST else "holds the unfinished writing of"
-        raise ValueError(
-            f"{path.parent} {state} other embeddings; choose another folder, or remove it"
+        raise OtherEmbeddingsError(
+            f"{path.parent} {state} other embeddings; choose another folder, or remove it",
+            said,
         )
     return True
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from oltr_ext.data.decode import image_endings
 from oltr_ext.desk.answers import Answers, Change, held, unheld
-from oltr_ext.desk.folder import Contents, Folder
+from oltr_ext.desk.folder import THUMBS, Contents, Folder
 from oltr_ext.desk.meaning import Conflict, meaning, placed, version_of
 from oltr_ext.desk.state import Event, Refused, replay
 from oltr_ext.desk.store import Store
@@ -28,7 +28,7 @@ from oltr_ext.serve.trained import Trained
 
 __all__ = ["FILE", "Desk", "Progress"]
 
-FILE, THUMBS = "desk.sqlite", "thumbs"
+FILE = "desk.sqlite"
 WAIT = 5.0
 """Seconds to wait for another process that changes the classes of the run."""
 
@@ -314,7 +314,6 @@ class Desk:
         elif now != digest:
             self._outside([])
         self.store.written = self.log.version
-        self._file = self._signature()
 
     def _answers(self) -> Answers:
         assert self.answers is not None

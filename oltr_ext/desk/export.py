@@ -10,7 +10,11 @@ from pathlib import Path
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.state import JUNK
 
-__all__ = ["export", "lists", "zipped"]
+__all__ = ["check_free", "export", "lists", "zipped"]
+
+NAMES, LEFT_OUT = ("train.txt", "names.txt", "junk.txt"), "left_out.txt"
+MARK = ".oltr_desk_export"
+"""Beside lists that an export wrote."""
 
 
 def lists(desk: Desk) -> dict[str, bytes]:
@@ -43,7 +47,7 @@ def lists(desk: Desk) -> dict[str, bytes]:
         odd += [path for path in part if path not in fit]
         found[file] = "".join(f"{path} {fit[path]}\n" for path in sorted(fit)).encode()
     if odd:
-        found["left_out.txt"] = "".join(f"{path!r}\n" for path in sorted(odd)).encode()
+        found[LEFT_OUT] = "".join(f"{path!r}\n" for path in sorted(odd)).encode()
     return found
 
 
@@ -57,15 +61,31 @@ def _fits(path: str) -> bool:
 
 
 def export(desk: Desk, out: Path) -> list[Path]:
-    """Write the lists into a folder, each whole; their paths."""
+    """Write the lists into a folder, each whole, over those of an earlier export; their paths.
+
+    Raises:
+        ValueError: lists that no export wrote.
+    """
+    check_free(out)
     found, written = lists(desk), []
     out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+    (out / LEFT_OUT).unlink(missing_ok=True)
     for name, held in found.items():
         partial = out / f".{name}.tmp"
         partial.write_bytes(held)
         os.replace(partial, out / name)
         written.append(out / name)
     return written
+
+
+def check_free(out: Path) -> None:
+    """Raises ValueError where `export` would write over lists of somebody's."""
+    for name in (*NAMES, LEFT_OUT):
+        if (out / name).exists() and not (out / MARK).exists():
+            raise ValueError(
+                f"{out / name} is there, and is not of an earlier export: choose another folder"
+            )
 
 
 def zipped(desk: Desk) -> bytes:

@@ -11,10 +11,16 @@ from io import BufferedReader
 from pathlib import Path
 
 from oltr_ext.desk.store import KnownFile
+from oltr_ext.serve.discover_parts import FOLDER as PARTS
 
 __all__ = ["Contents", "Folder", "NotThereError"]
 
 CHUNK = 1 << 20
+
+
+THUMBS = "thumbs"
+MADE = (THUMBS, PARTS)
+"""Folders of images and features that a desk makes."""
 
 
 class NotThereError(ValueError):
@@ -50,7 +56,10 @@ class Folder:
         if not root.is_dir():
             raise FileNotFoundError(f"desk: no folder {root}")
         self.root = root.resolve()
-        self._without = None if without is None else str(without.resolve())
+        made = None if without is None else str(without.resolve())
+        self._without = {made}
+        if made == str(self.root):  # then of what lies in it, what a desk makes
+            self._without = {os.path.join(made, name) for name in MADE}
 
     def read(
         self,
@@ -97,7 +106,7 @@ class Folder:
             folders[:] = sorted(
                 name
                 for name in folders
-                if not name.startswith(".") and os.path.join(folder, name) != self._without
+                if not name.startswith(".") and os.path.join(folder, name) not in self._without
             )
             for name in sorted(files):
                 if not name.startswith(".") and Path(name).suffix.lower() in endings:

@@ -13,7 +13,7 @@ from pathlib import Path
 from oltr_ext.desk import PORT
 from oltr_ext.desk.app import make_app
 from oltr_ext.desk.desk import Desk
-from oltr_ext.desk.export import export
+from oltr_ext.desk.export import check_free, export
 from oltr_ext.desk.folder import Folder
 from oltr_ext.engine.lock import locked
 from oltr_ext.serve.trained import Trained, load_trained
@@ -91,8 +91,10 @@ def export_decisions(
     """Write what was decided as lists into a folder, see `export`; their paths.
 
     Raises:
-        BusyError: a desk is open, whose page exports too. Else as `run_desk`.
+        BusyError: a desk is open, whose page exports too. ValueError: `to` holds other lists. Else
+            as `run_desk`.
     """
+    check_free(to)  # before all images are read
     with (
         _held(run, folder, out, device, lambda _: None) as held,
         closing(Desk(*held, nearest=nearest)) as desk,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -57,6 +58,7 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "build_sampler",
+    "callers_state",
     "class_frequencies",
     "lr_factor",
     "memory_format",
@@ -74,15 +76,32 @@ DTYPE = torch.float32
 """Of all that is built and drawn here, whatever torch's default is."""
 
 
+class _Own:
+    """Blocks of `own_dtype` that are under way, in all threads."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, DTYPE
+
+
+_OWN = _Own()
+
+
 @contextmanager
 def own_dtype() -> Iterator[None]:
-    """`DTYPE` is torch's default for the block, which layers and random draws go by."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPE)
+    """`DTYPE` is torch's default for the block, which layers and random draws go by. It is one for
+    all threads: the first that comes remembers the user's, the last that leaves brings it back."""
+    with _OWN.lock:
+        if _OWN.blocks == 0:
+            _OWN.before = torch.get_default_dtype()
+        _OWN.blocks += 1
+        torch.set_default_dtype(DTYPE)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        with _OWN.lock:
+            _OWN.blocks -= 1
+            if _OWN.blocks == 0:
+                torch.set_default_dtype(_OWN.before)
 
 
 @contextmanager
@@ -91,6 +110,22 @@ def own_defaults() -> Iterator[None]:
     cpu = torch.device("cpu")
     with own_dtype(), nullcontext() if torch.get_default_device() == cpu else cpu:
         yield
+
+
+@contextmanager
+def callers_state() -> Iterator[None]:
+    """Random generators, threads and cuDNN's choices are after the block what they were before."""
+    numbers, python, threads = np.random.get_state(), random.getstate(), torch.get_num_threads()
+    chosen = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        np.random.set_state(numbers)
+        random.setstate(python)
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = chosen
 
 
 def wants_of(config: Config) -> Wants | None:

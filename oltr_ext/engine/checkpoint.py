@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from oltr_ext.engine.tensorfile import TensorFile, checksum, write
 
 __all__ = [
     "CheckpointError",
+    "OtherMakeError",
     "State",
     "clear",
     "fingerprint",
@@ -84,6 +84,10 @@ class State:
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or not ours; the message names the file."""
+
+
+class OtherMakeError(CheckpointError):
+    """A file that is whole, and no checkpoint of this version."""
 
 
 def save(
@@ -158,10 +162,11 @@ def opened(path: str | Path, *, alone: bool = False) -> Opened:
                 file, crc, text = _parsed(path)
                 header = _header(text, crc, file)
         except CheckpointError as error:
-            problem = str(error)
+            problem = f"{type(error).__name__}:{error}"
     problem = problem if alone else from_lead(problem)
     if problem:
-        raise CheckpointError(problem)
+        kind, _, message = problem.partition(":")
+        raise (OtherMakeError if kind == OtherMakeError.__name__ else CheckpointError)(message)
     if not alone and not distributed.lead():
         with _told(path):
             file, _, text = _parsed(path)
@@ -177,7 +182,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path} {error}") from None
+        raise type(error)(f"{path} {error}") from None
     except DAMAGED as error:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
 
@@ -186,7 +191,7 @@ def _parsed(path: Path) -> tuple[TensorFile, str, str]:
     """A file, its checksum in words and what that begins with."""
     file = TensorFile(path)
     if KEY not in file.metadata:
-        raise CheckpointError("is not a checkpoint of oltr_ext")
+        raise OtherMakeError("is not a checkpoint of oltr_ext")
     crc, _, text = file.metadata[KEY].partition(" ")
     return file, crc, text
 
@@ -197,7 +202,7 @@ def _header(text: str, crc: str, tensors: Mapping[str, Tensor]) -> dict[str, Any
         raise CheckpointError("is damaged: its checksum does not match")
     header: dict[str, Any] = json.loads(text)
     if header.pop("format") != FORMAT:
-        raise CheckpointError("was written by another version of oltr_ext")
+        raise OtherMakeError("was written by another version of oltr_ext")
     return header
 
 
@@ -253,19 +258,22 @@ def save_last(folder: str | Path, tensors: Mapping[str, Tensor], header: Mapping
 def load_latest(folder: str | Path) -> Latest | None:
     """The newest good state in a folder, or None where there is none; see `opened`.
 
-    A damaged file is set aside as `<name>.damaged`, so that it can never displace a good one.
+    A damaged file is set aside as `<name>.damaged`, so that it can never displace a good one; one
+    of another make stays where it is.
 
     Returns:
         tensors, header, and a line for each newer file that had to be passed over.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged.
+        CheckpointError: there are checkpoints, and all of them are damaged; one of another make.
     """
     there = [name for name in (LAST, PREVIOUS) if (Path(folder) / name).exists()]
     problems: list[str] = []
     for path in (Path(folder) / name for name in from_lead(" ".join(there)).split()):
         try:
             return (*opened(path), problems)
+        except OtherMakeError:
+            raise
         except CheckpointError as error:
             if distributed.lead():
                 os.replace(path, path.with_name(f"{path.name}.damaged"))
@@ -320,7 +328,11 @@ def clear(run: Path) -> None:
         for file in (name, f"{name}.damaged", f".{name}.tmp"):
             (run / file).unlink(missing_ok=True)
     (run / LOG).unlink(missing_ok=True)
-    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    board = run / "tensorboard"
+    for events in board.glob("events.out.tfevents.*"):
+        events.unlink()
+    if board.is_dir() and not any(board.iterdir()):
+        board.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from oltr_ext.config.schema import Config, CrossEntropy, LearningRates, MemoryStage, Stage1
 from oltr_ext.data import FeatureStream, ImageList, read_embeddings, write_embeddings
-from oltr_ext.data.embeddings import MANIFEST, PARTIAL
+from oltr_ext.data.embedding_writer import OtherEmbeddingsError
+from oltr_ext.data.embeddings import MANIFEST, PARTIAL, SPLITS
 from oltr_ext.engine import distributed
 from oltr_ext.engine.evaluate import BATCH, stream
 from oltr_ext.engine.preflight import FREE
@@ -26,6 +27,7 @@ from oltr_ext.nn import LinearHead
 __all__ = ["on_features", "source_of", "write_features"]
 
 FOLDER = "features"  # of a run
+KEPT = {"kept_by": "model.tune: nothing"}  # in the source of what may be made anew there
 
 
 def source_of(
@@ -135,9 +137,15 @@ def on_features(
         if isinstance(images, ImageList):
             images.max_bad = 0  # a row is made for each image, or none
     say(f"model.tune: nothing: features are kept in {folder}, of images as they are")
+    source |= KEPT
     try:
         write_features(bare, splits, folder, device, source)
-    except ValueError:  # of other weights or other images, or a file that cannot be read
+    except OtherEmbeddingsError as error:  # of other weights or other images
+        if not KEPT.items() <= (error.source or {}).items():
+            raise
+        for part in SPLITS:
+            for what in ("features", "labels"):
+                (folder / f"{part}_{what}.npy").unlink(missing_ok=True)
         for name in (MANIFEST, PARTIAL):
             (folder / name).unlink(missing_ok=True)
         write_features(bare, splits, folder, device, source)

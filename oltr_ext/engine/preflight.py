@@ -18,6 +18,7 @@ from oltr_ext.config.schema import Config, FitStage
 from oltr_ext.engine import checkpoint, enrolment
 from oltr_ext.engine.build import model_shape, prior_power
 from oltr_ext.engine.fingerprint import what_changed
+from oltr_ext.engine.pieces import from_lead
 from oltr_ext.engine.settle import expectation, found_share, settled_by, share_of
 from oltr_ext.engine.splits import Splits
 from oltr_ext.metrics import fitting_bounds, shot_groups
@@ -25,6 +26,7 @@ from oltr_ext.metrics import fitting_bounds, shot_groups
 __all__ = [
     "AFTER_STAGE_1",
     "OtherRunError",
+    "check_folder",
     "check_origin",
     "check_same_run",
     "check_stage_1",
@@ -39,6 +41,9 @@ FREE |= {"distributed.classes", "distributed.timeout"}
 
 AFTERWARDS = {"test_prior", "open_set"}
 """Groups and keys that act once a model is trained, on what it answers."""
+
+HEAD = b"stage,epoch,step,"
+"""What the log of a run begins with."""
 
 AFTER_STAGE_1 = {"stage2", "log_every", *AFTERWARDS}
 """Groups and keys that do not change what stage 1 learns."""
@@ -206,6 +211,30 @@ def check_same_run(
     for label, (there, here) in enumerate(names):
         if there != here:
             raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
+
+
+def check_folder(
+    out: Path, config: Config, splits: Splits, *, fresh: bool, say: Callable[[str], None]
+) -> None:
+    """Before a run begins where there is none to go on from: see that it writes over nothing but
+    what a run has left, and without `fresh` over no model but its own. Every process calls it.
+
+    Raises:
+        ValueError: a model or log of another make. OtherRunError: a finished run of another
+            configuration or other data.
+    """
+    log = out / checkpoint.LOG
+    begins = log.read_bytes()[: len(HEAD)] if log.is_file() else b""
+    if from_lead("" if begins in (b"", HEAD) else "other"):
+        raise ValueError(f"{log} is no log of a run: choose another folder")
+    try:
+        header = checkpoint.opened(out / checkpoint.MODEL)[1]
+    except checkpoint.OtherMakeError as error:
+        raise ValueError(f"{error}: choose another folder") from None
+    except checkpoint.CheckpointError:  # there is none, or none that could be read
+        return
+    if not fresh:
+        check_same_run(out, header, config, splits, AFTERWARDS, say=say)
 
 
 def chosen_by_prior(config: Config) -> str:

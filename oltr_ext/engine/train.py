@@ -33,6 +33,7 @@ from oltr_ext.engine.batchnorm import synchronise
 from oltr_ext.engine.build import (
     build_optimizer,
     build_sampler,
+    callers_state,
     lr_factor,
     memory_format,
     model_shape,
@@ -61,6 +62,7 @@ __all__ = ["OtherRunError", "TrainingError", "train"]
 Say = Callable[[str], None]
 
 
+@callers_state()
 @own_defaults()
 def train(
     config: Config,
@@ -89,8 +91,8 @@ def train(
 
     Raises:
         ValueError: data, configuration and number of processes do not fit; `out` or `stage1`
-            holds another run, `out` enrolled classes and training begins afresh; an image cannot be
-            read, beyond `data.max_bad_images`.
+            holds another run, `out` a model or log of another make, or enrolled classes and
+            training begins afresh; an image cannot be read, beyond `data.max_bad_images`.
         BusyError: another process works in `out`.
         TrainingError: the loss is no longer finite.
     """
@@ -124,6 +126,7 @@ class _Run:
         if found is not None:
             self.restore(found, stage1)
             return
+        preflight.check_folder(out, self.config, splits, fresh=not resume, say=say)
         enrolment.check_nothing_lost(out / checkpoint.MODEL)
         say(preflight.outline(self.config, splits, self.device, self.asked_epochs))
         if stage1 is not None:

@@ -129,10 +129,10 @@ def enroll(
     before = _answers(trained, features)
     means = torch.stack([features[mine].mean(dim=0) for mine in rows.values()])
     nearest = _nearest(trained, means)
-    head = trained.model.head
+    head, source = trained.model.head, _source(trained, joins=True)
     ids = head.enroll(features, list(names)).tolist()
     id_of = dict(zip(rows, ids, strict=True))
-    _changed(trained, features, [id_of[name] for name in names])
+    _changed(trained, source, features, [id_of[name] for name in names])
     after = _answers(trained, features)
     return [
         Enrolled(
@@ -154,8 +154,9 @@ def rename(trained: Trained, old: str, new: str) -> None:
     Raises:
         ValueError: no such class, or a name that is none or another class's.
     """
-    trained.model.head.rename(_id_of(trained.roster, old), new)
-    _changed(trained)
+    id, source = _id_of(trained.roster, old), _source(trained)
+    trained.model.head.rename(id, new)
+    _changed(trained, source)
 
 
 @own_defaults()
@@ -166,8 +167,10 @@ def remove(trained: Trained, names: Sequence[str]) -> None:
         ValueError: no such class, or all of them; a head that cannot let classes go. Nothing
             changes.
     """
-    trained.model.head.remove([_id_of(trained.roster, name) for name in names])
-    _changed(trained)
+    ids = [_id_of(trained.roster, name) for name in names]
+    source = _source(trained, gone=ids)
+    trained.model.head.remove(ids)
+    _changed(trained, source)
 
 
 def undo(trained: Trained) -> None:
@@ -321,15 +324,31 @@ def _target(trained: Trained) -> Path:
     return path
 
 
-def _changed(trained: Trained, features: Tensor | None = None, ids: Sequence[int] = ()) -> None:
+def _source(
+    trained: Trained, *, joins: bool = False, gone: Sequence[int] = ()
+) -> checkpoint.Contents | None:
+    """The trained classes, where the change to come leaves one that joined beside one that is gone:
+    they then stand as the file is read, which has to be read before anything changes."""
+    roster = trained.roster
+    without = {*roster.removed, *gone}
+    stay = joins or any(id >= roster.num_trained and id not in without for id in roster.living)
+    if not stay or all(id >= roster.num_trained for id in without):
+        return None
+    tensors, header = checkpoint.load(trained.path)
+    _check_same_model(trained, header)
+    return tensors, header
+
+
+def _changed(
+    trained: Trained,
+    source: checkpoint.Contents | None,
+    features: Tensor | None = None,
+    ids: Sequence[int] = (),
+) -> None:
     """Keep what has happened to the head."""
     trained.enrolment = trained.enrolment.after(trained.roster, features, ids)
-    roster = trained.roster
-    if trained.enrolment.joined and any(id < roster.num_trained for id in roster.removed):
-        # who joined beside a class that is gone by now or before: as the file is read
-        tensors, header = checkpoint.load(trained.path)
-        _check_same_model(trained, header)
-        _take_up(trained, trained.enrolment, tensors, header)
+    if source is not None:
+        _take_up(trained, trained.enrolment, *source)
     trained.threshold = {**trained.threshold, "value": float(trained.model.head.threshold)}
 
 

@@ -235,17 +235,9 @@ class Service:
         with self.room.seat() as seat:
             body = await read_body(request, self.limits, seat)
             images, rows = await self._good(self._given, served, body)
-            change = partial(
-                changes.enrolled,
-                self.watched,
-                served,
-                name,
-                images,
-                rows,
-                more=_flag(request, "more"),
-                dry=_flag(request, "dry_run"),
-            )
-            found = await asyncio.shield(self._in(self.writer, change))
+            dry = _flag(request, "dry_run")
+            join = partial(changes.enrolled, more=_flag(request, "more"), dry=dry)
+            found = await self._changed(join, self.watched, served, name, images, rows)
         if not found["dry_run"]:
             log.info("%r was enrolled from %d images", name, found["images"])
         return JSONResponse(found)
@@ -260,14 +252,19 @@ class Service:
 
     async def remove(self, request: Request) -> Response:
         self._may(request)
-        work = partial(changes.removed, self.watched, request.path_params["name"])
-        await asyncio.shield(self._in(self.writer, work))
+        await self._changed(changes.removed, self.watched, request.path_params["name"])
         return await self.classes(request)
 
     async def undo(self, request: Request) -> Response:
         self._may(request)
-        await asyncio.shield(self._in(self.writer, changes.undone, self.watched))
+        await self._changed(changes.undone, self.watched)
         return await self.classes(request)
+
+    async def _changed(self, change: Callable[..., Any], *args: Any) -> Any:
+        """It is carried out, however long it takes and whoever hangs up, and answered: who is told
+        to ask again would change it twice."""
+        with anyio.CancelScope(shield=True):
+            return await asyncio.shield(self._in(self.writer, change, *args))
 
     def _may(self, request: Request, *keys: str) -> None:
         if self.token is None:

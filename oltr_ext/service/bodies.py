@@ -51,7 +51,7 @@ async def read_body(request: Request, limits: Limits, seat: Seat) -> Body:
         RefusedError: too large, empty, no multipart, or too many images. FullError: no room.
     """
     chunks = _within(request, limits, seat)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         whole = b"".join([chunk async for chunk in chunks])
         if not whole:
             raise RefusedError(400, "expected an image or features as the body, or files in a form")
@@ -153,7 +153,7 @@ def rows_of(blob: bytes) -> NDArray[Any]:
             if not isinstance(found, dict) or "embeddings" not in found:
                 raise ValueError
             return np.asarray(found["embeddings"], np.float64)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             raise ValueError('expected JSON {"embeddings": [[...], ...]} of numbers') from None
     try:
         file = io.BytesIO(blob)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oltr_ext.engine.build import own_defaults
+from oltr_ext.engine.checkpoint import CheckpointError
 from oltr_ext.engine.lock import BusyError
 from oltr_ext.serve.enroll import ChangedError, Enrolled, editing, enroll, remove, undo
 from oltr_ext.serve.inputs import features_of, rows_features
 from oltr_ext.serve.trained import Trained
 from oltr_ext.service.bodies import RefusedError
 from oltr_ext.service.model import Served, Watched
+
+log = logging.getLogger("oltr_ext.service")
 
 __all__ = ["enrolled", "removed", "undone"]
 
@@ -90,5 +94,8 @@ def _changed(watched: Watched, change: Callable[[Trained], T], *, dry: bool = Fa
         for path in (trained.path.resolve(), trained.path):
             said = said.replace(str(path), "the model")
         raise RefusedError(409, said) from None
-    watched.refresh()
+    try:
+        watched.refresh()
+    except (CheckpointError, OSError) as error:  # it is written; whoever watches the file goes on
+        log.warning("changed, and not read again yet: %s", error)
     return found

@@ -184,9 +184,12 @@ class Watched:
             return False
         try:
             served = Served(self.read())
-        finally:
-            self._mark = mark  # a file that cannot be read is tried again once it has changed
-        self.served = served
+        except OSError:  # of the moment, such as too many open files: it is tried again
+            raise
+        except BaseException:
+            self._mark = mark  # what is wrong with the file stays until it has changed
+            raise
+        self.served, self._mark = served, mark
         return True
 
     def _stat(self) -> tuple[int, ...] | None:

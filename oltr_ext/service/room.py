@@ -31,7 +31,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not 0 < value < float("inf"):
                 raise ValueError(f"limits.{name}: expected a positive number, got {value}")
         if self.queue < self.images:
             raise ValueError(

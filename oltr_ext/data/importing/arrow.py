@@ -158,7 +158,7 @@ def _class_names(schema: Any, features: dict[str, Any], column: str) -> list[str
 
 
 def _label(value: Any, names: list[str] | None, row: str) -> str | None:
-    if value is None or value == -1:
+    if value is None or value == -1 or value != value:  # NaN
         return None
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):

@@ -56,7 +56,8 @@ def read_coco(
             if len(own) > 1:
                 notes.add("images of several categories", name)
                 continue
-            label = names.get(next(iter(own)), str(next(iter(own)))) if own else None
+            category = next(iter(own), None)
+            label = None if category is None else names.get(category, str(category))
             told = {what: image.get(key) for what, key in wanted.items() if key is not None}
             yield Record(
                 name,

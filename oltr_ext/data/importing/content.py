@@ -40,6 +40,7 @@ class Look:
     suffix: str = ""
     pixels: int = 0
     problem: str | None = None
+    whole: bool = True  # not its head alone
 
 
 def look_at(content: Path | bytes, *, decode: bool = True) -> Look:
@@ -49,7 +50,7 @@ def look_at(content: Path | bytes, *, decode: bool = True) -> Look:
             content = content.read_bytes()
         digest = _sha256(content)
     except OSError as error:
-        return Look("", problem=error.strerror or type(error).__name__)
+        return _unread(error)
     source = content if isinstance(content, Path) else io.BytesIO(content)
     suffix, pixels = "", 0
     try:
@@ -64,9 +65,16 @@ def look_at(content: Path | bytes, *, decode: bool = True) -> Look:
     except ImageError as error:
         return Look(digest, suffix, pixels, str(error))
     except Exception as error:  # each format's reader raises its own
+        if isinstance(error, OSError) and error.errno:  # of the system, not of the image
+            return _unread(error)
         text = " ".join(str(error).split()) or type(error).__name__
         return Look(digest, suffix, pixels, text)
-    return Look(digest, suffix, pixels)
+    return Look(digest, suffix, pixels, whole=decode)
+
+
+def _unread(error: OSError) -> Look:
+    """Without a hash: another time it may be read."""
+    return Look("", problem=error.strerror or type(error).__name__)
 
 
 def _sha256(content: Path | bytes) -> str:
@@ -126,8 +134,8 @@ class Seen:
                 continue
 
     def add(self, key: str, look: Look) -> None:
-        if self.known.get(key) != look:
-            values = (look.sha256, look.suffix, look.pixels, look.problem)
+        if look.sha256 and self.known.get(key) != look:
+            values = (look.sha256, look.suffix, look.pixels, look.problem, look.whole)
             self.new.append(json.dumps([key, *values]))
 
     def flush(self) -> None:

@@ -146,7 +146,9 @@ def _looked_at(
         content = record.content
         if isinstance(content, Path):
             key = key_of(content)
-            look = seen.known.get(key or "") or look_at(content, decode=plan.decode)
+            look = seen.known.get(key or "")
+            if look is None or (plan.decode and not look.whole):
+                look = look_at(content, decode=plan.decode)
             path = _relative(content, base)
             if look.problem is None and not _listable(path):
                 data = content.read_bytes()
