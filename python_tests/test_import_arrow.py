@@ -9,6 +9,7 @@ import pytest
 from photos import encoded, listed, put, tree
 
 from oltr_ext.cli import main
+from oltr_ext.data.importing.arrow import _label
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
@@ -110,6 +111,10 @@ def test_plain_bytes_paths_and_labels(tmp_path, capsys):
     pq.write_table(table, tmp_path / "p.parquet")
     assert run(tmp_path / "paths", tmp_path / "p.parquet", "--test", 0) == 1
     assert "no class can spare a validation image" in capsys.readouterr().err
+
+
+def test_what_is_no_label():
+    assert {_label(no, NAMES, "row") for no in (None, -1, float("nan"))} == {None}
 
 
 def test_what_breaks_off(tmp_path, capsys):

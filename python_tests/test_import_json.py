@@ -54,13 +54,14 @@ def test_annotations_that_are_not_one(tmp_path, capsys):
     whole = inat(tmp_path, "a.json", [(n % 2, 0) for n in range(12)])
     whole["annotations"] += [{"image_id": 0, "category_id": 0}, {"image_id": 1, "category_id": 0}]
     whole["annotations"] = [a for a in whole["annotations"] if a["image_id"] != 2]
+    next(a for a in whole["annotations"] if a["image_id"] == 3)["category_id"] = None
     del whole["categories"]
     (tmp_path / "a.json").write_text(json.dumps(whole))
     assert run(tmp_path / "set", tmp_path / "a.json") == 0
     said = capsys.readouterr().out
-    assert "10 images of 2 known classes" in said
+    assert "9 images of 2 known classes" in said
     assert "images of several categories: 1 (train_val2018/1/1.jpg)" in said
-    assert "without a class: 1 (train_val2018/0/2.jpg)" in said
+    assert "without a class: 2 (train_val2018/0/2.jpg" in said
     assert (tmp_path / "set" / "names.txt").read_text() == "0\n1\n"
 
 
