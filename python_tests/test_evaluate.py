@@ -169,12 +169,12 @@ def test_auto_takes_the_score_that_tells_validation_strangers_best():
 
 def test_the_nearest_class_is_told_from_one_as_near(run):
     """Far from the origin, where the products of a quick distance cancel."""
-    trained = load_trained(run / "oltr", device="cpu")
-    centroids = trained.model.head.memory.centroids
+    head = load_trained(run / "oltr", device="cpu").model.head
+    centroids = head.memory.centroids
     steps = torch.tensor([0.03, 0.01, 0.02, 0.04])
     with torch.no_grad():
         centroids.fill_(100.0)[:, 0] += steps
-    order, value = nearest_classes(trained, torch.full((32, 256), 100.0), torch.zeros(32, 4), 3)
+    order, value = nearest_classes(head, torch.full((32, 256), 100.0), torch.zeros(32, 4), 3)
     assert order == [[1, 2, 0]] * 32
     np.testing.assert_allclose(value, [[0.01, 0.02, 0.03]] * 32, rtol=1e-3)
 

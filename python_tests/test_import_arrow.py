@@ -141,7 +141,7 @@ def test_errors(tmp_path, capsys, monkeypatch):
         ((tmp_path / "t.parquet", "--label-column", "kind"),
          "no column kind; there are image, label, obs: say which by --label-column"),
         ((tmp_path / "t.parquet", "--image-column", "label"), "column label holds int; expected"),
-        ((tmp_path / "wrong.parquet",), "wrong.parquet[7]: label -2, where there are 3 class"),
+        ((tmp_path / "wrong.parquet",), "wrong.parquet[7]: label -2, where the file has 3 class"),
         ((tmp_path / "gone",), "no file or folder"),
         ((tmp_path / "empty",), "has no file of .parquet or .arrow"),
     ):  # fmt: skip

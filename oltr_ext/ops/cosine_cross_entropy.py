@@ -127,7 +127,7 @@ def cosine_cross_entropy(
             )
         _check.on_device(_OP, "class_prior", class_prior, v)
         log_prior = class_prior.detach().to(accumulator(v.dtype)).log()
-    counted = (target != ignore_index).sum()
+    counted = None
     arguments = (target, log_prior, scale, label_smoothing, ignore_index)
     if isinstance(weight, StreamedBank):
         loss = passes.cosine_cross_entropy(v, weight, *arguments)
@@ -149,5 +149,7 @@ def cosine_cross_entropy(
         loss, counted = call_reference(_OP, reference.cosine_cross_entropy, v, weight, *arguments)
     if reduction == "none":
         return loss
+    if counted is None:
+        counted = (target != ignore_index).sum()
     total = loss.sum()
     return total if reduction == "sum" else total / counted

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from oltr_ext._words import counted
 from oltr_ext.data.importing.coco import Source
 from oltr_ext.data.importing.records import Notes, Record, split_of
 from oltr_ext.data.importing.table import LABELS, column_of
@@ -162,7 +163,8 @@ def _label(value: Any, names: list[str] | None, row: str) -> str | None:
         return None
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
-            raise ValueError(f"{row}: label {value}, where there are {len(names)} class names")
+            there = counted(len(names), "class name")
+            raise ValueError(f"{row}: label {value}, where the file has {there}")
         return names[value]
     return str(value)
 
