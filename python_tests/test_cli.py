@@ -357,7 +357,7 @@ def test_interrupt_is_code_130_and_the_same_command_goes_on(folder):
     assert child.returncode == 130 and "goes on from here" in told and "Traceback" not in told
 
 
-def test_demo_trains_judges_and_runs_again(folder, tmp_path, monkeypatch, capsys):
+def test_demo_trains_judges_and_runs_again(tmp_path, monkeypatch, capsys):
     quick = ["demo", "--out", "demo", "--set", "stage1.epochs=1"]
     done = oltr(*quick, "--methods", "plain", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -382,12 +382,6 @@ def test_demo_trains_judges_and_runs_again(folder, tmp_path, monkeypatch, capsys
     assert main([*quick, "--methods", "plain", "--seed", "1"]) == 0
     assert "starting afresh" in capsys.readouterr().out
     assert (tmp_path / "demo/plain/model.safetensors").read_bytes() != model
-    # a run on other data that happens to be there stays
-    shutil.copytree(folder / "runs/tiny", tmp_path / "mine/plain")
-    kept = (tmp_path / "mine/plain/model.safetensors").read_bytes()
-    assert main(["demo", "--out", "mine", *quick[3:], "--methods", "plain"]) == 1
-    assert "mine/plain holds a run with" in capsys.readouterr().err
-    assert (tmp_path / "mine/plain/model.safetensors").read_bytes() == kept
     # and an icon that was exported to a file is read as the same icon
     index = int(icons.rows("test")[0])
     Image.fromarray(255 - icons.images[index]).save(tmp_path / "icon.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_of_what_a_run_answers(here, finished, monkeypatch):
 
     monkeypatch.setattr(export.torch.export, "save", full)
     fails(here, "export", finished, "--out", "a/b/model.pt2")
+
+
+def test_the_demo_trains_over_nobodys_run(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "plain")
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["demo", "--out", str(tmp_path), "--methods", "plain"]) == 1
+    assert f"{run} holds a run with" in capsys.readouterr().err
+    assert (run / "model.safetensors").read_bytes() == before
 
 
 def test_of_folders_made_for_a_block(tmp_path):
