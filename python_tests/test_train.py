@@ -75,7 +75,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(data, finished, tmp_pat
             while not (tmp_path / "log.csv").exists() and child.is_alive():
                 time.sleep(0.01)
         attempts += 1
-        child.join(0.2 + rng.random() * 0.4 if attempts <= 10 else None)
+        child.join(0.05 + rng.random() * 0.35 if attempts <= 10 else None)
         if child.is_alive():
             child.kill()
             kills += 1

@@ -157,14 +157,13 @@ def fill(head: Head, enrolment: Enrolment) -> None:
     head.roster = Roster(roster)
 
 
-def check_nothing_lost(path: Path) -> None:
-    """Raises ValueError where a model that is about to be trained anew has enrolled classes. Every
-    process calls it."""
-    try:
-        joined = read(*checkpoint.opened(path)).joined
-    except checkpoint.CheckpointError:  # none, or nothing that could be lost
-        return
-    if joined:
+def check_nothing_lost(path: Path, found: checkpoint.Opened) -> None:
+    """Raises ValueError where a model that is about to be trained anew has enrolled classes.
+
+    Args:
+        found: what `checkpoint.opened` gave of it.
+    """
+    if joined := read(*found).joined:
         raise ValueError(
             f"{path} has {spelt(joined)} enrolled, which training afresh would remove: choose "
             f"another folder, move it away, or oltr classes {path.parent} --remove NAME ..."

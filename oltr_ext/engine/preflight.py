@@ -220,21 +220,22 @@ def check_folder(
     what a run has left, and without `fresh` over no model but its own. Every process calls it.
 
     Raises:
-        ValueError: a model or log of another make. OtherRunError: a finished run of another
-            configuration or other data.
+        ValueError: a model or log of another make, or a model with enrolled classes.
+        OtherRunError: a finished run of another configuration or other data.
     """
-    log = out / checkpoint.LOG
+    log, model = out / checkpoint.LOG, out / checkpoint.MODEL
     begins = log.read_bytes()[: len(HEAD)] if log.is_file() else b""
     if from_lead("" if begins in (b"", HEAD) else "other"):
         raise ValueError(f"{log} is no log of a run: choose another folder")
     try:
-        header = checkpoint.opened(out / checkpoint.MODEL)[1]
+        found = checkpoint.opened(model)
     except checkpoint.OtherMakeError as error:
         raise ValueError(f"{error}: choose another folder") from None
     except checkpoint.CheckpointError:  # there is none, or none that could be read
         return
     if not fresh:
-        check_same_run(out, header, config, splits, AFTERWARDS, say=say)
+        check_same_run(out, found[1], config, splits, AFTERWARDS, say=say)
+    enrolment.check_nothing_lost(model, found)
 
 
 def chosen_by_prior(config: Config) -> str:

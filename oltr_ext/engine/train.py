@@ -127,7 +127,6 @@ class _Run:
             self.restore(found, stage1)
             return
         preflight.check_folder(out, self.config, splits, fresh=not resume, say=say)
-        enrolment.check_nothing_lost(out / checkpoint.MODEL)
         say(preflight.outline(self.config, splits, self.device, self.asked_epochs))
         if stage1 is not None:
             self.start_from(stage1)
