@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext._pixels import IMAGENET_MEAN, IMAGENET_STD
 from oltr_ext.config.augment_keys import ListAugment
 from oltr_ext.config.schema import ListData
 from oltr_ext.data.icons import load_icons
-from oltr_ext.data.transforms import MEAN, STD
 from oltr_ext.engine.splits import load_splits, make_loader
 
 DRAWS = 5
@@ -42,7 +42,7 @@ def draws(file: Path, preset: str) -> list[NDArray[np.float32]]:
     (judged, _), *_ = make_loader(splits.plain, [np.zeros(1, np.int64)], 0)
     (seen, _), *_ = make_loader(splits.train, [keys], 0)
     images = np.concatenate([judged.numpy(), seen.numpy()]).transpose(0, 2, 3, 1)
-    return list(np.clip(images * STD + MEAN, 0, 1))
+    return list(np.clip(images * IMAGENET_STD + IMAGENET_MEAN, 0, 1))
 
 
 def draw(out: Path) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oltr_ext.engine.build import own_defaults
+from oltr_ext._defaults import own_defaults
 from oltr_ext.engine.evaluate import Outputs, _pick_score, collect, stream
 from oltr_ext.engine.splits import Splits, load_splits
 from oltr_ext.metrics import open_set_metrics
 from oltr_ext.serve.discover import grouped, known_classes
-from oltr_ext.serve.enroll import unlike
 from oltr_ext.serve.trained import Trained, load_trained
+from oltr_ext.serve.unlike import unlike
 
 DRAWS = 2000
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oltr_ext.engine.build import own_defaults
+from oltr_ext._defaults import own_defaults
 from oltr_ext.engine.evaluate import collect, stream
 from oltr_ext.engine.observed import BY, _drawn, _of_means
 from oltr_ext.engine.splits import load_splits

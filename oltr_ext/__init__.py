@@ -8,11 +8,12 @@ Importing never raises: without a native library the ops run in pure PyTorch and
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oltr_ext import _moved
 from oltr_ext._version import __version__
-from oltr_ext.ops import backend, use_backend
 
 if TYPE_CHECKING:
     from oltr_ext.api import train
@@ -21,14 +22,28 @@ if TYPE_CHECKING:
 
 __all__ = ["OLTRClassifier", "__version__", "backend", "load", "train", "use_backend"]
 
-PARTS = ("config", "data", "engine", "metrics", "nn", "report", "serve")
+PARTS = ("config", "data", "engine", "metrics", "nn", "ops", "report", "serve")
 NAMES = {
     "OLTRClassifier": "oltr_ext.estimator",
+    "backend": "oltr_ext.ops",
     "load": "oltr_ext.serve.model",
     "train": "oltr_ext.api",
+    "use_backend": "oltr_ext.ops",
 }
 
+
+def _is_command() -> bool:
+    """Whether this process is `oltr` or `python -m oltr_ext`."""
+    argv = getattr(sys, "argv", None) or [""]  # not there, or empty, where Python is embedded
+    if argv[0] == "-m":  # until the module is found
+        return sys.orig_argv[-len(argv) :][:1] == ["oltr_ext"]
+    return Path(argv[0]).name == "oltr"
+
+
 _moved.install()
+if not _is_command():  # whose help and errors would wait seconds for torch
+    # exported programs are promised that `import oltr_ext` alone registers the ops
+    from oltr_ext.ops import backend, use_backend
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oltr_ext.config.loading import ConfigError, load_config, make_config
+from oltr_ext.config.loading import ConfigError, config_names, load_config, make_config
 from oltr_ext.config.schema import Config
 from oltr_ext.data.embeddings import MANIFEST
 from oltr_ext.engine.choose import configured
@@ -48,11 +48,13 @@ def train(
     overrides = [
         f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()
     ]
-    if not isinstance(data, Mapping) and Path(data).is_dir():
-        if not (Path(data) / MANIFEST).is_file():
+    folder = None if isinstance(data, Mapping) or str(data) in config_names() else Path(data)
+    if folder is not None and folder.is_dir():
+        if not (folder / MANIFEST).is_file():
+            made = folder / "data.yaml"
             raise ConfigError(
                 f"train: expected a configuration or a folder of embeddings, and {data} has no "
-                f"{MANIFEST}"
+                f"{MANIFEST}{f'; did you mean {made}?' if made.is_file() else ''}"
             )
         overrides.insert(0, f"data.root={json.dumps(str(data))}")
         data = "embeddings"

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from tiny import config
 
+from oltr_ext import _defaults
 from oltr_ext.config.loading import make_config
-from oltr_ext.engine import build, checkpoint
+from oltr_ext.engine import checkpoint
 from oltr_ext.engine.train import _Run
 from oltr_ext.models import OLTRModel
 
@@ -112,7 +113,7 @@ def in_float64():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OLTRModel, "features", lambda self, images: features(self, images.double()))
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        patch.setattr(build, "DTYPE", torch.float64)
+        patch.setattr(_defaults, "DTYPE", torch.float64)
         yield
 
 

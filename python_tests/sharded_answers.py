@@ -57,6 +57,25 @@ def answer_alike(where, whole, parted, x, here):
         _close(recalled.gather(1, which), share, where)
 
 
+def recalled_alike(mesh):
+    """Classes that are recalled as much as others, and some without a centroid."""
+    torch.manual_seed(3)
+    head, x = OLTRHead(4, 11), torch.randn(5, 4)
+    kept = torch.tensor([0, 1, 2, 4, 5, 7, 8, 9])
+    head.init_from(None, torch.randn(8, 4), kept)
+    with torch.no_grad():
+        head.classifier.fc_hallucinator.weight.zero_()
+        head.classifier.fc_hallucinator.bias.copy_(torch.tensor([0.0] * 6 + [1.0] * 5))
+        parted = shard_classes(copy.deepcopy(head), mesh)
+        for count in (1, 3, 10, 20):
+            want = head.most_recalled(x, count)
+            with none_whole():
+                share, which = parted.most_recalled(x, count)
+            assert which.tolist() == [[7, 8, 9, 0, 1, 2, 4, 5, 3, 6, 10][:count]] * 5
+            assert torch.equal(which, want[1])
+            torch.testing.assert_close(share, want[0])
+
+
 def _close(got, want, what):
     torch.testing.assert_close(
         got, want, rtol=1e-11, atol=1e-11, equal_nan=True, msg=lambda m: f"{what}: {m}"
@@ -148,7 +167,7 @@ def bytes_do_not_grow_with_the_classes(mesh):
                     ask(x)
                 sent[name, classes] = counted.total
         gathered = 16 + rows * width * 4  # how many rows there are, and they
-        memory = 0 if make is LinearHead else every * (4 * (width + 2) + 4 + 8)
+        memory = 0 if make is LinearHead else every * (4 * (width + 2) + 8 + 8)
         for name, largest in (("predict", 1), ("best", 3)):
             expected = gathered + memory + every * 8 * (2 * largest + 2)
             assert sent[name, 10] == sent[name, 1001] == expected, (make, name, sent, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny import arrays
 
 import oltr_ext
 from oltr_ext.cli import main
+from oltr_ext.cli.commands import _parts
 from oltr_ext.data import from_faiss, read_embeddings, to_faiss, write_embeddings
 from oltr_ext.metrics import open_set_metrics
 from oltr_ext.serve.adapters import ood_detector, write_openood
@@ -77,6 +80,28 @@ def test_files_of_openood(model, result, finished, tmp_path, capsys):
     with pytest.raises(FileExistsError, match="holds other scores"):
         write_openood(result, tmp_path / "mine")
     assert mine.read_text() == "my own" and len(list(mine.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("names", [("test", "other"), ("near/x", "near_x")])
+def test_no_two_sets_have_one_file_of_openood(result, tmp_path, monkeypatch, names):
+    sets = [*names] * (len(result.splits.open_test) // 2)
+    monkeypatch.setattr(result.splits, "sets_of_open", lambda: sets)
+    with pytest.raises(ValueError, match="would be of two sets"):
+        write_openood(result, tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_files_of_several_runs_stay_in_the_folder(finished, tmp_path, capsys):
+    runs = [shutil.copytree(finished, tmp_path / name / "run") for name in "ab"]
+    told = [*map(str, runs), "--out", str(tmp_path / "judged"), "--openood", str(tmp_path / "o")]
+    assert main(["eval", *told]) == 0  # which calls them by their paths
+    called = ["_".join(run.parts[1:])[-80:] for run in runs]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == called
+    assert not any((run / "scores").exists() for run in runs)
+    shutil.rmtree(tmp_path / "o")
+    assert main(["eval", *told, "--name", "../x/a", "--name", "x_A"]) == 0
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["x_A_2", "x_a"]
+    assert _parts(["..", "/", "C:\\run", "run"]) == ["run", "run_2", "C_run", "run_3"]
 
 
 def test_embeddings_to_and_from_faiss(tmp_path):

@@ -188,6 +188,19 @@ def test_what_is_neither_is_told(model: Model, embedded: tuple[Path, Any], tmp_p
         oltr_ext.train("icon", out=tmp_path / "run")
 
 
+def test_a_packaged_name_goes_before_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("icons").mkdir()
+    with pytest.raises(ConfigError, match=r"stage1\.epoch: unknown key"):
+        oltr_ext.train("icons", out="run", settings={"stage1.epoch": 3})
+    Path("birds").mkdir()
+    Path("birds/data.yaml").touch()  # of an import
+    with pytest.raises(ConfigError, match=r"no manifest\.json; did you mean birds.data\.yaml\?"):
+        oltr_ext.train("birds", out="run")
+
+
 def test_a_mapping_trains_as_its_file_does(data: Path, finished: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run = oltr_ext.train(config(data), method=None, out=tmp_path / "run", say=said.append)

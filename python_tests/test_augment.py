@@ -9,13 +9,13 @@ from PIL import Image
 from tiny import config, write_data
 from torchvision.transforms import v2
 
+from oltr_ext._pixels import IMAGENET_MEAN, IMAGENET_STD
 from oltr_ext.config.loading import load_config, make_config
 from oltr_ext.config.pictures import recipe, settled
 from oltr_ext.config.schema import ListData
 from oltr_ext.data import GENTLE, Augment, TensorImages, network_input
 from oltr_ext.data.icons import load_icons
 from oltr_ext.data.samplers import mix
-from oltr_ext.data.transforms import MEAN, STD
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.splits import load_splits, make_loader
 from oltr_ext.engine.train import train
@@ -133,7 +133,7 @@ def test_small_lists_are_augmented_as_packs_are(tmp_path):
     lists = load_splits(ListData(**values))
     pack = TensorImages(torch.from_numpy(pixels[:, None]), lists.train.labels, GENTLE)
     keys = np.stack([np.arange(50, 62), np.arange(12)], axis=1)
-    mean, std = (torch.tensor(v)[None, :, None, None] for v in (MEAN, STD))
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     for rows in (keys, keys[:, 1]):
         got, labels = batch(lists.train, rows)
         want, again = batch(pack, rows)
@@ -277,7 +277,7 @@ def test_photos_are_those_of_torchvision(tmp_path):
     (tmp_path / "l.txt").write_text("a.png 0\n" * 8)
     parts = {part: tmp_path / "l.txt" for part in ("train", "val", "test")}
     data = ListData(kind="lists", **parts, workers=0, augment="photo", image_size=32)
-    tail = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    tail = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     steps = (v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4, 0))
     published = v2.Compose([v2.PILToTensor(), *steps, *tail])
     judged = v2.Compose([v2.PILToTensor(), v2.Resize(37), v2.CenterCrop(32), *tail])

@@ -15,8 +15,9 @@ from strangers import KNOWN, STRANGERS, rows, train_on_rows
 
 import oltr_ext
 from oltr_ext.engine import checkpoint
-from oltr_ext.serve.enroll import ChangedError, unlike
+from oltr_ext.serve.enroll import ChangedError
 from oltr_ext.serve.model import Model
+from oltr_ext.serve.unlike import unlike
 
 MODEL = "model.safetensors"
 ASKED = np.concatenate([rows(name, 6, seed=9) for name in KNOWN + STRANGERS])

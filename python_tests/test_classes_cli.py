@@ -112,6 +112,23 @@ def test_names_from_a_table_and_from_folders(
     assert names(run)[4:] == ["eins", "zwei, drei", "fifth"]
 
 
+def test_an_image_that_is_in_a_table_twice(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text(
+        f'path,name\nnew/fifth/0.png,"barn\n owl"\n{images / "0.png"},barn owl\n'
+        "new/fifth/1.png,barn owl\n"
+    )
+    asked = ["enroll", str(run), "--from", str(table), "--json"]
+    assert main([*asked, "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["images"]) == ("barn owl", 2)
+    table.write_text("path,name\nnew/fifth/0.png,owl\nnew/fifth/1.png,owl\nnew/fifth/0.png,jay\n")
+    assert main(asked) == 1
+    assert "0.png is owl in line 2 and jay in line 4: expected one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import re
+from pathlib import Path
+from typing import get_args
 
-from oltr_ext.config.loading import ConfigError, config_names, load_config, make_config
+import pytest
+from pydantic import BaseModel
+
+from oltr_ext.config import augment_keys, model_keys, open_set, schema
+from oltr_ext.config.loading import ConfigError, as_yaml, config_names, load_config, make_config
 from oltr_ext.config.methods import METHODS
 
 SMALL = {
@@ -39,6 +46,10 @@ def test_overrides_are_yaml_at_a_dotted_path():
         (["stage1.epoch=3"], "icons: stage1.epoch: unknown key; did you mean epochs?"),
         (["stage1.epochs=0"], "icons: stage1.epochs: .* number from 1 on, auto, .* below 1, got 0"),
         (["stage1.lr.feature=-1"], "icons: stage1.lr.feature: .*got -1"),
+        (
+            ["stage1.nesterov=true", "stage1.momentum=0"],
+            "icons: stage1: nesterov: true needs momentum above 0",
+        ),
         (["stage1.lr.feature=.nan"], "icons: stage1.lr.feature: .*got nan"),
         (["amp=fp8"], "icons: amp: .*'off', 'bf16' or 'fp16', got 'fp8'"),
         (["data.augment.flip=2"], "icons: data.augment.flip: .*less than or equal to 1"),
@@ -127,7 +138,33 @@ def test_an_override_mends_what_a_file_lacks_under_any_method():
     assert longer.stage1.epochs == 9 and longer.stage2 == shared.stage2
 
 
+def test_a_number_is_one_as_yaml_1_2_writes_it(tmp_path):
+    for text, value in (("1e-3", 1e-3), ("1E3", 1e3), ("1.5e3", 1.5e3), ("+.5e0", 0.5)):
+        assert load_config("icons", [f"stage1.lr={text}"]).stage1.lr.classifier == value
+    lists = {"kind": "lists", "train": "a.txt", "val": "b.txt", "test": "c.txt"}
+    values = {**SMALL, "data": lists}
+    assert make_config(values, ["data.val=1e-1"]).data.val == 0.1
+    assert str(make_config(values, ["data.val='1e-1'"]).data.val) == "1e-1"
+    # where a text is wanted it is what any number is
+    for text, got in (("123", "123"), ("1e5", "100000.0")):
+        with pytest.raises(ConfigError, match=f"data.test: input is not a valid path .*got {got}"):
+            make_config(values, [f"data.test={text}"])
+    file = tmp_path / "x.yaml"
+    file.write_text("data: {kind: icons}\nstage1: {epochs: 5e-1, lr: 1e-5}\nseed: 010\n")
+    config = load_config(file)
+    assert (config.stage1.epochs, config.stage1.lr.feature, config.seed) == (0.5, 1e-5, 8)
+    whole = make_config(values, ["data.root='1e5'", "stage1.weight_decay=1e-5"])
+    file.write_text(as_yaml(whole))  # a text stays one
+    assert load_config(file) == whole and str(whole.data.root) == "1e5"
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data.yaml").touch()
+    with pytest.raises(ConfigError, match=r"file .*set; did you mean .*set.data\.yaml\?"):
+        load_config(tmp_path / "set")
+    with pytest.raises(ConfigError, match="method=oltr: expected --method oltr, which is no key"):
+        load_config("icons", ["method=oltr"])
     with pytest.raises(ConfigError, match="no configuration file icon; did you mean icons"):
         load_config("icon")
     (tmp_path / "manifest.json").write_text("{}")
@@ -208,3 +245,65 @@ def test_one_rate_is_that_of_network_and_classifier():
         make_config(SMALL, ["stage1.lr=-0.1"])
     with pytest.raises(ConfigError, match="config: stage1: this key is required, such as"):
         make_config({"data": {"kind": "icons"}})
+
+
+PAGE = {
+    "The run": schema.Config,
+    "`data` of kind `icons`: the embedded icons": schema.IconsData,
+    "`data` of kind `pack`: images in one file": schema.PackData,
+    "`data` of kind `lists`: your images": schema.ListData,
+    "`data` of kind `embeddings`: features": schema.EmbeddingsData,
+    "`data.augment` of `icons` and `pack`": augment_keys.AugmentConfig,
+    "`data.augment` of `lists`": augment_keys.ListAugment,
+    "`model`": model_keys.ModelConfig,
+    "Every stage that trains": schema.Stage,
+    "`lr`": schema.LearningRates,
+    "`schedule`": schema.Schedule,
+    "`stage1`, and `stage2` of kind `memory`, beside these": schema.FeatureStage,
+    "`stage1` alone": schema.Stage1,
+    "`stage1.loss` of kind `focal`": schema.Focal,
+    "`stage1.loss` of kind `lifted`": schema.Lifted,
+    "`stage1.loss` of kind `range`": schema.Range,
+    "`stage2` of kind `memory`: the meta-embedding head": schema.MemoryStage,
+    "`stage2` of kind `crt` or `lws`: the classifier trained again": schema.RetrainStage,
+    "`stage2` of kind `fslwf`": schema.EpisodeStage,
+    "`stage2` of kind `tau_norm`, `ncm`, `logit_adjustment` or `openmax`": schema.FitStage,
+    "`open_set`": open_set.OpenSet,
+    "`distributed`": schema.Distributed,
+}
+"""Headings of the page of keys, and the group that each is about."""
+
+
+def groups(base):
+    return {base, *(group for each in base.__subclasses__() for group in groups(each))}
+
+
+def shown(field):
+    """A default as the page has it; None where it is a group with defaults of its own."""
+    if field.is_required():
+        return "`-`"
+    if isinstance(field.default, BaseModel):
+        return None
+    default = field.default
+    if isinstance(default, float):
+        return f"`{default:g}`"
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+
+
+def test_the_page_of_keys_has_every_one_with_its_default():
+    text = Path(schema.__file__).with_name("README.md").read_text()
+    sections = dict(s.split("\n", 1) for s in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
+    assert sections.keys() == PAGE.keys()
+    assert {*PAGE.values()} == groups(augment_keys.Strict) - {
+        augment_keys.Strict, schema.CrossEntropy}  # fmt: skip
+    for heading, group in PAGE.items():
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", sections[heading], flags=re.MULTILINE))
+        fields = {
+            name: field
+            for name, field in group.model_fields.items()
+            if name in group.__annotations__
+            and not (name == "kind" and (field.is_required() or not get_args(field.annotation)[1:]))
+        }
+        assert rows.keys() == fields.keys(), heading
+        for name, field in fields.items():
+            assert shown(field) in (None, rows[name]), f"{heading}: {name}"

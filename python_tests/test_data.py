@@ -183,7 +183,9 @@ def test_unreadable_images_are_counted_replaced_in_training_and_left_out_elsewhe
     pixels, labels = val.__getitems__(np.arange(8))
     assert labels.tolist() == [0, 0, UNREADABLE, 0, *[UNREADABLE] * 4]
     assert pixels.shape == (8, 3, 16, 16)
+    val.names = list("abcdefgh")
     val.leave_out([2, 4, 5])
+    assert val.names == ["a", "b", "d", "g", "h"]
     assert val.paths == ["0.png", "1.png", "3.png", "6.png", "7.png"]
     assert val.labels.tolist() == [0, 0, 0, 1, 1] and val.lines == [1, 2, 4, 7, 8]
     assert val.problem() == f"{val.file}: 5 of 8 images cannot be read, the first 2.png"

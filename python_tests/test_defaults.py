@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 
@@ -12,11 +13,13 @@ from head_cases import heads_of_every_kind
 from tiny import arrays, config, same_run
 
 from oltr_ext import ops
+from oltr_ext._defaults import own_dtype
 from oltr_ext.config.loading import make_config
-from oltr_ext.engine.build import class_frequencies, own_dtype
+from oltr_ext.engine.build import class_frequencies
 from oltr_ext.engine.train import train
-from oltr_ext.nn import OLTRHead
+from oltr_ext.nn import OLTRHead, OpenMaxHead
 from oltr_ext.nn.memory import means_over
+from oltr_ext.nn.sets import set_thresholds
 from oltr_ext.serve.assess import assess, report
 from oltr_ext.serve.export import export
 from oltr_ext.serve.predict import predict_images
@@ -107,6 +110,45 @@ def test_means_on_another_default_device(elsewhere):
     means, counts = means_over([(x[:10], y[:10]), (x[10:], y[10:])], 4)
     assert means.device.type == counts.device.type == "cpu"
     torch.testing.assert_close(means.float(), ops.class_means(x, y, 4).means)
+
+
+def _changed(head, x, y):
+    """All that a head does to a bank and to its classes, and what it says then."""
+    head, counts = copy.deepcopy(head), y.bincount(minlength=4)
+    torch.manual_seed(1)
+    loss = head.loss(x, y).detach()
+    head.eval().fit_bank([(x, y)], counts, most=20)
+    head.bank.standardise(head.scores(head.outputs(x)))
+    if not isinstance(head, OpenMaxHead):
+        head.enroll(x[:3], ["a", "b", "a"])
+        head.enroll(x[3:5] + 1, ["b", "c"])
+        head.remove([1, head.num_classes - 2])
+        head.enroll(x[5:6] + 2, ["d"])
+    best = head.best(x, 2, ["max_logit+nearest_feature", "gen"])
+    thresholds = [
+        set_thresholds(kind, 0.2, best.scores["gen"], y, 4, groups=counts.clamp_max(1))
+        for kind in ("class", "shots", "interp")
+    ]
+    return [loss, *head.state_dict().values(), *best[:2], *best.scores.values(), *thresholds]
+
+
+@pytest.mark.parametrize("other", ["float64", "bfloat16", "meta"])
+def test_heads_that_are_there_change_alike(other):
+    """What they make meets tensors of theirs, and what is given."""
+    cases = heads_of_every_kind()
+    want = [_changed(*case) for case in cases]
+    if other == "meta":
+        torch.set_default_device(other)
+    else:
+        torch.set_default_dtype(getattr(torch, other))
+    try:
+        got = [_changed(*case) for case in cases]
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for one, before in zip(got, want, strict=True):
+        for value, expected in zip(one, before, strict=True):
+            assert value.dtype == expected.dtype and torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("kind", ["ncm", "openmax", "fslwf"])

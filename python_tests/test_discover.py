@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.preprocessing import normalize
 
@@ -200,6 +201,58 @@ def test_names_that_a_person_gave_stay(trained: Trained, folder: Path, tmp_path:
     assert (out / "groups.csv").read_text() == "a,b\n1,2\n"
 
 
+def written(out: Path, edit: Any) -> list[dict[str, str]]:
+    """The list, with each row as `edit` leaves it."""
+    named = rows(out)
+    for row in named:
+        row.update(edit(row))
+    with (out / "groups.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, [*named[0]])
+        lines.writeheader()
+        lines.writerows(named)
+    return named
+
+
+def test_names_come_back_with_their_images(
+    trained: Trained, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, kinds = tmp_path / "out", sorted(folder.iterdir())
+    discover(trained, kinds[:1], out=out)
+    named = written(out, lambda row: {"name": f"of {Path(row['path']).name}"})
+    (note,) = [n for n in discover(trained, kinds[1:], out=out).notes if "with names" in n]
+    assert note.startswith(f"{len(named)} paths with names are not among these images: ")
+    assert all(row["name"] == "" for row in rows(out))
+    assert not any("with names" in n for n in discover(trained, kinds[:1], out=out).notes)
+    assert {(r["path"], r["name"]) for r in rows(out)} == {(r["path"], r["name"]) for r in named}
+    monkeypatch.chdir(folder)  # the same files, spelt otherwise
+    assert not any("with names" in n for n in discover(trained, [kinds[0].name], out=out).notes)
+    assert {r["name"] for r in rows(out)} == {r["name"] for r in named}
+    written(out, lambda row: {"name": ""})  # a name that was taken out stays out
+    discover(trained, kinds[1:], out=out)
+    discover(trained, kinds[:1], out=out)
+    assert all(row["name"] == "" for row in rows(out))
+    written(out, lambda row: {"name": "owl"})
+    trained.model.head.set_threshold(-1.0, "max_softmax")
+    (note,) = [n for n in discover(trained, kinds[:1], out=out).notes if "with names" in n]
+    assert note.startswith(f"{len(named)} paths with names are unknown no more: ")
+
+
+def test_columns_of_ones_own_stay(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    discover(trained, folder, out=out)
+    named = written(out, lambda row: {"note": f"seen in {Path(row['path']).stem}, May"})
+    discover(trained, folder, out=out)
+    assert list(rows(out)[0]) == ["path", "group", "sure", "name", "note"]
+    notes = {row["path"]: row["note"] for row in named}
+    assert {row["path"]: row["note"] for row in rows(out)} == notes
+    (out / "groups.csv").write_text("name,path\nowl,a.png\nowl\n")
+    with pytest.raises(ValueError, match=r"groups\.csv:3: expected 2 cells, as the first"):
+        discover(trained, folder, out=out)
+    (out / "groups.csv").write_text("path,name\na.png,owl,barn\n")
+    with pytest.raises(ValueError, match=r"groups\.csv:2: expected 2 cells, as the first"):
+        discover(trained, folder, out=out)
+
+
 def test_the_command_counts_and_names_what_it_cannot_read(
     finished: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +317,12 @@ def test_features_and_images_in_memory(trained: Trained, folder: Path, tmp_path:
     assert by_picture.path[1] == "image[1]"
     assert by_picture.group.tolist() == by_file.group.tolist()
     assert "data:image/png" in (tmp_path / "out" / "groups.html").read_text()
+    pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    for given in (np.stack(pixels), [torch.from_numpy(each.copy()) for each in pixels]):
+        assert model.discover(given).group.tolist() == by_file.group.tolist()
+    for given in (pixels[0], Image.open(files[0]), torch.from_numpy(by_file.features[0])):
+        assert model.discover(given).seen == 1
+    assert model.discover([*by_file.features]).group.tolist() == by_file.group.tolist()
     by_row = model.discover(by_file.features)
     assert by_row.path[1] == "row[1]" and by_row.group.tolist() == by_file.group.tolist()
     np.save(tmp_path / "rows.npy", by_file.features)

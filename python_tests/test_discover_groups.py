@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from oltr_ext.nn import FeatureBank
 from oltr_ext.serve import discover_groups
-from oltr_ext.serve.discover_groups import group_features, known_means
+from oltr_ext.serve.discover_groups import group_features, known_means, measure
 
 WIDTH = 64
 
@@ -72,6 +72,13 @@ def test_sureness_is_the_silhouette_among_groups_and_known_classes(known: Any) -
     expected = silhouette_samples(everything, labels, metric="cosine")[: inside.sum()]
     np.testing.assert_allclose(found.sure[inside], expected, atol=2e-5)
     assert (found.sure[~inside] == 0).all()
+    alone = np.where(np.arange(len(x)) == 3, 2, 1)  # what is alone in its group has no others
+    rows = np.arange(len(x))
+    sure, _ = measure(torch.tensor(x), alone, known_means(bank), rows)
+    labels = np.concatenate([alone, 1000 + label])
+    expected = silhouette_samples(np.concatenate([x, known[0]]), labels, metric="cosine")[: len(x)]
+    np.testing.assert_allclose(sure, expected, atol=2e-5)
+    assert sure[3] == 0
 
 
 def test_order_and_length_of_the_features_do_not_matter(known: Any) -> None:

@@ -53,6 +53,24 @@ def test_files_without_a_manifest_are_somebodys(tmp_path):
     assert np.array_equal(np.load(tmp_path / "open_val_features.npy"), ours["train"][0])
 
 
+def test_labels_without_a_manifest_are_somebodys_too(tmp_path):
+    file = tmp_path / "open_test_labels.npy"
+    np.save(file, np.array([7, 8, 9]))
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"open_test_labels\.npy is there, and no manifest"):
+        write_embeddings(tmp_path, arrays())
+    assert [f.name for f in tmp_path.iterdir()] == [file.name] and file.read_bytes() == before
+
+
+def test_no_names_are_none_and_were_an_empty_list(tmp_path):
+    ours = {name: part for name, part in arrays().items() if name != "open_test"}
+    path = write_embeddings(tmp_path, ours, open_names=[], source={"n": 1})
+    manifest = json.loads(path.read_text())
+    assert manifest["open_names"] is None
+    path.write_text(json.dumps({**manifest, "open_names": []}))
+    assert write_embeddings(tmp_path, ours, source={"n": 1}) == path
+
+
 def test_an_unfinished_writing_that_says_no_source_begins_again(tmp_path):
     theirs, ours = arrays(), {k: (x + 1, y) for k, (x, y) in arrays().items()}
 

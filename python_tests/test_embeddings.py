@@ -249,6 +249,21 @@ def test_backbone_and_data_go_together(run):
         load_config("icons", ["model.backbone=embedding"])
 
 
+@pytest.mark.parametrize("name", ["0012", "2026-11-30", "a b: 'ç'", "null"])
+def test_printed_commands_name_any_folder(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manifest = write_embeddings(name, arrays())
+    monkeypatch.setattr("oltr_ext.serve.embed.embed", lambda *_, **__: manifest)
+    assert main(["embed", "icons", "--out", name]) == 0
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    hinted = shlex.split(str(caught.value).rpartition(": embeddings ")[2].partition(";")[0])
+    for words in (printed, hinted):
+        key = words[words.index("--set") + 1]
+        assert str(load_config("embeddings", [key]).data.root) == name
+
+
 def test_the_command_embeds_trains_and_predicts(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["embed", str(run / "images"), "--out", "e", "--dtype", "float16"]) == 0

@@ -238,3 +238,41 @@ def test_the_gate_lets_readers_read_within_reading_and_change_outside_alone() ->
 def _swap(gate: Gate) -> bool:
     with gate.swapping():
         return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_dict_of_less_than_a_head_leaves_its_classes(kind: str) -> None:
+    head, x = grown(kind)
+    before, prior = state(head), getattr(head, "prior_share", None)
+    if prior is not None:
+        prior.fill_(0.5)
+        before["prior_share"] = prior.clone()
+    threshold = torch.tensor(0.3, dtype=torch.float64)
+    head.load_state_dict({"threshold": threshold}, strict=False)
+    assert same({**before, "threshold": threshold}, state(head))
+    other = trained(kind)[0].state_dict()
+    name = next(name for name, _ in head.named_parameters())
+    other[name] = torch.zeros(CLASSES + 1, WIDTH + 1)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        head.load_state_dict(other)
+    assert head.num_classes == CLASSES + 4 and head.roster.removed == [CLASSES + 1]
+    assert torch.equal(head.enrolled_means, before["enrolled_means"])
+    head.predict(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_a_head_holds_nothing_of_what_was_removed(kind: str) -> None:
+    def written(head) -> bytes:
+        file = io.BytesIO()
+        torch.save(head.state_dict(), file)
+        return file.getvalue()
+
+    head, _, _ = trained(kind)
+    before, (new, group) = len(written(head)), clusters(1, 3, 3)
+    head.enroll(new, [f"new {g}" for g in group])
+    head.remove([CLASSES + 2])
+    mean = new[group == 2].double().mean(dim=0).float().numpy().tobytes()
+    rows = [mean, *(row.numpy().tobytes() for row in new[group == 2])]
+    assert not any(row in written(head) for row in rows)
+    head.remove([CLASSES, CLASSES + 1])
+    assert len(written(head)) <= before + 64  # a few bytes of padding

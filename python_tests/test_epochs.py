@@ -85,6 +85,14 @@ def test_a_number_stays_what_it_is():
             make_config(BARE, [f"stage1.epochs={wrong}"])
 
 
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.99, 0.999])
+def test_the_smallest_share_is_an_epoch(share):
+    made = make_config(BARE, [f"stage1.epochs={share}", f"stage2.epochs={1 - share}"], method="crt")
+    settled = settle_epochs(made, 40_000)
+    assert settled.stage1.epochs + settled.stage2.epochs == 30
+    assert min(settled.stage1.epochs, settled.stage2.epochs) >= 1
+
+
 def test_weights_ask_for_fewer_steps_and_so_do_embeddings():
     photos = {"kind": "lists", "train": "a", "val": 0.1, "test": "b"}
     values = {"data": photos, "stage1": {"lr": LR}}

@@ -54,13 +54,14 @@ def test_known_recall_sets_how_many_are_kept() -> None:
 
 def test_a_rejection_counts_as_wrong_in_scorers(fitted: OLTRClassifier) -> None:
     rows, label = KNOWN
-    rejected = fitted.predict(rows) == -1
+    strict = clone(fitted).set_params(known_recall=0.8).fit(*DATA)
+    rejected = strict.predict(rows) == -1
     assert rejected.any()
-    right = fitted.predict(rows)[~rejected] == label[~rejected]
-    assert fitted.score(rows, label) == right.sum() / len(label)
+    right = strict.predict(rows)[~rejected] == label[~rejected]
+    assert strict.score(rows, label) == right.sum() / len(label)
     scorer = make_scorer(f1_score, average="macro", labels=[0, 1, 2, 3])
-    found = cross_val_score(fitted, rows, label, cv=3, scoring=scorer)
-    assert (found > 0.8).all() and found.min() < 1
+    found = cross_val_score(strict, rows, label, cv=3, scoring=scorer)
+    assert (found > 0.7).all() and found.min() < 1
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ def test_an_outlier_label_is_of_the_classes_type_and_none_of_them() -> None:
 
 
 def test_a_training_set_of_one_class() -> None:
-    rows, label = drawn((60,))
+    rows, label = drawn((600,))
     model = OLTRClassifier(outlier_label=-1, random_state=0).fit(rows, label)
     assert (model.predict(drawn((50,), seed=1)[0]) == 0).mean() > 0.8
     assert (model.predict(STRANGERS) == -1).all()
-    assert model.predict_proba(rows).shape == (60, 1)
-    assert model.decision_function(rows).shape == (60, 1)
+    assert model.predict_proba(rows).shape == (600, 1)
+    assert model.decision_function(rows).shape == (600, 1)
 
 
 def test_classes_with_no_row_to_spare_reject_nothing() -> None:

@@ -15,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 
 from oltr_ext import OLTRClassifier
 from oltr_ext.estimator import classifier
+from oltr_ext.estimator.rows import held_out, kept, shuffled_order
 
 # --- rows that come later -----------------------------------------------------------------------
 
@@ -179,6 +180,38 @@ def test_weights_of_any_unit() -> None:
     np.testing.assert_array_equal(found[0], found[2])
     least = np.where(DATA[1] == 3, 1e-60, 1.0)
     assert np.isfinite(OLTRClassifier().fit(rows, DATA[1], least).predict_proba(KNOWN[0])).all()
+
+
+def test_a_weight_does_what_repetition_does() -> None:
+    rows, label = drawn((30, 16, 8, 8))
+    times = np.where(np.arange(len(rows)) % 3 == 0, 2, 1)
+    again = np.repeat(np.arange(len(rows)), times)  # all of them are one batch
+    weighted = OLTRClassifier(random_state=0).fit(rows, label, times)
+    repeated = OLTRClassifier(random_state=0).fit(rows[again], label[again])
+    for name in ("predict_proba", "score_samples"):
+        asked = getattr(weighted, name)(STRANGERS), getattr(repeated, name)(STRANGERS)
+        np.testing.assert_allclose(*asked, rtol=1e-6)
+    assert weighted.offset_ == pytest.approx(repeated.offset_, rel=1e-6)
+
+
+# --- which rows it takes ------------------------------------------------------------------------
+
+
+def test_seeds_choose_independently_of_one_another() -> None:
+    rows, one_class = np.random.default_rng(0).normal(size=(500, 6)), np.zeros(500, np.int64)
+    chosen = [held_out(shuffled_order(rows, seed), one_class, 1) for seed in range(40)]
+    shared = [int((a & b).sum()) for n, a in enumerate(chosen) for b in chosen[:n]]
+    assert {int(each.sum()) for each in chosen} == {50}
+    assert 4 < np.mean(shared) < 6 and max(shared) < 20  # a tenth of 50, as of any two draws
+
+
+@pytest.mark.parametrize("most", [1, 7, 100, 1999, 4000])
+def test_the_largest_classes_keep_as_many_as_fit(most: int) -> None:
+    label = np.repeat(np.arange(4), (1000, 1000, 900, 5))
+    order = np.random.default_rng(0).permutation(len(label)).astype(np.uint64)
+    counts = np.bincount(label[kept(order, label, 4, most)], minlength=4)
+    one_more = np.minimum(np.bincount(label), counts.max() + 1).sum()
+    assert counts.sum() <= max(most, 4) and (one_more > most or counts.sum() == len(label))
 
 
 # --- how it is asked ----------------------------------------------------------------------------

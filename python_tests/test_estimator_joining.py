@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -141,3 +142,26 @@ def test_what_cannot_be_leaves_all_as_it_was(model):
     two = OLTRClassifier(random_state=0).fit(DATA[0][:70], DATA[1][:70])
     with pytest.raises(ValueError, match=r"expected two classes to stay .* got 1 without 1"):
         two.remove(1)
+
+
+@pytest.mark.parametrize("change", ["enroll", "remove", "calibrate_sets"])
+def test_what_is_interrupted_changes_nothing(model, change, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    told = {"enroll": (NEW, NEW_Y), "remove": (2,), "calibrate_sets": KNOWN}
+    monkeypatch.setattr(OLTRClassifier, "_keep", cut)
+    monkeypatch.setattr("oltr_ext.estimator.joining.part_of", cut)
+    monkeypatch.setattr("oltr_ext.estimator.sets.true_log_probability", cut)
+    before, answers = pickle.dumps(model), model.predict_proba(ASKED)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(model, change)(*told[change])
+    assert pickle.dumps(model) == before
+    assert np.array_equal(model.predict_proba(ASKED), answers)
+
+
+def test_a_shallow_copy_stands_alone(model):
+    answers, other = model.predict_proba(ASKED), copy.copy(model)
+    other.enroll(NEW, NEW_Y).remove(0)
+    assert np.array_equal(model.predict_proba(ASKED), answers)
+    assert other.classes_.tolist() == [1, 2, 3, 8, 9]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tiny import config, write_data
 
+from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
 from oltr_ext.config.schema import OpenSet
 from oltr_ext.engine import checkpoint
@@ -183,6 +184,21 @@ def test_an_image_too_large_to_be_decoded_is_named(run, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"cannot read image .*test_0_0.png: .* bomb"):
         predict_images(load_trained(run / "oltr", device="cpu"), [run / "test_0_0.png"])
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+def test_a_report_of_somebody_else_is_not_written_over(run, tmp_path, name, monkeypatch, capsys):
+    asked = ["eval", str(run / "plain"), "--device", "cpu", "--out", str(tmp_path)]
+    (tmp_path / name).write_text('{"methods": "mine"}')
+    with monkeypatch.context() as patch:
+        patch.setattr("oltr_ext.serve.assess.compare", lambda *_, **__: 1 / 0)  # told beforehand
+        assert main(asked) == 1
+    assert f"{name} is there, and is no report of ours" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == '{"methods": "mine"}'
+    (tmp_path / name).unlink()
+    assert main(asked) == main(asked) == 0
+    (tmp_path / "report.json").unlink()  # the page says itself whose it is
+    assert main(asked) == 0
 
 
 def test_errors_name_the_file(run, tmp_path):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -11,9 +16,11 @@ from PIL import Image
 from tiny import arrays, config
 from torchvision.transforms import v2
 
+import oltr_ext.serve
 from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
 from oltr_ext.data import write_embeddings
+from oltr_ext.data.folders import scratch_folder
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.serve.export import ABOUT, export
@@ -38,7 +45,7 @@ def same(found, label, confidence, names):
     assert sum(clear) > len(clear) // 2
 
 
-def test_photos(data, finished, tmp_path, capsys):
+def test_photos(data, finished, tmp_path, capsys, run_python):
     assert main(["export", str(finished), "--out", str(tmp_path / "new" / "model.pt2")]) == 0
     told = capsys.readouterr()
     assert told.out == f"program  {tmp_path / 'new' / 'model.pt2'}\n"
@@ -55,6 +62,11 @@ def test_photos(data, finished, tmp_path, capsys):
 
     files = [data / f"test_{n % 4}_{n % 6}.png" for n in range(9)]
     found = predict_images(trained, files)
+    page = Path(oltr_ext.serve.__file__).with_name("EXPORT.md").read_text()
+    (example,) = re.findall(r"```\n(import .*?)```", page, flags=re.DOTALL)
+    where = "import os, torch; os.chdir('new'); pixels = torch.zeros(3, 3, 16, 16).byte()\n"
+    said = run_python(f"{where}{example}print(len(label), names)")  # that imports no more
+    assert said == f"3 {trained.class_names}\n"
     assert about["images"] == (
         "RGB, EXIF orientation applied, transparency on white, longer side resized to 16, padded "
         "to a square with the median of the border"
@@ -138,3 +150,24 @@ def test_embeddings(tmp_path):
         export(trained, tmp_path / "model.pt2", any_size=True)
     rows = parts["test"][0]
     same(predict_embeddings(trained, rows), *program(torch.from_numpy(rows)), trained.class_names)
+
+
+def test_what_a_killed_export_leaves(tmp_path):
+    """Goes with the next one; what another process is making stays."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from oltr_ext.data.folders import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch(); print(folder, flush=True); sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "model.pt2")]
+    with subprocess.Popen(words, stdin=PIPE, stdout=PIPE, text=True) as other:
+        left = Path(other.stdout.readline().strip())
+        with scratch_folder(tmp_path / "model.pt2") as folder:
+            assert folder != left and (left / "half").exists() and not list(folder.iterdir())
+        assert list(tmp_path.iterdir()) == [left]
+        other.kill()
+    assert left.is_dir()
+    with scratch_folder(tmp_path / "model.pt2") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())

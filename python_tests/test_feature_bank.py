@@ -269,3 +269,31 @@ def test_a_memory_has_both_kinds_of_distance():
     assert {"nearest_distance", "nearest_feature"} <= set(with_bank(head, x, y).bank.names) | set(
         head.scores(head.outputs(x))
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_bank_is_fitted_in_other_precisions(dtype):
+    for head, x, y in heads_of_every_kind():
+        counts = torch.bincount(y, minlength=4)
+        head.fit_bank([(x, y)], counts)
+        want = float(head.bank.alpha)
+        head.to(dtype).fit_bank([(x.to(dtype), y)], counts)
+        assert head.bank.rows.dtype == torch.float32
+        assert float(head.bank.alpha) == pytest.approx(want, rel=0.1)
+
+
+def test_a_fit_that_raises_leaves_the_bank():
+    head, x, y = heads_of_every_kind()[0]
+    counts = torch.bincount(y, minlength=4)
+    head.fit_bank([(x, y)], counts)
+    want = {name: value.clone() for name, value in head.bank.state_dict().items()}
+    with pytest.raises(ValueError, match=r"fit_bank: expected features \(B, 6\), got \(2, 5\)"):
+        head.fit_bank([(torch.rand(2, 5), y[:2])], counts)
+
+    def broken(features):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        head.bank.fit([(x + 1, y)], counts, max_logit=broken)
+    found = head.bank.state_dict()
+    assert found.keys() == want.keys() and all(torch.equal(v, want[k]) for k, v in found.items())

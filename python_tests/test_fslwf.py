@@ -233,3 +233,11 @@ def test_errors():
             head.init_from(torch.ones(2, 3), [(wrong, y)])
     with pytest.raises(ValueError, match="not all finite"):
         head.init_from(torch.ones(2, 3), [(x * torch.nan, y)])
+
+
+def test_what_is_generated_from_is_checked():
+    head, x, group = FSLwFHead(4, [30, 30, 2]), torch.randn(6, 4), torch.arange(6) % 3
+    with pytest.raises(ValueError, match=r"generate: expected features .*4\), got \(6, 5\)"):
+        head.generate(torch.randn(6, 5), group, 3)
+    with pytest.raises(ValueError, match=r"generate: expected hidden of shape \(2,\), got \(3,\)"):
+        head.generate(x, group, 3, torch.ones(3, dtype=torch.bool))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -163,3 +165,57 @@ def test_the_closest_classes_of_half_precision(dtype):
         want = torch.cdist(rows.double(), memory.centroids.double()).topk(3, largest=False)
         torch.testing.assert_close(got.distance.double(), want.values)
         assert torch.equal(got.index, want.indices)
+
+
+def near_centroids():
+    """A head that tells 8 classes, and its centroids, at which an embedding is 1e7 times longer."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(80) % 8
+    x = 3 * torch.randn(9, 16, generator=rng)
+    new, x = x[8] + 0.5 * torch.randn(5, 16, generator=rng), x[y]
+    x = x + 0.5 * torch.randn(80, 16, generator=rng)
+    head = OLTRHead(16, 8)
+    head.init_from(None, x, y, classifier="means")
+    return head.eval(), head.memory.centroids.detach().clone(), new
+
+
+@backends
+@pytest.mark.parametrize("without", [(), ("selector",)])
+@pytest.mark.parametrize("how", ["half", "autocast"])
+def test_a_feature_at_its_own_centroid(backend, without, how):
+    head, x, _ = near_centroids()
+    head.classifier.without = without
+    with use_backend(backend):
+        want = head.outputs(x).logits.float()
+        if how == "half":
+            head, x = head.half(), x.half()
+        x.requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=how == "autocast"):
+            got, loss = head.outputs(x).logits, head.loss(x, torch.arange(8))
+            label, _ = head.predict(x.detach())
+        assert got.dtype == torch.float16 and label.tolist() == [*range(8)]
+        torch.testing.assert_close(got.float(), want, rtol=0, atol=0.02)
+        (loss + got.float().logsumexp(dim=1).sum()).backward()
+        assert all(p.grad.isfinite().all() for p in (x, *head.parameters()) if p.grad is not None)
+
+
+@pytest.mark.parametrize("how", ["half", "autocast"])
+def test_a_class_that_joins(how):
+    head, x, new = near_centroids()
+    single = copy.deepcopy(head)
+    single.enroll(new, ["new"] * 5)
+    head = head.half() if how == "half" else head
+    with torch.autocast("cpu", torch.float16, enabled=how == "autocast"):
+        head.enroll(new, ["new"] * 5)
+    got, want = (each.classifier.cosnorm_classifier.weight[8].float() for each in (head, single))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-2)
+    x = torch.cat([x, new]).to(next(head.parameters()).dtype)
+    assert head.predict(x)[0].tolist() == [*range(8), *[8] * 5]
+
+
+def test_a_class_beyond_float16_does_not_join():
+    head, _, new = near_centroids()
+    head.half()
+    with pytest.raises(ValueError, match=r"within torch\.float16"):
+        head.enroll(new * 1e6, ["new"] * 5)
+    assert head.num_classes == 8 and len(head.roster) == 8

@@ -11,8 +11,11 @@ import torch.distributed as dist
 from head_cases import heads_of_every_kind
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
+from oltr_ext import use_backend
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import FSLwFHead, LinearHead, LWSHead, ModulatedAttention, OLTRHead, OpenMaxHead
 from oltr_ext.nn.classifiers import PARTS
@@ -296,3 +299,97 @@ def test_episodes_without_a_class_to_play_novel_reach_every_parameter(one_proces
     for target in ([0, 0, 0, 1, 1, 1, 2, 3], [0] * 8, [2] * 8, [0, 0, 0, 1, 1, 1, 2, 3]):
         model(x, torch.tensor(target)).backward()
     assert all(p.grad is not None for p in head.parameters())
+
+
+def test_gradients_of_each_row():
+    """`vmap` over `grad` of a head's loss, in the reference."""
+    head, x, y = trained("oltr")
+    loss = Loss(head)
+    parameters = {name: p.detach() for name, p in loss.named_parameters()}
+
+    def of_one(parameters, x, y):
+        return torch.func.functional_call(loss, parameters, (x[None], y[None]))
+
+    with use_backend("reference"):
+        rows = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))(parameters, x, y)
+        for row in (0, len(x) - 1):
+            loss.zero_grad()
+            loss(x[row : row + 1], y[row : row + 1]).backward()
+            for name, parameter in loss.named_parameters():
+                if parameter.grad is not None:
+                    torch.testing.assert_close(rows[name][row], parameter.grad)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_an_ensemble_of_memories(missing, backend):
+    classes = torch.arange(20) % (4 if missing else 5)
+    heads = [OLTRHead(4, 5) for _ in range(3)]
+    for head in heads:
+        head.init_from(None, torch.randn(20, 4), classes)
+    base, x = copy.deepcopy(heads[0]).to("meta"), torch.randn(7, 4)
+
+    def answers(parameters, buffers, x):
+        return torch.func.functional_call(base, (parameters, buffers), (x,))
+
+    def together():
+        stacked = torch.func.stack_module_state(heads)
+        return torch.func.vmap(answers, in_dims=(0, 0, None))(*stacked, x)
+
+    with use_backend(backend):
+        torch.testing.assert_close(together(), torch.stack([head(x) for head in heads]))
+        heads[1].init_from(None, torch.randn(9, 4), torch.arange(9) % 3)
+        with pytest.raises(ValueError, match="which classes have a centroid to be alike"):
+            together()
+
+
+def test_parametrized_layers():
+    """They train and are read by name; what would be written into them is refused."""
+    x, y = torch.randn(40, 6), torch.arange(40) % 4
+    linear = LinearHead(6, 4)
+    plain = copy.deepcopy(linear)
+    weight_norm(linear.linear)
+    linear.fit_bank([(x, y)], y.bincount())
+    plain.fit_bank([(x, y)], y.bincount())
+    torch.testing.assert_close(linear.origin, plain.origin)
+    with pytest.raises(ValueError, match=r"start_at: expected weight to be a parameter"):
+        linear.start_at(torch.ones(4, 6))
+    for layer, options in (
+        ("fc_hallucinator", {}),
+        ("fc_selector", {"selector": "zero"}),
+        ("cosnorm_classifier", {"classifier": "means"}),
+    ):
+        head = OLTRHead(6, 4, without=["reachability"])
+        head.init_from(None, x, y)
+        before = head.memory.centroids.clone()
+        weight_norm(getattr(head.classifier, layer))
+        with pytest.raises(ValueError, match=r"init_from: expected weight to be a parameter"):
+            head.init_from(None, 2 * x, y, **options)
+        assert torch.equal(head.memory.centroids, before)
+        head.loss(x, y).backward()
+        own = getattr(head.classifier, layer).parametrizations.weight.original1
+        assert own.grad.abs().max() > 0
+    memory = OLTRHead(6, 4).memory
+    weight_norm(memory, "centroids")
+    with pytest.raises(ValueError, match="expected centroids to be a parameter"):
+        memory.initialise(x, y)
+
+
+def test_a_pruned_selector_trains_once_it_is_no_longer_pruned():
+    x, y = torch.randn(8, 6), torch.arange(8) % 4
+    head = OLTRHead(6, 4, without=["reachability"])
+    head.init_from(None, x, y)
+    prune.l1_unstructured(head.classifier.fc_selector, "weight", 0.5)
+    head.loss(x, y).backward()
+    prune.remove(head.classifier.fc_selector, "weight")
+    for _ in range(2):
+        head.loss(x, y).backward()
+    assert head.classifier.fc_selector.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("number", [99.0, -3.0, float("nan")])
+def test_a_score_that_is_none(number):
+    head = LinearHead(6, 4)
+    state = {**head.state_dict(), "score_index": torch.tensor(number, dtype=torch.float64)}
+    with pytest.raises(ValueError, match=f"LinearHead: expected score_index .*got {number}"):
+        head.load_state_dict(state)

@@ -63,6 +63,21 @@ def test_seeds_differ_and_shares_are_spread_over_small_classes():
     assert 50 < (labels[a] < labels.max() / 2).sum() < 150
 
 
+@pytest.mark.parametrize(
+    ("paths", "labels", "how", "message"),
+    [
+        ([], [], 0.5, "got 0 paths and 0 labels"),
+        (["a"], [0, 1], 0.5, "a label for each path, got 1 paths and 2 labels"),
+        (["a", "b"], [0], 0.5, "got 2 paths and 1 labels"),
+        (["a", "b"], [0, 0], 1.5, r"a share in \(0, 1\) or one_per_class, got 1.5"),
+        (["a", "b"], [0, 0], "one", "got 'one'"),
+    ],
+)
+def test_what_holds_nothing_out_is_an_error(paths, labels, how, message):
+    with pytest.raises(ValueError, match=f"hold_out: .*{message}"):
+        hold_out(paths, labels, how, 0)
+
+
 def test_an_image_that_is_listed_twice_goes_as_one():
     paths, labels = a_list([6, 5, 2])
     twice, both = [*paths, *paths], np.concatenate([labels, labels])

@@ -1,9 +1,12 @@
-"""The words of the command: one name for one thing in every help, and none without its line."""
+"""The words of the command: one name for one thing in every help, none without its line, none in
+vain, and none that waits for torch."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,3 +104,45 @@ def test_the_pages_call_a_run_a_run():
         ):
             if command in firsts:
                 assert word in firsts[command].split("|"), (page.name, command, word)
+
+
+def test_what_needs_no_torch_imports_none(tmp_path, run_python):
+    script = tmp_path / "oltr"  # as pip writes it
+    script.write_text("import sys\nfrom oltr_ext.cli import main\nsys.exit(main())\n")
+    for start in (["-m", "oltr_ext"], [str(script)]):
+        for words, code in ((["--version"], 0), (["--help"], 0), (["predict", "x"], 2)):
+            command = [sys.executable, "-X", "importtime", *start, *words]
+            done = subprocess.run(command, capture_output=True, text=True)
+            names = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+            assert done.returncode == code and "oltr_ext.cli.parser" in names
+            assert "torch" not in names
+    # what exported programs are promised of anybody else, and what the command has all the same
+    run_python("import oltr_ext, torch\ntorch.ops.oltr_ext.nearest_centroid.default")
+    run_python(
+        "import sys; sys.argv = ['/usr/bin/oltr']\n"
+        "import oltr_ext\nassert 'torch' not in sys.modules\n"
+        "assert {'backend', 'ops', 'use_backend'} <= set(dir(oltr_ext))\n"
+        "with oltr_ext.use_backend('reference'): assert oltr_ext.backend() == 'reference'\n"
+        "import torch\ntorch.ops.oltr_ext.nearest_centroid.default\n"
+        "oltr_ext.ops.nearest_centroid"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["predict", "x", "y", "--set-method", "class"], "share of --set, which is not there"),
+        (["predict", "x", "y", "--by", "scores"], "to answer --observations, which are not there"),
+        (["eval", "x", "--by", "embeddings"], "to answer --observations, which are not there"),
+        (["predict", "x", "y", "--set", "0.1", "--nearest", "2"], "expected one of them; a set"),
+        (
+            ["predict", "x", "y", "--set", "data.root=/x"],
+            r"--set: expected the share of images that may miss .*, in \(0, 1\), got data.root=/x",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_a_usage_error(words, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert re.search(told, capsys.readouterr().err.splitlines()[-1])

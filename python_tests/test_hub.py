@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from oltr_ext.cli import main
 from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint
 from oltr_ext.engine.train import train
+from oltr_ext.serve.enroll import ChangedError
 from oltr_ext.serve.model import Model
 
 hub = pytest.importorskip("huggingface_hub")
@@ -72,6 +74,37 @@ def test_a_run_is_not_written_over(run):
     with pytest.raises(ValueError, match="run is the folder of a run, whose model would be"):
         oltr_ext.load(run, device="cpu").save_pretrained(run)
     assert (run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_a_file_of_another_s_is_not_written_over(run, tmp_path, name):
+    model = oltr_ext.load(run, device="cpu")
+    (tmp_path / name).write_text('{"library_name": "timm"}')
+    with pytest.raises(FileExistsError, match=f"{name} is there and not of a folder that this"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / name).read_text() == '{"library_name": "timm"}'
+    assert len([file for file in tmp_path.iterdir() if file.is_file()]) == 1
+    (tmp_path / name).rename(tmp_path / "notes.txt")
+    for _ in range(2):  # its own it may
+        model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["library_name"] == "oltr_ext"
+    names = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert names == {"README.md", "config.json", "model.safetensors", "notes.txt"}
+
+
+def test_what_a_kill_leaves_is_written_again(run, tmp_path, monkeypatch):
+    model, replace = oltr_ext.load(run, device="cpu"), os.replace
+
+    def once(source, target):
+        assert not any(file.name[0] != "." for file in target.parent.iterdir())
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", once)
+        with pytest.raises(AssertionError):
+            model.save_pretrained(tmp_path / "saved")
+    assert len(list((tmp_path / "saved").glob("[!.]*"))) == 1
+    assert len(list(model.save_pretrained(tmp_path / "saved").iterdir())) == 3
 
 
 def test_no_folder_of_this_machine_is_told(run, data, tmp_path):
@@ -143,6 +176,45 @@ def test_the_card_has_the_figures_of_the_report(run, data, tmp_path, capsys):
     assert "| classes | 5, 1 enrolled |" in text and "has not been judged" in text
 
 
+def test_the_card_has_no_figures_of_another_model(tmp_path, capsys):
+    run = train_on_rows(tmp_path)
+
+    def judged(model, name):
+        text = (model.save_pretrained(tmp_path / name) / "README.md").read_text()
+        return "has not been judged" not in text
+
+    model = oltr_ext.load(run, device="cpu")
+    model.enroll(rows("d", 5), "d")
+    model.save()
+    assert main(["eval", str(run), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert judged(model, "a") and judged(oltr_ext.load(run, device="cpu"), "b")
+    model.rename("a", "A")  # whose figures are what they were
+    assert judged(model, "c")
+    model.remove(["b"])
+    assert not judged(model, "d")
+    model.undo()
+    assert judged(model, "e")
+    model.remove(["d"])
+    model.enroll(rows("e", 5), "d")  # as many classes, of the same names
+    assert not judged(model, "f")
+    file = run / "report.json"
+    old = json.loads(file.read_text())
+    del old["methods"][0]["summary"]["model"]  # from before it was written down
+    file.write_text(json.dumps(old))
+    assert not judged(oltr_ext.load(run, device="cpu"), "g")
+
+
+def test_a_run_that_was_trained_anew_is_not_what_is_in_memory(run, tmp_path):
+    model = oltr_ext.load(run, device="cpu")
+    tensors, header = checkpoint.load(run / "model.safetensors")
+    header["state"]["total"] += 1
+    checkpoint.save(run / "model.safetensors", tensors, header)
+    with pytest.raises(ChangedError, match="was trained anew since it was read"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_by_its_name_on_the_hub(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
@@ -187,8 +259,13 @@ def test_it_is_pushed_whole(run, data, tmp_path, monkeypatch):
             asked.append((repo_id, private, exist_ok))
             return SimpleNamespace(repo_id=repo_id)
 
+        def file_exists(self, repo_id, filename, revision):
+            return any((tmp_path / "cache").rglob(filename))
+
         def upload_folder(self, repo_id, folder_path, revision, commit_message):
             asked.append((revision, commit_message))
+            if commit_message != "first":
+                return SimpleNamespace(commit_url=sorted(f.name for f in folder_path.iterdir()))
             cached(Path(folder_path), tmp_path / "cache", repo_id)
             return SimpleNamespace(commit_url=f"https://example/{repo_id}")
 
@@ -199,6 +276,9 @@ def test_it_is_pushed_whole(run, data, tmp_path, monkeypatch):
     assert asked == ["t", ("me/it", True, True), (None, "first")]
     back = Model.from_pretrained("me/it", cache_dir=tmp_path / "cache", device="cpu")
     same(model, back, sorted(data.glob("test_*.png"))[::6])
+    both = ["config.json", "model.safetensors"]
+    assert model.push_to_hub("me/it") == str(both)  # the card that is there stays
+    assert model.push_to_hub("me/it", card={"license": "mit"}) == str(["README.md", *both])
 
 
 def test_a_model_of_features(tmp_path):

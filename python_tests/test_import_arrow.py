@@ -151,3 +151,43 @@ def test_errors(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert run(tmp_path / "set", tmp_path / "t.parquet") == 1
     assert "pip install oltr_ext[arrow]" in capsys.readouterr().err
+
+
+def test_folders_that_are_splits(tmp_path):
+    """As the Hub converts data sets, and with the other ending of Parquet."""
+    for part, first in (("train", 0), ("validation", 100), ("test", 200)):
+        (tmp_path / "data" / "default" / part).mkdir(parents=True)
+        ending = "pq" if part == "test" else "parquet"
+        pq.write_table(rows(first, 9), tmp_path / "data" / "default" / part / f"0000.{ending}")
+    assert run(tmp_path / "set", tmp_path / "data") == 0
+    for part, first in (("train", 0), ("val", 100), ("test", 200)):
+        assert images(tmp_path / "set", part).keys() == {encoded(first + n) for n in range(9)}
+
+
+def test_labels_of_other_types(tmp_path, capsys):
+    for kind, value, want in (
+        ("bytes", lambda n: NAMES[n % 3].encode(), "bee fox owl"),
+        ("floats", lambda n: float(n % 3), "0 1 2"),
+        ("lists", lambda n: [n % 3], None),
+    ):
+        table = rows(0, 12).set_column(1, "label", pa.array([value(n) for n in range(12)]))
+        pq.write_table(table, tmp_path / f"{kind}.parquet")
+        assert run(tmp_path / kind, tmp_path / f"{kind}.parquet") == (want is None)
+        if want is None:
+            said = capsys.readouterr().err
+            assert "lists.parquet[0]: label holds lists; expected one class an image" in said
+        else:
+            assert (tmp_path / kind / "names.txt").read_text().split() == want.split()
+
+
+def test_of_several_labels_the_one_that_has_names(tmp_path, capsys):
+    table = rows(0, 12).append_column("species", pa.array([NAMES[n % 3] for n in range(12)]))
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert run(tmp_path / "set", tmp_path / "t.parquet") == 0
+    assert (tmp_path / "set" / "names.txt").read_text().split() == sorted(NAMES)
+    said = "t.parquet: label is not used: --label-column label\n"
+    assert said in capsys.readouterr().out
+    kept = {b"huggingface": json.dumps({"info": {"features": FEATURES}}).encode()}
+    pq.write_table(table.replace_schema_metadata(kept), tmp_path / "named.parquet")
+    assert run(tmp_path / "named", tmp_path / "named.parquet") == 0
+    assert "species is not used" in capsys.readouterr().out  # the label has names of its own

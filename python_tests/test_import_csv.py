@@ -48,6 +48,11 @@ def test_columns_of_plain_names(seen, tmp_path, capsys):
     assert "path is path, label is class, observation is Observation" in said
     assert "plain.csv: split is not used: --split-column split" in said
     assert "\n30 observations\n" in said and "PROBLEM" not in said
+    with pytest.raises(SystemExit):
+        main(["data", "from-csv", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for what in ("path, file, ...", "label, class, ...", "observation, if there is one"):
+        assert f"-column NAME default: {what} --" in told
     part = where(tmp_path / "set")
     assert len({(row[2], part[row[0]]) for row in rows}) == 30
 
@@ -157,3 +162,52 @@ def test_columns_that_are_not_there(tmp_path, capsys):
     (tmp_path / "t.csv").write_text("")
     assert run(table, tmp_path / "set") == 1
     assert "there are none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("head", "taken", "others"),
+    [
+        (("label", "species"), "species", "label is"),
+        (("class", "class_name"), "class_name", "class is"),
+        (("category", "scientific_name"), "scientific_name", "category is"),
+        (("category", "label"), "label", "category is"),
+        (("label", "class", "species"), "species", "class, label are"),
+    ],
+)
+def test_of_several_labels_the_one_that_tells_names(tmp_path, capsys, head, taken, others):
+    """A number, or a word that all rows share, says less."""
+    values = {"label": "01", "class": "01", "category": ("bird", "bird")}
+    rows = []
+    for n in range(8):
+        put(tmp_path / f"{n}.png", n)
+        rows.append((f"{n}.png", *(values.get(each, ("fox", "owl"))[n % 2] for each in head)))
+    assert run(write(tmp_path / "t.csv", ("path", *head), rows), tmp_path / "set") == 0
+    said = capsys.readouterr().out
+    assert f"label is {taken}\n" in said
+    assert f"t.csv: {others} not used: --label-column " in said
+
+
+def test_less_than_none_is_no_class(tmp_path, capsys):
+    rows = []
+    for n in range(9):
+        put(tmp_path / f"{n}.png", n)
+        rows.append((f"{n}.png", n % 3 - 1))
+    assert run(write(tmp_path / "t.csv", ("path", "label"), rows), tmp_path / "set") == 0
+    assert (tmp_path / "set" / "names.txt").read_text() == "0\n1\n"
+    assert "left out, without a class: 3 (0.png, 3.png, 6.png)" in capsys.readouterr().out
+
+
+def test_a_column_that_was_mistyped_and_a_class_called_unknown(tmp_path, capsys):
+    rows = []
+    for n in range(9):
+        put(tmp_path / f"{n}.png", n)
+        rows.append((f"{n}.png", ("unknown", "owl", "fox")[n % 3], ""))
+    table = write(tmp_path / "t.csv", ("path", "kind", "other"), rows)
+    assert run(table, tmp_path / "set", "--label-column", "other") == 1
+    assert "label is other" in capsys.readouterr().err
+    assert run(table, tmp_path / "set", "--label-column", "kind") == 0
+    said = capsys.readouterr().out
+    assert "\nclasses: fox, owl, unknown\n" in said and "--open unknown holds it out" in said
+    words = ("--label-column", "kind", "--open", "unknown")
+    assert run(table, tmp_path / "open", *words) == 0
+    assert "holds it out" not in capsys.readouterr().out

@@ -311,3 +311,24 @@ def test_a_file_is_opened_once(photos, monkeypatch):
     assert look_at(file) == want and given[-1] != file
     monkeypatch.setattr(content, "WHOLE", 10)
     assert look_at(file) == want and given[-1] == file
+
+
+def test_splits_beside_what_is_none(tmp_path, capsys):
+    root = tmp_path / "photos"
+    for part, first in (("train", 0), ("val", 20), ("unknown", 40)):
+        class_folders(root / part, {"a": 4, "b": 4}, first=first)
+    assert run(root, tmp_path / "set") == 0
+    said = capsys.readouterr().out
+    assert "PROBLEM: folders train, val are taken for classes, for unknown is no split\n" in said
+    assert "\nclasses: train, unknown, val\n" in said
+    assert run(root, tmp_path / "leaf", "--class-by", "leaf") == 0
+    assert "PROBLEM: folders train, val are not taken for splits, for" in capsys.readouterr().out
+    class_folders(tmp_path / "vehicles", {"bus": 5, "train": 5})
+    assert run(tmp_path / "vehicles", tmp_path / "two") == 0
+    assert "PROBLEM" not in capsys.readouterr().out
+
+
+def test_one_class_has_no_largest(tmp_path, capsys):
+    class_folders(tmp_path / "photos", {"fox": 9})
+    assert run(tmp_path / "photos", tmp_path / "set") == 0
+    assert "training images a class; 1 has fewer than 20\n" in capsys.readouterr().out

@@ -88,3 +88,65 @@ def test_a_key_that_no_image_has(tmp_path, capsys):
     assert run(tmp_path / "set", tmp_path / "a.json", "--observation-key", "seq") == 1
     said = capsys.readouterr().err
     assert "no image has seq, its observation; there are file_name, id, location" in said
+
+
+def names_of(out):
+    return (out / "names.txt").read_text().splitlines()
+
+
+def test_names_are_those_of_all_files(tmp_path, capsys):
+    """A file that lists fewer categories knows them by the same names."""
+    inat(tmp_path, "train.json", [(n % 4, 0) for n in range(32)])
+    whole = inat(tmp_path, "val.json", [(2 * (n % 2), 0) for n in range(8)], first=32)
+    whole["categories"] = [each for each in whole["categories"] if each["id"] in (0, 2)]
+    (tmp_path / "val.json").write_text(json.dumps(whole))
+    words = [f"{part}={tmp_path / part}.json" for part in ("train", "val")]
+    assert run(tmp_path / "set", *words, "--test", 0) == 0
+    assert "Twin #2" in dict(listed(tmp_path / "set", "val")).values()
+    assert "unknown class" not in capsys.readouterr().out
+    whole["categories"][0]["name"] = "Fox"
+    (tmp_path / "val.json").write_text(json.dumps(whole))
+    assert run(tmp_path / "no", *words) == 1
+    assert "val.json: category 0 is Fox, and Vulpes vulpes before" in capsys.readouterr().err
+
+
+def test_numbers_that_are_text_and_what_is_not_listed(tmp_path, capsys):
+    whole = inat(tmp_path, "a.json", [(n % 2, 0) for n in range(12)])
+    for n, each in enumerate(whole["annotations"]):
+        each["image_id"] = str(each["image_id"])
+        each["category_id"] = (float if n % 3 else str)(each["category_id"])
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert run(tmp_path / "set", tmp_path / "a.json") == 0
+    assert names_of(tmp_path / "set") == ["Ardea cinerea", "Vulpes vulpes"]
+    whole["categories"] = whole["categories"][1:]
+    whole["annotations"] += [{"image_id": 90 + n, "category_id": 0} for n in range(4)]
+    whole["annotations"][1]["category_id"] = -1
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    capsys.readouterr()
+    assert run(tmp_path / "less", tmp_path / "a.json") == 0
+    assert names_of(tmp_path / "less") == ["0", "Ardea cinerea"]
+    said = capsys.readouterr().out
+    assert "a.json: annotations of categories that are not listed, which are called" in said
+    assert "by their numbers: 6 (0)\n" in said and "without a class: 1 (" in said
+    assert "annotations of images that are not there: 4 (90, 91, 92, ...)" in said
+
+
+def test_a_root_that_was_forgotten_and_a_test_without_annotations(tmp_path, capsys):
+    whole = inat(tmp_path, "train.json", [(n % 2, 0) for n in range(12)])
+    (tmp_path / "other").mkdir()
+    assert run(tmp_path / "set", tmp_path / "train.json", "--root", tmp_path / "other") == 1
+    assert f"looked in {tmp_path / 'other'}: --root says where" in capsys.readouterr().err
+    del whole["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(whole))
+    words = [f"{part}={tmp_path / part}.json" for part in ("train", "test")]
+    assert run(tmp_path / "set", *words) == 1
+    assert "without them no class is known, leave it out" in capsys.readouterr().err
+
+
+def test_a_pattern_behind_a_split(tmp_path):
+    for n in range(3):
+        inat(tmp_path, f"part{n}.json", [(k % 2, 0) for k in range(8)], first=8 * n)
+    for n, words in enumerate(("train=part*.json", "train=part{0..2}.json", "part?.json")):
+        assert run(tmp_path / f"set{n}", words.replace("part", f"{tmp_path}/part")) == 0
+        parts = [listed(tmp_path / f"set{n}", part) for part in ("train", "val", "test")]
+        assert sum(map(len, parts)) == 24

@@ -130,3 +130,42 @@ def test_errors(tmp_path, capsys):
     ):
         assert run(tmp_path / f"set{len(error)}", *words) == 1
         assert error in capsys.readouterr().err
+
+
+def test_a_folder_of_shards_a_range_and_no_class(tmp_path, capsys):
+    (tmp_path / "in" / "test").mkdir(parents=True)
+    shard(tmp_path / "in" / "train-000.tar", samples(ROWS[:12]))
+    shard(tmp_path / "in" / "train-001.tgz", samples(ROWS[12:]), "w:gz")
+    last = samples([(50 + n, str(n - 1)) for n in range(4)])
+    shard(tmp_path / "in" / "test" / "000.tar", last)
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "names.txt").write_text("fox\nowl\nbee\n")
+    assert run(tmp_path / "set", tmp_path / "in", "--names", tmp_path / "names.txt") == 0
+    assert len(listed(tmp_path / "set", "test")) == 3  # the fourth is of none
+    assert "left out, without a class: 1 (000.tar:dir/0050.jpg)" in capsys.readouterr().out
+    (tmp_path / "in" / "train-001.tgz").rename(tmp_path / "in" / "train-001.tar")
+    ranged = f"train={tmp_path}/in/train-{{000..001}}.tar"
+    assert run(tmp_path / "range", ranged, f"test={tmp_path}/in/te*/*.tar") == 0
+    assert "24 images" not in capsys.readouterr().out
+    assert len(listed(tmp_path / "range", "test")) == 3
+    (tmp_path / "none").mkdir()
+    for gone, error in ((tmp_path / "none", "has no file of .tar"), ("train=x*.tar", "no file x*")):
+        assert run(tmp_path / "no", gone) == 1
+        assert error in capsys.readouterr().err
+
+
+def test_a_mistyped_key_says_what_is_there_and_the_same_folder_is_taken_then(tmp_path, capsys):
+    def members():
+        for n in range(12):
+            yield f"{n}.json", json.dumps({"kind": f"name {n % 2}", "seq": n}).encode()
+            yield f"{n}.png", encoded(n)
+
+    path = shard(tmp_path / "a.tar", members())
+    assert run(tmp_path / "set", path) == 1
+    said = capsys.readouterr().err
+    assert "a.tar:0 has no class: there are json, png, in its JSON kind, seq" in said
+    assert (tmp_path / "set" / "images").is_dir()
+    assert run(tmp_path / "set", path, "--label-key", "kind") == 0
+    assert (tmp_path / "set" / "names.txt").read_text() == "name 0\nname 1\n"
+    files = tree(tmp_path / "set" / "images")
+    assert sorted(files.values()) == sorted(encoded(n) for n in range(12))

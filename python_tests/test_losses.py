@@ -8,8 +8,16 @@ from math import e, exp, log
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from oltr_ext.nn import FocalLoss, LiftedStructureLoss, LinearHead, OLTRHead, RangeLoss
+from oltr_ext.nn import (
+    DiscCentroidsLoss,
+    FocalLoss,
+    LiftedStructureLoss,
+    LinearHead,
+    OLTRHead,
+    RangeLoss,
+)
 
 
 def column(*values):
@@ -140,3 +148,21 @@ def test_official_centroids_ignore_the_weight_and_count_one_too_many():
     # attract = sum |x - c|^2 / (2 B): slope ((0 - 1) + (0 - 3)) / 2 = -2
     assert grads["fixed"] == pytest.approx([0.01 * -2, 0])
     assert grads["official"] == pytest.approx([-2 / 3, 0])
+
+
+def test_smoothing_passes_over_a_class_of_frequency_zero():
+    """As the fused op's does; by torch's cross-entropy the loss would be infinite."""
+    prior, x, y = torch.tensor([10.0, 5, 3, 2, 0]), torch.randn(8, 6), torch.arange(8) % 4
+    for reduction in ("mean", "sum", "none"):
+        criterion = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=3, reduction=reduction)
+        head = LinearHead(6, 5, class_prior=prior, criterion=criterion)
+        logits = (head(x) + prior.log())[:, :4]
+        torch.testing.assert_close(head.loss(x, y), criterion(logits, y))
+    head.loss(x, y).sum().backward()
+    assert head.linear.weight.grad.isfinite().all()
+
+
+def test_compat_is_checked_when_it_is_given():
+    for make in (lambda: DiscCentroidsLoss(compat="x"), lambda: OLTRHead(4, 3, compat="x")):
+        with pytest.raises(ValueError, match="compat to be one of fixed, official, got 'x'"):
+            make()

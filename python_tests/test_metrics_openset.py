@@ -162,6 +162,10 @@ def test_a_curve_has_the_points_of_its_straight_stretches() -> None:
     assert open_set_metrics(score, target)["fpr95"] == fpr[np.argmax(tpr >= 0.95)] == 0.95
     curve = oscr(score, np.zeros(80, int), target)
     assert len(curve.fpr) == 41 and curve.fpr[np.argmax(curve.ccr >= 0.95)] == 0.95
+    # the same where no known image is right: three open scores, two of them level
+    curve = oscr([5, 3, 3, 1, 2], [1, 0, 0, 0, 0], [0, -1, -1, -1, 1])
+    assert curve.fpr.tolist() == [0, 2 / 3, 1] and curve.ccr.tolist() == [0, 0, 0]
+    assert curve.area == 0
 
 
 @settings(SEEDED, max_examples=25)
@@ -233,6 +237,14 @@ def test_bad_input_is_refused() -> None:
         open_scores(np.zeros((1, 2)), [-1.0])
     with pytest.raises(ValueError, match=r"1 probabilities of unknown in \[0, 1\], got shape \(1,"):
         open_scores(np.zeros((1, 2)), None, [1.5])
+    for far in (math.inf, -math.inf):
+        with pytest.raises(ValueError, match=r"2 finite distances >= 0, got shape \(2,\)"):
+            open_scores(np.zeros((2, 2)), [1.0, far])
+    for name in ("scale", "temperature", "eps"):
+        with pytest.raises(ValueError, match=f"expected finite {name} > 0, got inf"):
+            open_scores(np.zeros((1, 2)), [0.0], **{name: math.inf})
+    # a class that is no answer
+    assert open_scores([[0.0, -math.inf]])["max_softmax"][0] == 1
     with pytest.raises(ValueError, match="temperature > 0"):
         open_scores(np.zeros((1, 2)), temperature=0.0)
     with pytest.raises(ValueError, match="labels start at 0"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from oltr_ext.metrics import F_RULES, calibrate_threshold, f_curve, f_measure
+from oltr_ext.metrics.threshold import keep_fraction
 
 SEEDED = settings(deadline=None, derandomize=True)
 
@@ -105,6 +106,12 @@ def test_known_recall_by_hand() -> None:
     assert calibrate_threshold(scores, value=0.55) == 0.45  # 0.55 * 20 is 11.000000000000002
     assert calibrate_threshold([0.5, 0.5, 0.5, 0.9], value=0.25) == 0.9
     assert calibrate_threshold([0.5, 0.5, 0.5, 0.9], value=0.3) == 0.5  # ties stay together
+    assert keep_fraction(np.array([3.0, 1, 2]), 0.5, np.array([1.0, 3, 2])) == 2  # half of 6
+
+
+def test_of_equally_good_thresholds_the_lowest() -> None:
+    opened = [3, 5, 1, 6, 8, 2]  # 4 and 7 are as good, but not in floating point
+    assert calibrate_threshold([7, 0, 4], rule="balanced", score_open=opened) == 4
 
 
 @SEEDED
@@ -135,8 +142,9 @@ def test_f_and_balanced_rules_find_the_best_threshold(
         best = max(f_of.values())
         assert threshold == min(t for t, f in f_of.items() if f == best)
     threshold = calibrate_threshold(known, rule="balanced", score_open=opened)
-    gain = {t: np.mean(np.array(known) >= t) + np.mean(np.array(opened) < t) for t in score}
-    assert gain[threshold] == pytest.approx(max(gain.values()))
+    kept, cut = np.array(known), np.array(opened)
+    gain = {t: (kept >= t).sum() * len(cut) + (cut < t).sum() * len(kept) for t in score}
+    assert threshold == min(t for t, g in gain.items() if g == max(gain.values()))
 
 
 def test_float32_scores_give_an_exact_float32_threshold() -> None:

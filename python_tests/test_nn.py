@@ -20,6 +20,7 @@ from oltr_ext.nn import (
     ModulatedAttention,
 )
 from oltr_ext.nn.classifiers import PARTS
+from oltr_ext.nn.memory import means_over
 
 
 def released_forward(c: MetaEmbeddingClassifier, x, centroids):
@@ -216,6 +217,23 @@ class TestMemory:
             memory.initialise(torch.ones(0, 3), torch.zeros(0, dtype=torch.int64))
         with pytest.raises(RuntimeError, match="got 2 at row 0"):
             memory.initialise(torch.ones(1, 3), torch.tensor([2]))
+
+    def test_what_does_not_fit(self):
+        memory, x, y = CentroidMemory(3, 4), torch.randn(6, 4), torch.arange(6) % 3
+        memory.initialise(x, y)
+        before = memory.centroids.detach().clone()
+        with pytest.raises(ValueError, match=r"closest: expected features .*, 4\), got \(2, 7\)"):
+            memory.closest(torch.randn(2, 7), 2)
+        with pytest.raises(ValueError, match="count of at least 0, got -1"):
+            memory.closest(x, -1)
+        for name in ("initialise", "update"):
+            with pytest.raises(TypeError, match=r"torch\.int64, got torch\.float32"):
+                getattr(memory, name)(x, y.float())
+            with pytest.raises(RuntimeError, match="got 3 at row 2"):
+                getattr(memory, name)(x, y + 1)
+        with pytest.raises(ValueError, match=r"class means: expected .*, 4\), got \(6, 5\)"):
+            means_over([(x, y), (torch.randn(6, 5), y)], 3)
+        assert torch.equal(memory.centroids, before)
 
     def test_forward_is_the_nearest_centroid(self):
         memory = CentroidMemory(3, 2)

@@ -17,7 +17,7 @@ from oltr_ext.engine.evaluate import answers, collect
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.metrics import calibrate_threshold, read_costs
 from oltr_ext.serve.assess import assess
-from oltr_ext.serve.discover_files import read_names
+from oltr_ext.serve.discover_files import read_given
 from oltr_ext.serve.observations import (
     judge_observations,
     observations_of,
@@ -155,6 +155,12 @@ def test_paths_of_a_file_of_observations(tmp_path):
         observations_of(["d.png", "c.png"], tmp_path / "a.csv")
 
 
+def test_a_row_without_a_path_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("observation,path\no1,a.png\no2\n")
+    with pytest.raises(ValueError, match=r"a.csv:3: expected 2 cells, as the first line has"):
+        read_observations(tmp_path / "a.csv")
+
+
 def test_observations_of_other_images_are_told(trained, data, tmp_path, capsys):
     run, file = str(trained.path.parent), tmp_path / "images.csv"
     file.write_text("path,observation\ntest_0_0.png,a\ntest_0_1.png,a\n")
@@ -242,6 +248,7 @@ def test_tables_with_any_mark(tmp_path, mark):
     assert read_observations(plain) == {"a.png": "o"}
     assert want is None or read_observations(seen) == want
     named = written("groups.csv", ("group", "path", "name"), ("1", "a.png", "crab"))
-    assert _of_table(named) == [("a.png", "crab")] and read_names(tmp_path) == {"a.png": "crab"}
+    assert _of_table(named) == [("a.png", "crab")]
+    assert read_given(tmp_path).rows == {"a.png": {"name": "crab"}}
     lines = (("", "a", "unknown"), ("a", "0", "1"), ("unknown", "2", "0"))
     assert read_costs(written("costs", *lines), ["a"]).tolist() == [[0, 1], [2, 0]]

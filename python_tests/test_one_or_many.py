@@ -125,3 +125,19 @@ def test_losses_of_distances_are_exact(precision, backend):
             torch.testing.assert_close(got, want, rtol=2e-5, atol=0)
     means = F.normalize(torch.stack([x[y == c].double().mean(0) for c in range(8)]))
     torch.testing.assert_close(class_directions([(x, y)], 8), means.float(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rows", "classes", "width"), [(1000, 512, 24), (64, 8500, 24)])
+def test_a_memory_head_gives_the_same_bits_up_to(precision, rows, classes, width):
+    """512 classes, or 64 rows: of more rows and classes a bank is cut into other parts."""
+    head, x = OLTRHead(width, classes).eval(), torch.randn(rows, width)
+    head.init_from(None, torch.randn(classes, width), torch.arange(classes), classifier="means")
+    with torch.no_grad():
+        alone, together = alone_and_together(head, x[:4])[0], head.outputs(x)
+        target = torch.zeros(rows, dtype=torch.int64)
+        args = {"weight": head.memory.centroids, "reduction": "none"}
+        losses = ops.cosine_cross_entropy(x, target=target, **args)
+        one = [ops.cosine_cross_entropy(x[i : i + 1], target=target[:1], **args) for i in range(4)]
+    for name, value in alone.items():
+        assert torch.equal(value, getattr(together, name)[:4]), name
+    assert torch.equal(losses[:4], torch.cat(one))

@@ -114,3 +114,37 @@ def test_raw_ops_check_too():
     index = torch.tensor([0, 9, 1])
     with pytest.raises(RuntimeError, match="got 9 at row 1"):
         torch.ops.oltr_ext.nearest_centroid_backward(x[:, 0], x, torch.randn(5, 4), index, True)
+
+
+def test_whole_numbers():
+    x, w, t = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
+    for bad in (5.0, None, "5"):
+        with pytest.raises(TypeError, match=f"class_means: expected num_classes .*got {bad!r}"):
+            ops.class_means(x, t, bad)
+        with pytest.raises(TypeError, match=f"entropy: expected ignore_index .*got {bad!r}"):
+            ops.cosine_cross_entropy(x, w, t, ignore_index=bad)
+    assert ops.class_means(x, t, np.int64(5)).counts.tolist() == [1, 1, 1, 0, 0]
+
+
+def test_raw_backwards_of_no_feature():
+    """Their plans divide by the width."""
+    f = torch.ops.oltr_ext
+    x, bank, row, each = torch.zeros(2, 0), torch.zeros(3, 0), torch.zeros(2), torch.zeros(3)
+    index, counts, square = torch.zeros(2).long(), torch.ones(3).long(), torch.zeros(0, 0)
+    calls = {
+        "cosine_logits": (torch.zeros(2, 3), x, bank, 16.0, "highest"),
+        "cosine_cross_entropy": (
+            *(row, x, bank, index, None, row, 16.0, 0.0, -100, -1, "highest"),
+        ),
+        "class_means": (bank, index, counts),
+        "disc_centroids_loss": (row.sum(), x, index, bank, torch.zeros(1).double(), 0.01, False),
+        "nearest_centroid": (row, x, bank, index, True),
+        "memory_attention": (x, x, bank, each, bank, x, row, True, "highest"),
+        "meta_embedding": (
+            *(x, x, None, row, x, bank, bank, each, square, x, x, row, index, row),
+            *(10.0, 1e-6, True, "highest"),
+        ),
+    }
+    for name, arguments in calls.items():
+        with pytest.raises(RuntimeError, match=f"{name}.*: expected at least one feature"):
+            getattr(f, f"{name}_backward")(*arguments)

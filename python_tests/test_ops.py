@@ -328,6 +328,30 @@ def test_other_ways_to_differentiate_go_to_the_reference(case: Case):
             torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, want)
 
 
+@pytest.mark.parametrize("op", ["cosine_cross_entropy", "disc_centroids_loss", "official"])
+def test_gradients_of_each_row(op):
+    """By vmap over grad, in the reference, which then cannot look at labels."""
+    v, w, t = torch.randn(6, 4), torch.randn(5, 4), torch.arange(6) % 5
+    prior = torch.arange(5.0) + 1
+
+    def loss(w, v, t):
+        if op == "cosine_cross_entropy":
+            return ops.cosine_cross_entropy(v, w, t, class_prior=prior, label_smoothing=0.1)
+        compat = "official" if op == "official" else "fixed"
+        return ops.disc_centroids_loss(v, t, w, margin=100.0, compat=compat)
+
+    with use_backend("reference"):
+        each = torch.func.vmap(
+            torch.func.grad(lambda w, v, t: loss(w, v[None], t[None])), in_dims=(None, 0, 0)
+        )(w, v, t)
+        for row, grad in enumerate(each):
+            leaf = w.clone().requires_grad_()
+            loss(leaf, v[row : row + 1], t[row : row + 1]).backward()
+            torch.testing.assert_close(grad, leaf.grad)
+        with pytest.raises(RuntimeError, match="got 7 at row 1"):  # unmapped labels are read
+            torch.func.grad(loss)(w, v, torch.tensor([0, 7, 0, 0, 0, 0]))
+
+
 @every_device
 @every_op
 def test_double_backward_is_refused(case: Case, device):

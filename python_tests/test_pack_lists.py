@@ -144,6 +144,25 @@ def test_what_cannot_be_packed_is_told(mine, monkeypatch, capsys):
     assert not (mine.parent / "a.npz").exists()
 
 
+def test_a_file_of_another_s_stays(mine, monkeypatch, capsys):
+    monkeypatch.chdir(mine.parent)
+    there = mine.with_suffix(".npz")  # where the pack goes by default
+    for write in (
+        lambda: there.write_text("my own"),
+        lambda: np.savez(there, x=np.arange(3)),
+        lambda: save_pack(there, tiny_pack()),
+    ):
+        write()
+        before = there.read_bytes()
+        assert main(["data", "pack", str(mine)]) == 1
+        assert "mine.npz is there and no pack made of lists" in capsys.readouterr().err
+        assert there.read_bytes() == before
+    there.unlink()
+    for size in (16, 20):
+        assert main(["data", "pack", str(mine), "--set", f"data.image_size={size}"]) == 0
+        assert load_pack(str(there)).size == size
+
+
 def test_a_colour_pack_trains_and_predicts_as_its_files_do(mine, capsys):
     out, folder = packed(mine), mine.parent
     values = {**pack_config(mine, out), "stage2": None}

@@ -1,4 +1,5 @@
-"""The examples of the README, and of the pages beside the code, run as they stand."""
+"""The examples of the README, and of the pages beside the code, run as they stand, but that what
+trains on the icons does so for an epoch a stage; and what pages link to is there."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ PAGES = [
     *sorted(p for p in ROOT.glob("oltr_ext/**/*.md") if p.stem.isupper()),
     *sorted(ROOT.glob("benchmarks/**/README.md")),
 ]
+FOLDERS = ("benchmarks", "csrc", "examples", "findings", "oltr_ext")
+LINKED = sorted({*ROOT.glob("*.md"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))})
 BLOCKS = [
     code
     for page in PAGES
@@ -74,7 +77,29 @@ def test_commands_of_make_exist():
             assert target in targets, f"{page.name}: make {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_linked_files_exist(page):
-    for link in re.findall(r"\]\(([^)h][^)]*)\)", page.read_text()):
-        assert (page.parent / link.partition("#")[0]).exists(), link
+def prose(page):
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+
+
+def anchors(page):
+    """What headings are called in links, as GitHub has it."""
+    for heading in re.findall(r"^#+ +(.+)$", prose(page), flags=re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        yield re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_and_headings_exist(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not link.startswith(("http://", "https://")):
+            name, _, anchor = link.partition("#")
+            there = page.parent / name if name else page
+            assert there.exists(), link
+            assert not anchor or anchor in anchors(there), link
+
+
+def test_what_lies_in_the_folder_of_a_run_is_on_its_page(finished):
+    page = (ROOT / "oltr_ext/engine/README.md").read_text()
+    names = {f"{path.name}{'/' * path.is_dir()}" for path in finished.iterdir()}
+    assert {"model.safetensors", "tensorboard/"} < names
+    assert all(f"`{name}`" in page for name in names)

@@ -229,3 +229,21 @@ def test_the_openmax_score_needs_a_head_that_gives_it():
     assert open_score("openmax", logits, unknown=torch.tensor([0.25])).item() == 0.75
     with pytest.raises(ValueError, match="openmax needs a head that gives a probability"):
         open_score("openmax", logits)
+
+
+def test_weights_that_are_no_matrix():
+    with pytest.raises(ValueError, match=r"tau_normalise: expected weight \(C, D\), got \(4,\)"):
+        tau_normalise(torch.ones(4), 1.0)
+
+
+def test_a_fit_of_openmax_that_raises_leaves_the_head():
+    head = OpenMaxHead(2, 2)
+    head.start_at(torch.eye(2))
+    x, y = torch.eye(2).repeat(3, 1), torch.arange(6) % 2
+    head.fit(x, y)
+    want = head.mean.clone(), head.weibull.clone()
+    x = x * 2
+    x[1::2] = torch.nan  # of the second class, when the first is done
+    with pytest.raises(ValueError, match="class 1"):
+        head.fit(x, y)
+    assert torch.equal(head.mean, want[0]) and torch.equal(head.weibull, want[1])

@@ -148,3 +148,14 @@ def test_ids_never_shift_and_json_keeps_everything(steps: list) -> None:
         assert [roster.id_of(name) for name in living] == roster.living
         assert roster[len(roster) - 1].alive or len(roster) == 3
     assert Roster.from_json(json.loads(json.dumps(roster.to_json()))) == roster
+
+
+@pytest.mark.parametrize("name", ["barn\nowl", "a\tb", "a\u2028b", "a\x00b", "\ud800"])
+def test_a_new_name_is_a_line_of_text(roster: Roster, name: str) -> None:
+    for change in (lambda: roster.add([name], [1]), lambda: roster.rename(0, name)):
+        with pytest.raises(ValueError, match="expected a name on one line"):
+            change()
+    assert roster == Roster.trained(NAMES, [5, 3, 1])
+    older = Roster.trained([name, "bee"])  # what a model has is read, and goes on
+    older.rename(0, name)
+    assert Roster.from_json(older.to_json()) == older

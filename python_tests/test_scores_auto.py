@@ -58,10 +58,12 @@ def test_gain_by_hand_and_where_there_is_none():
         auroc_gain([1, 2, 3], [1, 2], [0, -1])
 
 
-def chosen(shifts, known=200, strangers=80, shared=0.9):
-    target, scores = drawn(known, strangers, shifts, shared=shared)
-    parts = [Outputs(np.zeros(rows.sum(), np.int64), target[rows], {n: s[rows] for n, s in
-             scores.items()}) for rows in (target >= 0, target < 0)]  # fmt: skip
+def chosen(shifts, known=200, strangers=80, shared=0.9, together=False):
+    target, scores = drawn(known, strangers, shifts | {"max_softmax": 0.0} | shifts, shared=shared)
+    both = Outputs(np.zeros(len(target), np.int64), target, scores)
+    parts = [both.only(np.flatnonzero(rows)) for rows in (target >= 0, target < 0)]
+    if together:
+        parts = [both, None]
     head = LinearHead(2, 2)
     found = calibrate(head, *parts, OpenSet())["score"]
     assert head.score == found
@@ -74,6 +76,9 @@ def test_auto_leaves_the_sum_for_what_is_better_beyond_one_standard_error():
     assert chosen({AUTO_SCORE: 1.5, "energy": 1.0}) == AUTO_SCORE
     # one stranger has no error to compare with
     assert chosen({AUTO_SCORE: 0.0, "energy": 9.0}, strangers=1) == AUTO_SCORE
+    # strangers among the images of known classes count as well as those apart from them
+    assert chosen({AUTO_SCORE: 1.0, "energy": 1.5}, together=True) == "energy"
+    assert chosen({AUTO_SCORE: 1.0, "energy": 1.5}, strangers=0, together=True) == "max_softmax"
     # and where there is no bank, the highest
     assert chosen({"max_softmax": 1.0, "energy": 1.02}, shared=1.0) == "energy"
 

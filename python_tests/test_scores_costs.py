@@ -34,6 +34,18 @@ def test_a_table_in_any_order(tmp_path):
     assert np.isnan(expected_cost(COSTS, [], []))
 
 
+def test_a_label_beyond_the_classes_is_not_unknown():
+    for answer, target, which in (([2], [0], "answer"), ([0], [2], "target")):
+        with pytest.raises(ValueError, match=rf"{which}: expected labels in \[-1, 2\), got 2"):
+            expected_cost(COSTS, answer, target)
+    with pytest.raises(ValueError, match="answer: expected 2 labels, got 1"):
+        expected_cost(COSTS, [0], [0, 1])
+    with pytest.raises(ValueError, match=r"pred: expected labels in \[0, 2\), got 2"):
+        cheapest_threshold(COSTS, [0.5], [2], [0])
+    with pytest.raises(ValueError, match=r"target: expected labels in \[-1, 2\), got 2"):
+        cheapest_threshold(COSTS, [0.5], [0], [2])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -118,9 +118,14 @@ def test_an_unreadable_image_leaves_its_set(run, tmp_path):
     splits = load_splits(data)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"none")
+    for name, images in splits.open_tests.items():
+        images.names = [f"{name} {n}" for n in range(len(images))]
     splits.open_tests["near/a"].paths[0] = str(bad)
-    sets = assess(trained, name="it", splits=splits).summary["open_sets"]
+    found = assess(trained, name="it", splits=splits)
+    sets = found.summary["open_sets"]
     assert [each["images"] for each in sets] == [5, 1, 3, 4]
+    names = [found.true_name(n) for n in np.flatnonzero(found.seen.target < 0)]
+    assert names == splits.open_names and names[4:7] == ["letters 4", "near/a 1", "near/b 0"]
 
 
 def test_data_check_reads_each_list_and_a_pack_takes_one(run, tmp_path):

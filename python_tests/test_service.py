@@ -15,6 +15,7 @@ import oltr_ext
 from oltr_ext.serve.predict import predict_features, predict_images
 from oltr_ext.serve.trained import load_trained
 from oltr_ext.service import model as service_model
+from oltr_ext.service.room import Limits
 
 LIMITS = {"images": 8, "pixels": 10_000, "body": 200_000, "queue": 16}
 
@@ -169,6 +170,27 @@ def test_limits_of_a_request(client, embedded):
     for form in ("multipart/form-data", "Multipart/Form-Data; boundary=x"):
         reply = client.post("/predict", content=b"--x", headers={"content-type": form})
         assert reply.status_code == 400 and "image[0]" not in reply.text
+
+
+def test_a_form_without_its_end(client):
+    part = b'--B\r\nContent-Disposition: form-data; name="x"; filename="a.png"\r\n\r\n'
+    parts = (part + png() + b"\r\n") * 2
+    for kind, body, status in (
+        ("boundary=B", parts + b"--B--\r\n", 200),
+        ("boundary=B", parts, 400),
+        ("boundary=B", parts[:-90], 400),
+        ("charset=undefined; boundary=B", parts + b"--B--\r\n", 400),
+    ):
+        head = {"content-type": f"multipart/form-data; {kind}"}
+        reply = client.post("/predict", content=body, headers=head)
+        assert reply.status_code == status, (kind, reply.text)
+        told = "charset: expected" if "charset" in kind else "the form has no end"
+        assert status == 200 or told in reply.json()["error"]
+
+
+def test_a_limit_of_pixels_beyond_what_is_opened():
+    with pytest.raises(ValueError, match=r"limits\.pixels: expected at most 178,956,970"):
+        Limits(pixels=400_000_000)
 
 
 def test_addresses_that_are_none(client):

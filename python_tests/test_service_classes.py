@@ -84,7 +84,8 @@ def test_nothing_changes_unless_all_is_right(service, run, data, monkeypatch):
     bad = [*form(data), ("x", ("bad.png", b"none"))]
     reply = client.post("/classes?name=a", files=bad, headers=MAY)
     assert reply.status_code == 400 and "bad.png" in reply.json()["error"]
-    for query, status in (("", 400), ("?name= ", 400), ("?name=class 0", 409)):
+    cases = (("", 400), ("?name= ", 400), ("?name=..", 400), ("?name=class 0", 409))
+    for query, status in cases:
         reply = client.post(f"/classes{query}", files=form(data), headers=MAY)
         assert reply.status_code == status and str(run) not in reply.text
     monkeypatch.setattr(changes, "WAIT", 0.05)
@@ -162,3 +163,11 @@ def test_a_token_of_some_length(finished):
         serving(finished, token="short"),
     ):
         pass
+
+
+def test_a_token_of_other_letters(run):
+    token = "Paßwort, lang genug: ж"
+    with serving(run, token=token) as (client, _):
+        for said, status in ((token, 409), (token[:-2], 401)):
+            head = {b"authorization": f"Bearer {said}".encode()}
+            assert client.post("/classes/undo", headers=head).status_code == status

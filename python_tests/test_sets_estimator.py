@@ -83,3 +83,19 @@ def test_no_row_to_spare_and_classes_to_come():
         model.calibrate_sets(x, [0, 1])
     with pytest.raises(ValueError, match=r"alpha in \(0, 1\), got 0"):
         model.predict_set(x, alpha=0)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 2.0**64, "balanced"])
+def test_classes_are_grouped_by_rows_whatever_those_weigh(names, weight):
+    (x, y), asked = drawn(SIZES, 0), drawn((50,) * 6, 1)
+    each = 60 / np.array(SIZES)[y] if weight == "balanced" else np.full(len(y), weight)
+    model = OLTRClassifier(random_state=0).fit(x, names[y], each)
+    model.calibrate_sets(asked[0], names[asked[1]])
+    plain = OLTRClassifier(random_state=0).fit(x, names[y])
+    assert model._rows.tolist() == plain._rows.tolist() == [*SIZES[::-1]]
+    by_group, over_all = (model.predict_set(asked[0], 0.2, method=m) for m in ("shots", "marginal"))
+    assert by_group.indices.tolist() != over_all.indices.tolist()
+    model.enroll(x[:2] + 9, ["g", "g"]).remove("f")
+    assert model._rows.tolist() == [3, 6, 12, 24, 40, 2]
+    model.partial_fit(x[:3], np.array(["a", "g", "h"]))
+    assert model._rows.tolist() == [4, 6, 12, 24, 40, 3, 1]

@@ -20,6 +20,7 @@ from oltr_ext.metrics import set_coverage
 from oltr_ext.nn.sets import SET_METHODS
 from oltr_ext.serve.assess import assess
 from oltr_ext.serve.model import Model
+from oltr_ext.serve.sets import SetAnswer
 from oltr_ext.serve.trained import load_trained
 
 TRAIN = (40, 20, 6, 2)
@@ -112,6 +113,12 @@ def test_classes_that_join_and_go(runs, parts, name, method):
     model.remove([first])
     gone = model.predict_set(rows, alpha=0.2, method=method)
     assert not any(first in each.labels.tolist() for each in gone)
+    held = model.trained.calibration.without([0])
+    assert 0 < len(held.target) == SetAnswer(model.trained, 0.2, method).calibrated_by < 39
+    if method in ("marginal", "shots"):  # which its images set no threshold of
+        model.trained.calibration = held
+        alone = model.predict_set(rows, alpha=0.2, method=method)
+        assert alone.indices.tolist() == gone.indices.tolist()
     model.undo()
     model.remove(["newt"])
     again = model.predict_set(rows, alpha=0.2, method=method)
@@ -192,6 +199,8 @@ def test_a_run_from_before(runs, data, tmp_path):
     fewer = oltr_ext.load(old)
     fewer.remove(fewer.class_names[0])
     assert fewer.predict_set(rows, method="marginal").size.mean() < 3  # not all of them
+    fewer.undo()
+    assert fewer.predict_set(rows).size.tolist() == expected.size.tolist()
     moved = Model(load_trained(old, overrides=[f"data.root={tmp_path / 'nowhere'}"]))
     with pytest.raises(ValueError, match=r"no calibration scores.*oltr train .*--out .*old"):
         moved.predict_set(rows)

@@ -13,6 +13,7 @@ from sharded_answers import (
     bytes_do_not_grow_with_the_classes,
     evaluated_alike,
     logits_in_parts,
+    recalled_alike,
 )
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -330,6 +331,7 @@ def _all(rank, folder, number):
         _memory()
         _born_apart()
         logits_in_parts()
+        recalled_alike(init_device_mesh("cpu", (number,)))
         bytes_do_not_grow_with_the_classes(init_device_mesh("cpu", (number,)))
         if number == 3:
             _compiled()

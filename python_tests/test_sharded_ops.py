@@ -83,6 +83,7 @@ def _all_cases(rank, folder, number):
                     for classes in CLASSES if dtype == torch.float64 else (5, 1001):
                         _compare(case, classes, dtype, backend)
         _extremes()
+        _of_any_size()
         _at_a_centroid()
         _agree()
         if number == 2:
@@ -114,6 +115,30 @@ def _extremes():
             x16 = torch.full((1, 1), 100.5, dtype=torch.bfloat16)
             got = ops.nearest_centroid(x16, far[shard.start : shard.stop], shard=shard)
             assert got.index.item() == ops.nearest_centroid(x16, far).index.item() == 5
+
+
+def _of_any_size():
+    """Distances that squares of float32 do not hold."""
+    for backend in ("native", "reference"):
+        for dtype, scale in (
+            (torch.bfloat16, 1e-25),
+            (torch.bfloat16, 1e30),
+            (torch.float32, 1e-25),
+            (torch.float32, 2e38),  # beyond its range, and still compared
+        ):
+            torch.manual_seed(0)
+            memory = (torch.rand(12, 8, dtype=torch.float64) * scale).to(dtype)
+            x = (memory[[9, 2]].double() * -0.5).to(dtype)
+            shard, gate = Shard.of(12), (torch.zeros(8, 8).to(dtype), torch.zeros(8).to(dtype))
+            own, bias = memory[shard.start : shard.stop], torch.zeros(12).to(dtype)
+            with use_backend(backend):
+                want = ops.nearest_centroid(x, memory)
+                got = ops.nearest_centroid(x, own, shard=shard)
+                parts = ops.meta_embedding(
+                    *(x, own, own, bias[: shard.size], *gate), return_details=True, shard=shard
+                )
+            assert torch.equal(got.index, want.index) and torch.equal(parts.nearest, want.index)
+            torch.testing.assert_close(got.distance / scale, want.distance / scale)
 
 
 def _at_a_centroid():

@@ -220,3 +220,11 @@ def test_groups_keep_their_options():
     norm = clip_grad_norm_(one, 1.0)
     assert norm == 5 and one.grad.norm() == pytest.approx(1, abs=1e-5)
     assert copy.deepcopy(one).shape == (2,)
+
+
+def test_groups_that_are_none():
+    one = torch.zeros(2)
+    assert param_groups([]) == [] and param_groups([{"params": one, "lr": 1}])[0]["lr"] == 1
+    for wrong in (one, [one, {"params": [one]}], [{"lr": 1}]):
+        with pytest.raises(TypeError, match="param_groups: expected parameters, or groups"):
+            param_groups(wrong)

@@ -12,6 +12,7 @@ from socket import gethostname
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import config, stop_after
 
 from oltr_ext.config.loading import make_config
@@ -30,7 +31,10 @@ def test_stage_1_of_an_unlike_run_is_refused(data, finished, tmp_path):
     with pytest.raises(ValueError, match="holds the model of a stage 2"):
         train(make_config(config(data)), tmp_path / "b", stage1=finished)
     train(make_config({**values, "seed": 3}), tmp_path / "one")
-    with pytest.raises(ValueError, match=r"seed = 3, and this one asks for 0$"):
+    with pytest.raises(
+        ValueError,
+        match=r"seed = 3, and this one asks for 0; the same command with --set stage2=null",
+    ):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "one")
     with pytest.raises(ValueError, match="no run"):
         train(make_config(config(data)), tmp_path / "c", stage1=tmp_path / "nowhere")
@@ -102,6 +106,52 @@ def test_fresh_removes_the_run_and_nothing_else(data, tmp_path):
     assert checkpoint.load(tmp_path / "last.safetensors")[1]["config"]["seed"] == 0
 
 
+def test_files_of_others_stay_whatever_their_name(data, finished, tmp_path):
+    given = make_config(config(data))
+    splits = load_splits(given.data)
+    whole = (finished / "last.safetensors").read_bytes()
+    for name in (*checkpoint.OF_TRAINING, checkpoint.MODEL):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / name
+        save_file({"resnet.weight": torch.ones(3)}, file)
+        before = file.read_bytes()
+        for resume in (True, False):
+            with pytest.raises(ValueError, match=f"{name} is not a checkpoint .* another folder"):
+                train(given, tmp_path / name, resume=resume)
+        assert file.read_bytes() == before
+        for ours in (whole[:-1], b""):  # damaged, and nobody else's
+            file.write_bytes(ours)
+            preflight.check_folder(tmp_path / name, given, splits, fresh=True, say=print)
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board/tensorboard").write_text("notes")
+    with pytest.raises(ValueError, match="tensorboard is no folder: choose another folder"):
+        train(given, tmp_path / "board")
+
+
+def test_a_stage_1_in_the_same_folder_is_not_removed(data, tmp_path):
+    out = tmp_path / "run"
+    train(make_config({**config(data), "stage2": None}), out)
+    before = {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
+    for stage1 in (out, out / "model.safetensors", out / "best.safetensors", tmp_path / "x/../run"):
+        for resume in (True, False):
+            with pytest.raises(ValueError, match="would be written over by what starts from it"):
+                train(make_config(config(data)), out, resume=resume, stage1=stage1)
+    assert {p.name: p.read_bytes() for p in out.glob("*.safetensors")} == before
+
+
+def test_epochs_are_compared_under_one_expectation(data, tmp_path, monkeypatch):
+    values, said = {**config(data), "stage2": None, "select": "best"}, []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 3)  # in the second of two epochs
+        train(make_config(values), tmp_path / "run")
+    other = make_config({**values, "test_prior": "val"})
+    with pytest.raises(OtherRunError, match="choosing its epoch under test_prior: balanced, and"):
+        train(other, tmp_path / "run")
+    train(make_config(values), tmp_path / "run")
+    train(other, tmp_path / "run", say=said.append)
+    assert any("keeps the epoch that did best under test_prior: balanced" in s for s in said)
+
+
 def test_few_steps_are_told(data):
     """30 images in batches of 8 are 3 steps an epoch."""
 
@@ -147,6 +197,10 @@ FITTED = {"lr": {"feature": 0, "classifier": 0.1}, "epochs": 1, "batch_size": 8}
         ({"stage2": {"fc": 32}}, r"stage2\.fc: .* features have 256 numbers, and not 32"),
         ({"stage2": {"fc": None}, "stage1": {"fc": 32}}, r"features have 32 numbers, and not 256"),
         ({"stage2": {"freeze": ["trunk"]}}, r"stage2: OLTRModel\.freeze: no part named 'trunk'"),
+        (
+            {"stage2": {"attention": False, "freeze": ["backbone", "fc", "head"]}},
+            "stage2: optimizer got an empty parameter list",
+        ),
         ({"stage2": {"kind": "fslwf", **FITTED, "base_shots": 99}}, "stage2: .* 99 images, got no"),
         ({"open_set": {"rule": "f_measure"}, "data": {"open_val": None}}, "open validation images"),
         ({"open_set": {"score": "openmax"}}, r"open_set\.score: OLTRHead has no score openmax"),

@@ -258,3 +258,19 @@ def test_larger_than_memory(way, tmp_path, run_python):
     if way == "copied":
         code = code.replace("bank = ", COPIED + "bank = ", 1)
     assert "larger than memory" in run_python(code)
+
+
+@pytest.mark.parametrize("kind", ["file", "tensor", "only"])
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_rows_of_no_class(kind, wrong, tmp_path):
+    values = torch.randn(4, 3)
+    save_file({"a": values, "b": torch.ones(4, 3)}, tmp_path / "m.safetensors")
+    bank = StreamedBank(tmp_path / "m.safetensors", "a")
+    if kind == "tensor":
+        bank = StreamedBank(values)
+    elif kind == "only":
+        save_file({"a": torch.cat([torch.ones(2, 3), values])}, tmp_path / "m.safetensors")
+        bank = StreamedBank(tmp_path / "m.safetensors", "a").only(torch.arange(2, 6))
+    assert torch.equal(bank.at(torch.tensor([3, 0])), values[[3, 0]])
+    with pytest.raises(ValueError, match=rf"at: expected classes in \[0, 4\), got {min(wrong, 1)}"):
+        bank.at(torch.tensor([1, wrong]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -88,6 +89,43 @@ def test_nearest_and_most_recalled(pair):
     recalled = head.recall(held)
     torch.testing.assert_close(share, recalled.topk(3).values)
     torch.testing.assert_close(recalled.gather(1, which), share)
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+@torch.no_grad()
+def test_of_classes_recalled_as_much_the_lower_and_of_absent_ones_nothing(tmp_path, lacking):
+    head, held = _head(lacking, prior=False)
+    layer = head.classifier.fc_hallucinator
+    layer.weight.zero_()
+    layer.bias.copy_(-(torch.arange(CLASSES) // 20).float())  # 20 classes as much each
+    streamed = _streamed(head, tmp_path)
+    lowest = [c for c in range(CLASSES) if not lacking or c % 7 != 3]
+    lowest += [c for c in range(CLASSES) if c not in lowest]
+    for count in (1, 3, 25, CLASSES - 1, CLASSES, CLASSES + 9):
+        for each in (head, streamed):
+            share, which = each.most_recalled(held, count)
+            assert which.tolist() == [lowest[:count]] * len(held)
+            torch.testing.assert_close(share, head.recall(held).gather(1, which))
+            absent = head.memory.counts[which] == 0
+            assert (share[absent] == 0).all() and (share[~absent] > 0).all()
+
+
+def test_the_default_device_is_for_what_the_user_makes(tmp_path):
+    head, held = _head(lacking=True)
+    streamed = _streamed(head, tmp_path)
+    streamed.feature_loss_weight = 0.0
+    y = torch.zeros(len(held), dtype=torch.int64)
+    with torch.no_grad():
+        for maps in (True, False):  # blocks where they lie in the file, or copied from it
+            for name in STREAMED:
+                operator.attrgetter(name)(streamed)._maps &= maps
+            said = []
+            for device in ("cpu", "meta"):
+                with torch.device(device):
+                    recalled = streamed.most_recalled(held, 3)
+                    said.append([*streamed.predict(held), *recalled, streamed.loss(held, y)])
+            for one, other in zip(*said, strict=True):
+                assert torch.equal(one, other)
 
 
 @torch.no_grad()

@@ -215,3 +215,48 @@ def test_no_rows():
     assert ops.nearest_centroid(none, bank).index.shape == (0,)
     assert ops.memory_attention(none, bank, torch.zeros(5), bank).shape == (0, 4)
     assert ops.cosine_logits(none, bank).shape == (0, 5)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1.0, 1e20, 1e30])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_distances_of_any_size_are_those_of_the_tensor(dtype, scale, backend):
+    memory = (torch.randn(12, 8, dtype=torch.float64) * scale).to(dtype)
+    x = memory[[9, 2]] * 1.25
+    with use_backend(backend):
+        want = ops.nearest_centroid(x, memory)
+        got = ops.nearest_centroid(x, StreamedBank(memory, block=4))
+    assert got.index.tolist() == want.index.tolist() == [9, 2]
+    torch.testing.assert_close(got.distance / scale, want.distance / scale)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", BANKS)
+def test_double_backward_is_refused(name, backend, tmp_path):
+    """Also where what comes in, as of a mean, is a constant."""
+    case, inputs = _inputs(name, 5, torch.float32)
+    leaf = "x" if "x" in inputs else "v"
+    inputs = _streamed(inputs, BANKS[name], tmp_path, 2)
+    inputs[leaf] = inputs[leaf].requires_grad_()
+    for power in (1, 2):
+        out = case.call(**inputs)[0]
+        (grad,) = torch.autograd.grad(out.pow(power).sum(), inputs[leaf], create_graph=True)
+        if name == "nearest_centroid":  # whose gradient is one of the nearest row
+            assert grad.square().sum().requires_grad
+            continue
+        with pytest.raises(RuntimeError, match="double backward is not supported over a streamed"):
+            grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_a_compiled_graph_breaks_there(name, tmp_path):
+    torch._dynamo.reset()
+    case, inputs = _inputs(name, 5, torch.float32)
+    inputs = _streamed(inputs, BANKS[name], tmp_path, 2)
+
+    def twice(lead):
+        return 2 * case.call(**{**inputs, leaf: lead + 1})[0]
+
+    leaf = "x" if "x" in inputs else "v"
+    want = twice(inputs[leaf])
+    torch.testing.assert_close(torch.compile(twice, backend="eager")(inputs[leaf]), want)

@@ -17,6 +17,7 @@ from oltr_ext.engine import checkpoint
 from oltr_ext.engine.splits import load_splits
 from oltr_ext.engine.train import train
 from oltr_ext.ops import StreamedBank, bank
+from oltr_ext.serve.enroll import refresh
 from oltr_ext.serve.export import export
 from oltr_ext.serve.trained import load_trained
 
@@ -113,6 +114,24 @@ def test_classes_that_joined(runs, tmp_path):
     model.save()
     with pytest.raises(ValueError, match="load it without streaming"):
         load_trained(file, stream=True)
+
+
+def test_names_change_and_the_banks_stay_in_the_file(runs, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((runs / "memory" / "model.safetensors").read_bytes())
+    model = oltr_ext.load(file, stream=True)
+    old = model.class_names
+    model.rename(old[0], "new")
+    model.undo()
+    assert model.class_names == old and model.trained.model.head.streamed
+    model.undo()
+    assert model.class_names[0] == "new" and model.trained.model.head.streamed
+    other = oltr_ext.load(file)
+    other.enroll(np.ones((2, 6), np.float32), "joined")
+    other.save()
+    with pytest.raises(ValueError, match="expected banks in memory, got streamed ones"):
+        refresh(model.trained)
+    assert model.class_names[0] == "new"
 
 
 def test_observations(runs, blocks, capsys, tmp_path):

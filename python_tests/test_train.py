@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import multiprocessing
 import random
 import shutil
@@ -17,6 +18,7 @@ from tiny import COUNTS, config, same_run, stop_after
 
 from oltr_ext.config.loading import make_config
 from oltr_ext.engine import checkpoint
+from oltr_ext.engine import train as trainer
 from oltr_ext.engine.build import build_model, build_optimizer, lr_factor
 from oltr_ext.engine.logs import Logs
 from oltr_ext.engine.splits import load_splits
@@ -116,6 +118,24 @@ def test_stage_1_of_another_run_gives_the_same_bits(data, finished, tmp_path, se
             assert header[part] == other[part]
         assert left.keys() == right.keys()
         assert all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_stage_1_of_another_run_hands_on_the_scale_of_fp16(data, tmp_path, monkeypatch):
+    """That after its last epoch, also where the model is of its first."""
+    values = {**config(data), "amp": "fp16", "select": "best", "checkpoint_every": None}
+    values["stage2"] = {**values["stage2"], "epochs": 1}
+    seen = []
+    monkeypatch.setattr(trainer, "expected_accuracy", lambda *a: seen.append(a) or 1 / len(seen))
+    for name, stages, first in (
+        ("whole", {}, None),
+        ("one", {"stage2": None}, None),
+        ("two", {}, tmp_path / "one"),
+    ):
+        seen.clear()
+        train(make_config({**values, **stages}), tmp_path / name, stage1=first)
+    whole, two = (checkpoint.load(tmp_path / n / "last.safetensors") for n in ("whole", "two"))
+    assert whole[1]["scaler"] == two[1]["scaler"] and whole[1]["scaler"]["_growth_tracker"] == 9
+    assert all(torch.equal(value, two[0][key]) for key, value in whole[0].items())
 
 
 def test_published_weights_are_loaded_for_stage_1_alone(data, tmp_path, monkeypatch):
@@ -239,6 +259,19 @@ def test_tensorboard_shows_what_log_csv_says(tmp_path, at):
     ]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(each.step, each.value) for each in board.Scalars("loss")] == rows and len(rows) == 5
+
+
+def test_a_log_that_cannot_be_opened_says_why(tmp_path, monkeypatch):
+    (tmp_path / "tensorboard").write_text("notes")
+    with pytest.raises(FileExistsError, match="tensorboard"), Logs(tmp_path) as logs:
+        logs.row({"step": 1}, 1)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(csv.DictWriter, "writeheader", full)
+    with pytest.raises(OSError, match="No space left"), Logs(tmp_path / "run") as logs:
+        logs.row({"step": 1}, 1)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -216,6 +216,16 @@ def test_kept_features_are_made_once_and_are_the_backbones(weights, data, tmp_pa
     assert {p.name: p.read_bytes() for p in (tmp_path / "mine/features").iterdir()} == before
 
 
+def test_kept_features_are_of_every_image(weights, data, tmp_path):
+    given = settings(data, "ResNet", weights, "nothing")
+    bad, val = tmp_path / "bad.png", tmp_path / "val.txt"
+    bad.write_bytes(b"none")
+    val.write_text((data / "val.txt").read_text() + f"{bad} 0\n")
+    given["data"] = {**given["data"], "val": str(val), "max_bad_images": 1}
+    with pytest.raises(ValueError, match=r"val\.txt:17: .*bad\.png.* whatever data\.max_bad_ima"):
+        train(make_config(given), tmp_path / "run")
+
+
 def test_what_does_not_go_together_is_told(weights, data, tmp_path, monkeypatch):
     given = settings(data, "ResNet", weights, "nothing")
     with pytest.raises(ConfigError, match=r"model: .*tune: nothing needs weights to start from"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,29 @@ def test_a_size_that_a_net_cannot_take_is_told_before_data_are_read(
     with pytest.raises(ValueError, match=message) as caught:
         train(make_config(values), tmp_path / "run")
     assert "\n" not in str(caught.value) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_files_in_the_folder_at_hand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = get_model("resnet18")
+    for name in ("last.pth.tar", "weights"):
+        torch.save({"state_dict": net.state_dict()}, name)
+        got = build_backbone(NET, weights=name)
+        assert torch.equal(got.body.conv1.weight, net.conv1.weight)
+    Path("a.npz").touch()
+    with pytest.raises(ValueError, match=r"weights: a\.npz is of NumPy: expected a state"):
+        build_backbone(NET, weights="a.npz")
+    with pytest.raises(ValueError, match=r"model\.weights: gone\.tar: no such file"):
+        build_backbone(NET, weights="gone.tar")
+
+
+def test_what_else_a_file_holds_is_said_in_few_words(tmp_path):
+    torch.save({"state_dict": {}, "args": Namespace(lr=0.1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError) as caught:
+        build_backbone(NET, weights=str(tmp_path / "a.pth"))
+    said = str(caught.value)
+    assert "more than tensors (Unsupported global: GLOBAL argparse.Namespace" in said
+    assert "\x1b" not in said and "Please" not in said and "trust" not in said
+    torch.save({"epoch": 3, "net": {}}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"expected a state dict; there are epoch, net$"):
+        build_backbone(NET, weights=str(tmp_path / "b.pth"))

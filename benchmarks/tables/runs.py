@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.config.schema import Config, Data, OpenSet
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import MODEL
 from oltr_ext.engine.preflight import AFTERWARDS, chosen_by_prior
 from oltr_ext.engine.settle import settle, settled_by
@@ -79,7 +79,7 @@ def judged(config: Config, folder: Path) -> dict[str, Any]:
         with own_defaults():
             model.threshold, _ = settle(model.model, config, splits, model.device)
         seen = dataclasses.replace(
-            splits, test=splits.val, open_test=splits.open_val, open_names=None, test_ids=None
+            splits, test=splits.val, open_test=splits.open_val, test_ids=None
         )
         test = assess(model, name="test", splits=splits).summary
         row.write_text(

@@ -15,7 +15,7 @@ struct Cut {
   int64_t class_tile = 144;            // bank rows at a time, at most
   int64_t class_unit = 6;              // tiles are a multiple of this
   int64_t least_split = 512;           // classes; a shorter part costs more to merge than it saves
-  int64_t states = int64_t{32} << 20;  // bytes that all partial states may take
+  int64_t states = int64_t{32} << 20;  // bytes of all partial states, but for four of the backward
 };
 
 struct Plan {

@@ -9,7 +9,6 @@ std::tuple<Tensor, Tensor> class_means(const Tensor& x, const Tensor& target, in
   Call call("class_means", "x", x);
   const int64_t B = x.size(0), D = x.size(1);
   call.at_least_one("class", num_classes);
-  call.at_least_one("feature", D);
   const Tensor means = call.empty({num_classes, D}), counts = call.empty_index({num_classes});
   ClassMeansForward p;
   p.size = {B, num_classes, D};

@@ -27,7 +27,6 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy(const Tensor& v, const T
   Call call(op, "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   call.at_least_one("class", C);
-  call.at_least_one("feature", D);
   const Tensor loss = call.empty_acc({B}), lse = call.empty_acc({B}), counted = call.empty_acc({});
   CosineCrossEntropyForward p;
   p.size = {B, C, D};

@@ -10,7 +10,6 @@ Tensor cosine_logits(const Tensor& v, const Tensor& weight, double scale,
   Call call("cosine_logits", "v", v);
   const int64_t B = v.size(0), D = v.size(1), C = weight.size(0);
   call.at_least_one("class", C);
-  call.at_least_one("feature", D);
   const Tensor logits = call.empty({B, C});
   CosineLogitsForward p;
   p.size = {B, C, D};

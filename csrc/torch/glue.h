@@ -95,6 +95,7 @@ class Call {
       : op_(op), lead_(lead), dtype_(kernel_dtype(op, name, lead)) {
     if (lead.dim() != 2)
       fail(op, "expected ", name, " of shape (rows, width), got ", lead.dim(), " dimensions");
+    at_least_one("feature", lead.size(1));  // plans divide by the width
   }
 
   Dtype dtype() const { return dtype_; }

@@ -11,7 +11,6 @@ std::tuple<Tensor, Tensor> memory_attention(const Tensor& x, const Tensor& keys,
   Call call("memory_attention", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = keys.size(0);
   call.at_least_one("class", C);
-  call.at_least_one("feature", D);
   const Tensor out = call.empty({B, D}), lse = call.empty_acc({B});
   MemoryAttentionForward p;
   p.size = {B, C, D};

@@ -12,7 +12,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> meta_embedding(
   Call call("meta_embedding", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   call.at_least_one("class", C);
-  call.at_least_one("feature", D);
   const Tensor embedding = call.empty({B, D}), memory_feature = call.empty({B, D}),
                selector = call.empty({B, D}), distance = call.empty_acc({B}),
                nearest = call.empty_index({B}), lse = call.empty_acc({B});

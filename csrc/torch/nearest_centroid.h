@@ -10,7 +10,6 @@ std::tuple<Tensor, Tensor> nearest_centroid(const Tensor& x, const Tensor& memor
   Call call("nearest_centroid", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = memory.size(0);
   call.at_least_one("class", C);
-  call.at_least_one("feature", D);
   const Tensor distance = call.empty({B}), index = call.empty_index({B});
   NearestCentroidForward p;
   p.size = {B, C, D};

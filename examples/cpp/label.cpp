@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "files.h"
@@ -93,16 +94,17 @@ class Labels {
   }
 
   void answer() {
-    if (rows_.empty()) return parts_.clear();
-    const std::vector<at::Tensor> out = model_.run({at::cat(parts_)});
+    // taken out first: should this fail, later files are not answered under these names
+    const std::vector<std::string> rows = std::exchange(rows_, {});
+    const std::vector<at::Tensor> parts = std::exchange(parts_, {});
+    if (rows.empty()) return;
+    const std::vector<at::Tensor> out = model_.run({at::cat(parts)});
     const int64_t* label = out.at(0).const_data_ptr<int64_t>();
     const double* confidence = out.at(1).const_data_ptr<double>();
-    for (size_t row = 0; row < rows_.size(); ++row) {
+    for (size_t row = 0; row < rows.size(); ++row) {
       const char* name = label[row] < 0 ? "unknown" : names_.at(label[row]).c_str();
-      std::printf("%s\t%s\t%.9g\n", rows_[row].c_str(), name, confidence[row]);
+      std::printf("%s\t%s\t%.9g\n", rows[row].c_str(), name, confidence[row]);
     }
-    rows_.clear();
-    parts_.clear();
   }
 
  private:

@@ -80,6 +80,5 @@ def add_observations(sub: argparse.ArgumentParser, about: str) -> None:
     sub.add_argument(
         "--by",
         choices=("embeddings", "scores"),
-        default="embeddings",
-        help="whose mean an observation goes by; default: %(default)s",
+        help="whose mean an observation goes by; default: embeddings",
     )

@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -147,7 +148,7 @@ def run_classes(args: argparse.Namespace) -> int:
 
 def _features(trained: Trained, asked: Sequence[Pair]) -> tuple[list[Named], list[str]]:
     """Features of all images under their names, and the class of each."""
-    from oltr_ext.engine.build import own_defaults
+    from oltr_ext._defaults import own_defaults
     from oltr_ext.serve.predict import numbered_features
 
     given: list[Named] = []
@@ -183,8 +184,8 @@ def _of_folders(folder: Path) -> list[Pair]:
 
 
 def _of_table(file: Path) -> list[Pair]:
-    """Rows with a name; a path is looked for as it stands, then beside the file."""
-    found = []
+    """Rows with a name, each image once; a path is meant as it stands, else beside the file."""
+    found: dict[str, tuple[Pair, int]] = {}
     with opened(file) as lines:
         table = csv.DictReader(lines, delimiter=mark_of(lines))
         columns = table.fieldnames or []
@@ -193,14 +194,21 @@ def _of_table(file: Path) -> list[Pair]:
                 f"{file}: expected columns path and name, got {', '.join(columns) or 'none'}"
             )
         for row in table:
-            path, name = (row["path"] or "").strip(), (row["name"] or "").strip()
+            path, name = (row["path"] or "").strip(), " ".join((row["name"] or "").split())
             if name and not path:
                 raise ValueError(f"{file}:{table.line_num}: {name} without a path")
-            if name:
-                found.append((_there(path, file.parent), name))
+            if not name:
+                continue
+            path = _there(path, file.parent)
+            pair, line = found.setdefault(os.path.abspath(path), ((path, name), table.line_num))
+            if pair[1] != name:
+                raise ValueError(
+                    f"{file}: {path} is {pair[1]} in line {line} and {name} in line "
+                    f"{table.line_num}: expected one name"
+                )
     if not found:
         raise ValueError(f"{file} gives no image a name: fill in its column name")
-    return found
+    return [pair for pair, _ in found.values()]
 
 
 def _there(path: str, folder: Path) -> str:

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from oltr_ext._words import counted
+from oltr_ext.cli.saying import say, tell
 from oltr_ext.config.methods import METHODS
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run_demo(args: argparse.Namespace) -> int:
         seed=args.seed,
         fresh=args.fresh,
         overrides=args.set,
-        say=_say,
+        say=say,
     )
     return 0
 
@@ -45,15 +46,15 @@ def run_train(args: argparse.Namespace) -> int:
     with distributed.joined(_patience(args)):
         name = "_".join(filter(None, (Path(args.config).stem, args.method)))
         out = args.out or Path("runs") / name
-        config, say = configured(
+        config, told = configured(
             lambda method: load_config(args.config, args.set, method=method),
             out,
             method=args.method or "auto",
             resume=not args.fresh,
             overrides=args.set,
-            say=_tell,
+            say=tell,
         )
-        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=say)
+        path = train(config, out, resume=not args.fresh, stage1=args.stage1, say=told)
         if distributed.lead():
             print(f"model  {path}")
     return 0
@@ -72,20 +73,17 @@ def _patience(args: argparse.Namespace) -> float:
 
 
 def run_config(args: argparse.Namespace) -> int:
-    import yaml
+    from oltr_ext.config.loading import as_yaml, load_config
 
-    from oltr_ext.config.loading import load_config
-
-    config = load_config(args.config, args.set, method=args.method or "auto")
-    print(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end=""
-    )
+    print(as_yaml(load_config(args.config, args.set, method=args.method or "auto")), end="")
     return 0
 
 
 def run_eval(args: argparse.Namespace) -> int:
+    by = _by(args)
+
     from oltr_ext.serve.adapters import write_openood
-    from oltr_ext.serve.assess import ALPHA, REPORT, compare, report
+    from oltr_ext.serve.assess import ALPHA, REPORT, check_free, compare, report
     from oltr_ext.serve.costs import price
     from oltr_ext.serve.observations import judge_observations, read_observations
     from oltr_ext.serve.tables import observation_table, open_set_table, set_table, table
@@ -96,6 +94,9 @@ def run_eval(args: argparse.Namespace) -> int:
         for path in args.checkpoints
     ]
     folders = [each.path.parent for each in trained]
+    page = _report_folder(args, folders) / REPORT
+    if not args.json:
+        check_free(page)  # before it takes its time
     names = [
         folder.resolve().name or path.stem
         for folder, path in zip(folders, args.checkpoints, strict=True)
@@ -104,23 +105,22 @@ def run_eval(args: argparse.Namespace) -> int:
         names = [str(path) for path in args.checkpoints]
     results = compare(trained, args.name or names, test_prior=args.test_prior)
     observed = None if args.observations is None else read_observations(args.observations)
-    for each in results:
+    for each, part in zip(results, _parts([each.name for each in results]), strict=True):
         if observed is not None:
-            each.summary["observations"] = judge_observations(each, observed, by=args.by)
+            each.summary["observations"] = judge_observations(each, observed, by=by)
         if args.costs is not None:
             each.notes.append(price(each, args.costs))
         for line in each.notes:
             print(f"{each.name}: {line}", file=sys.stderr)
         if args.openood is not None:
-            folder = args.openood / each.name if len(results) > 1 else args.openood
-            write_openood(each, folder)
+            write_openood(each, args.openood / part if len(results) > 1 else args.openood)
     for line in dict.fromkeys(line for each in results for line in each.splits.problems()):
         print(f"oltr: {line}", file=sys.stderr)
     if args.json:
         for each in results:
             print(json.dumps({"name": each.name, **each.summary}))
         return 0
-    files = report(results, _report_folder(args, folders) / REPORT)
+    files = report(results, page)
     print(table(results))
     if sets := open_set_table(results):
         print(f"\n{sets}")
@@ -130,6 +130,27 @@ def run_eval(args: argparse.Namespace) -> int:
     print(set_table(results))
     print(f"\nreport  {files.html}\nnumbers {files.json}")
     return 0
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """For each name one part of a path, no two alike: a name may be a whole path, or hold `..`."""
+    found: list[str] = []
+    for name in names:
+        words = [word for word in re.split(r"[/\\:]", name) if word not in ("", ".", "..")]
+        stem = part = "_".join(words)[-80:] or "run"
+        number = 1
+        while part.casefold() in map(str.casefold, found):
+            number += 1
+            part = f"{stem}_{number}"
+        found.append(part)
+    return found
+
+
+def _by(args: argparse.Namespace) -> Literal["embeddings", "scores"]:
+    """Whose mean an observation goes by."""
+    if args.by is not None and args.observations is None:
+        args.usage("--by says how to answer --observations, which are not there")
+    return "scores" if args.by == "scores" else "embeddings"
 
 
 def _report_folder(args: argparse.Namespace, folders: Sequence[Path]) -> Path:
@@ -145,10 +166,17 @@ def _report_folder(args: argparse.Namespace, folders: Sequence[Path]) -> Path:
 
 
 def run_predict(args: argparse.Namespace) -> int:
+    mean = _by(args)
+    if args.set_method is not None and args.set is None:
+        args.usage("--set-method says over what to miss the share of --set, which is not there")
+    if args.nearest is not None and args.set is not None:
+        args.usage("--nearest and --set: expected one of them; a set names all of its classes")
+
     from oltr_ext.nn import OLTRHead
     from oltr_ext.serve.predict import predict_images
     from oltr_ext.serve.trained import load_trained
 
+    nearest = args.nearest or 3
     if args.set is not None and args.observations is not None:
         raise ValueError("--set and --observations: expected one of them")
     args.images = [name for each in args.images for name in _inside(each)]
@@ -161,13 +189,14 @@ def run_predict(args: argparse.Namespace) -> int:
     if args.observations is not None:
         from oltr_ext.serve.observations import observations_of, predict_observations
 
-        by = "probability" if args.by == "scores" else by
+        by = "probability" if mean == "scores" else by
         root = getattr(trained.config.data, "root", None)
         seen = observations_of(args.images, args.observations, root)
-        how = {"by": args.by, "nearest": args.nearest, "on_error": on_error}
-        answers = predict_observations(trained, args.images, seen, **how)
+        answers = predict_observations(
+            trained, args.images, seen, by=mean, nearest=nearest, on_error=on_error
+        )
     else:
-        answers = predict_images(trained, args.images, nearest=args.nearest, on_error=on_error)
+        answers = predict_images(trained, args.images, nearest=nearest, on_error=on_error)
     for found in answers:
         if args.json:
             print(json.dumps(dataclasses.asdict(found)))
@@ -190,14 +219,15 @@ def _inside(name: str) -> list[str]:
 def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:
     from oltr_ext.serve.sets import SetAnswer, image_sets
 
-    asked = SetAnswer(trained, args.set, args.set_method)
+    method = args.set_method or "shots"
+    asked = SetAnswer(trained, args.set, method)
     bad: list[Exception] = []
     rows = image_sets(trained, args.images, asked, None if args.debug else bad.append)
     for row, found in zip(rows, asked.gathered(rows), strict=True):
         pairs = [*zip(found.labels.tolist(), found.probability.tolist(), strict=True)]
         if args.json:
             says = {"path": row.path, "set": pairs, "unknown": found.unknown}
-            print(json.dumps({**says, "alpha": args.set, "method": args.set_method}))
+            print(json.dumps({**says, "alpha": args.set, "method": method}))
             continue
         text = ", ".join(f"{name} {p:.3g}" for name, p in pairs) or "no class"
         print(f"{row.path}: {text}{'  (unknown)' if found.unknown else ''}")
@@ -213,7 +243,7 @@ def run_discover(args: argparse.Namespace) -> int:
 
     trained = load_trained(args.checkpoint, device=args.device)
     out = args.out or trained.path.parent / "discovered"
-    found = discover(trained, args.images, out=out, nearest=args.nearest, say=_tell)
+    found = discover(trained, args.images, out=out, nearest=args.nearest, say=tell)
     print(f"{len(found):,} of {found.seen:,} images are unknown")
     if found.groups:
         print(
@@ -227,7 +257,7 @@ def run_discover(args: argparse.Namespace) -> int:
             f"{near}"
         )
     if len(found.groups) > 20:
-        print(f"... and {len(found.groups) - 20:,} smaller ones")
+        print(f"... and {len(found.groups) - 20:,} more")
     for line in found.notes:
         print(f"oltr: {line}", file=sys.stderr)
     print(f"\nnames   {out / CSV}\nsheets  {out / PAGE}")
@@ -259,7 +289,7 @@ def run_data_check(args: argparse.Namespace) -> int:
 def run_data_make(args: argparse.Namespace) -> int:
     from oltr_ext.data.make import make
 
-    make(args.name, args.source, say=_say)
+    make(args.name, args.source, say=say)
     return 0
 
 
@@ -268,7 +298,7 @@ def run_data_pack(args: argparse.Namespace) -> int:
     from oltr_ext.engine.pack_lists import pack_lists
 
     out = args.out or Path(f"{Path(args.config).stem}.npz")
-    pack_lists(load_config(args.config, args.set), out, say=_tell)
+    pack_lists(load_config(args.config, args.set), out, say=tell)
     print(f"pack  {out}")
     return 0
 
@@ -284,10 +314,11 @@ def run_embed(args: argparse.Namespace) -> int:
         overrides=args.set,
         dtype=args.dtype,
         device=args.device,
-        say=_tell,
+        say=tell,
     )
     batch = batch_for(read_manifest(path).splits["train"].rows)
-    keys = [f"data.root={path.parent}"]
+    # quoted for YAML, to which 0012 and 2026-11-30 are no names
+    keys = [f"data.root={json.dumps(str(path.parent), ensure_ascii=False)}"]
     if batch < 128:  # what the configuration has
         keys += [f"stage1.batch_size={batch}", f"stage2.batch_size={batch}"]
     how = " ".join(f"--set {shlex.quote(key)}" for key in keys)
@@ -303,7 +334,7 @@ def run_export(args: argparse.Namespace) -> int:
     trained = load_trained(args.checkpoint, device="cpu")
     suffix = {"torch": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}[args.format]
     out = args.out or trained.path.with_suffix(suffix)
-    path = export(trained, out, format=args.format, any_size=args.any_size, say=_tell)
+    path = export(trained, out, format=args.format, any_size=args.any_size, say=tell)
     print(f"program  {path}")
     return 0
 
@@ -340,18 +371,3 @@ def one_line(error: Exception) -> str:
         else ""
     )
     return "; ".join(lines[:6]).replace(":; ", ": ").replace(".; ", ". ") + more
-
-
-def _say(line: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(line)  # above a progress bar, where there is one
-    sys.stdout.flush()
-
-
-def _tell(line: str) -> None:
-    """How it goes, beside what comes out of it."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stderr)
-    sys.stderr.flush()

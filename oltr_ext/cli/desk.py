@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from oltr_ext.cli.arguments import add_device, add_run
+from oltr_ext.cli.saying import say
 from oltr_ext.cli.values import port, positive
 from oltr_ext.config.paths import path_of
 from oltr_ext.desk import PORT
@@ -59,9 +60,5 @@ def run_desk(args: argparse.Namespace) -> int:
             print(f"wrote  {path}")
         return 0
     browser = not args.no_browser
-    run.run_desk(args.checkpoint, args.folder, port=args.port, browser=browser, say=_say, **where)
+    run.run_desk(args.checkpoint, args.folder, port=args.port, browser=browser, say=say, **where)
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

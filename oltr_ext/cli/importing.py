@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oltr_ext.cli.sources import Sources, sources_of
 from oltr_ext.config.paths import path_of
 
 if TYPE_CHECKING:
     from oltr_ext.data.importing import Notes, Record
 
-NEVER = {"run", "read", "root_of", "out", "debug", "workers", "val", "test", "seed", "open",
-         "deal_anew", "quick"}  # fmt: skip
+NEVER = {"run", "usage", "read", "root_of", "out", "debug", "workers", "val", "test", "seed",
+         "open", "deal_anew", "quick"}  # fmt: skip
 """Arguments that a reader does not see, for the plan of the import has them."""
 
 
@@ -60,7 +61,11 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], parts: Any) ->
     )
     sub.add_argument("source", type=path_of, metavar="FILE", help="its first row names the columns")
     _add_root(sub, "the file's folder")
-    usual = {"path": "path, file, ...", "label": "label, class, ..."}
+    usual = {
+        "path": "path, file, ...",
+        "label": "label, class, ...",
+        "observation": "observation, if there is one",
+    }
     for what in ("path", "label", "observation", "group", "split"):
         sub.add_argument(
             f"--{what}-column",
@@ -292,17 +297,11 @@ def _add_sources(sub: argparse.ArgumentParser, metavar: str) -> None:
     sub.add_argument(
         "source",
         nargs="+",
-        type=_source,
+        type=sources_of,
+        action=Sources,
         metavar=f"[SPLIT=]{metavar}",
         help="train=, val= or test= says of which split it is",
     )
-
-
-def _source(text: str) -> tuple[str | None, Path]:
-    split, equals, path = text.partition("=")
-    if equals and split in ("train", "val", "test"):
-        return split, path_of(path)
-    return None, path_of(text)
 
 
 def _add_keys(sub: argparse.ArgumentParser, kind: str, about: str) -> None:

@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
             parents=[common],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, usage=sub.error)
         return sub
 
     sub = command(
@@ -160,7 +160,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--openood",
         type=path_of,
         metavar="FOLDER",
-        help="write each image's score as OpenOOD does: scores/NAME.npz",
+        help="write each image's score as OpenOOD does: scores/NAME.npz; of several runs, each in "
+        "a folder with its name",
     )
     sub.add_argument(
         "--json", action="store_true", help="print all numbers, a line a model; write no report"
@@ -186,7 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub, "a table with columns path and observation, or folders: one answer for each of them"
     )
     sub.add_argument(
-        "--nearest", type=positive, default=3, metavar="K", help="known classes to name"
+        "--nearest", type=positive, metavar="K", help="known classes to name; default: 3"
     )
     sub.add_argument(
         "--set",
@@ -198,8 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set-method",
         choices=("marginal", "pas", "shots", "class", "interp"),
-        default="shots",
-        help="over what to miss that share: see oltr_ext/serve/README.md; default: %(default)s",
+        help="over what to miss that share: see oltr_ext/serve/README.md; default: shots",
     )
     add_stream(sub)
     add_device(sub)

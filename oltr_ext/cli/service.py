@@ -6,11 +6,11 @@ import argparse
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from oltr_ext.cli.arguments import add_device, add_run
+from oltr_ext.cli.saying import tell
 from oltr_ext.cli.values import port, positive
 
 TOKEN = "OLTR_SERVE_TOKEN"
@@ -81,7 +81,7 @@ def run_serve(args: argparse.Namespace) -> int:
         token = os.environ.get(TOKEN)
         if token is None:
             token = secrets.token_urlsafe(24)
-            _say(f"token for changing classes: {token}")
+            tell(f"token for changing classes: {token}")
     serve(
         args.checkpoint,
         host=args.host,
@@ -92,7 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
         token=token,
         device=args.device,
         access_log=args.access_log,
-        say=_say,
+        say=tell,
     )
     return 0
 
@@ -114,7 +114,3 @@ def _limit(text: str) -> tuple[str, Any]:
         return name, float(number) if name == "seconds" else int(number)
     except ValueError:
         raise ValueError(f"--limit {text}: expected a number after =") from None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -22,9 +22,15 @@ def expectation(text: str) -> str | float:
 
 
 def share(text: str) -> float:
-    value = float(text)
+    """Of prediction sets; elsewhere `--set` takes a key of the configuration."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be in (0, 1), got {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected the share of images that may miss their class, in (0, 1), got {text}"
+        )
     return value
 
 

@@ -74,7 +74,7 @@ def settle_epochs(config: Config, images: int, kept: Mapping[str, Any] | None = 
             epochs = auto_epochs(images, stage.batch_size, random=random)
             if asked != "auto":  # as `apply_method` divides a number
                 share = float(asked) if name == "stage2" else 1 - float(asked)
-                second = max(1, round(share * epochs))
+                second = min(max(1, round(share * epochs)), epochs - 1)
                 epochs = second if name == "stage2" else epochs - second
             third = max(1, epochs // 3) if stage.schedule.kind == "step" else EVERY
         every = third if stage.schedule.every == "auto" else stage.schedule.every

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,7 +20,7 @@ from oltr_ext.config.methods import DEFAULT, apply_method, says_how, spread
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, ListData
 
-__all__ = ["ConfigError", "config_names", "load_config", "make_config", "run_config"]
+__all__ = ["ConfigError", "as_yaml", "config_names", "load_config", "make_config", "run_config"]
 
 RATES = "for a small network from scratch, 0.01 for one with published weights"
 REQUIRED = {  # what to say of a key that is missing
@@ -61,7 +64,7 @@ def make_config(
         method = own
     if method is not None:
         # what the method builds on must hold by itself, stages without the overrides, which come
-        # after it; what comes back has numbers for what YAML leaves as text, such as 1e-1
+        # after it; what comes back has numbers for those that a mapping has as text
         mended = [item for item in overrides if not item.strip().startswith(("stage1", "stage2"))]
         base = make_config(values, mended, source=source)
         held = base.model_dump(mode="json", exclude_unset=True)
@@ -115,6 +118,8 @@ def _whole(
         key, sign, raw = item.partition("=")
         if key.strip() == "epochs" and sign:
             epochs, where = _parse(raw, f"--set {item}"), f"--set {item}"
+        elif key.strip() == "method" and sign:
+            raise ConfigError(f"--set {item}: expected --method {raw.strip()}, which is no key")
         else:
             left.append(item)
     if epochs not in (None, "auto") and not (type(epochs) is int and epochs > 0):
@@ -163,12 +168,22 @@ def load_config(
         near = difflib.get_close_matches(name, config_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"packaged: {', '.join(config_names())}"
         if Path(path, "manifest.json").is_file():
-            hint = f"it is a folder of embeddings: embeddings --set data.root={name}"
+            key = shlex.quote(f"data.root={json.dumps(name, ensure_ascii=False)}")
+            hint = f"it is a folder of embeddings: embeddings --set {key}"
+        elif Path(path, "data.yaml").is_file():
+            hint = f"did you mean {Path(path, 'data.yaml')}?"
         raise ConfigError(f"no configuration file {name}; {hint}")
     values = _parse(text, name)
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected a mapping of keys, got {type(values).__name__}")
     return make_config(values, overrides, source=name, method=method)
+
+
+def as_yaml(config: Config) -> str:
+    """All keys, as `load_config` reads them back."""
+    values = config.model_dump(mode="json")
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def config_names() -> list[str]:
@@ -209,6 +224,18 @@ class _Loader(yaml.SafeLoader):
                     )
                 lines[name] = line
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for a number."""
+
+
+for _each in (_Loader, _Dumper):  # PyYAML is of YAML 1.1, to which 1e-3, 1.5e3 and -.5 are text
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\.\d+(?:[eE][-+]?\d+)?|\d+(?:\.\d*)?[eE][-+]?\d+)$", re.ASCII),
+        list("-+.0123456789"),
+    )
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

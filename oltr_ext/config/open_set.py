@@ -39,7 +39,7 @@ class OpenSet(Strict):
     rule: Literal["known_recall", "f_measure", "balanced"] = "known_recall"
     value: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of known_recall
     # Training features that a model keeps for nearest_feature and knn, 4 bytes a number; of more,
-    # the largest classes keep as many each as fit. None: as many as 256 MB hold; 0: none.
+    # the largest classes keep as many each as fit. None: as many as 268 MB hold; 0: none.
     features: Annotated[int, Field(ge=0)] | None = None
     # k of knn. None: half the images of the rarest class, but 2 to 50
     neighbours: Count | None = None

@@ -221,6 +221,12 @@ class Stage(Strict):
     clip: Positive | None = None  # largest gradient norm
     class_prior: NotNegative = 0.0  # t: train on logits + t * log(class frequency)
 
+    @model_validator(mode="after")
+    def _nesterov_of_momentum(self) -> Stage:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: true needs momentum above 0")
+        return self
+
     @field_validator("schedule")
     @classmethod
     def _every_of_a_number(cls, value: Schedule, info: ValidationInfo) -> Schedule:

@@ -94,7 +94,7 @@ def write_embeddings(
     Raises:
         ValueError: splits, shapes, labels or names that do not fit; a feature that is not finite
             in `dtype`; a folder that holds other embeddings (`OtherEmbeddingsError`), or features
-            without a manifest.
+            or labels without a manifest.
     """
     if not set(NEEDED) <= set(splits) <= set(SPLITS):
         raise ValueError(
@@ -137,7 +137,7 @@ def write_embeddings(
             for n, y in labels.items()
         },
         test_ids=None if test_ids is None else list(test_ids),
-        open_names=None if open_names is None else list(open_names),
+        open_names=None if open_names is None else list(open_names) or None,
         open_sets=None if open_sets is None else list(open_sets),
         source=None if source is None else json.loads(json.dumps(source)),
     )
@@ -147,7 +147,8 @@ def write_embeddings(
         if not begun:
             folder.mkdir(parents=True, exist_ok=True)
             files = [folder / f"{name}_features.npy" for name in SPLITS]
-            if not (folder / PARTIAL).exists() and (there := [f for f in files if f.exists()]):
+            targets = [*files, *(folder / f"{name}_labels.npy" for name in SPLITS)]
+            if not (folder / PARTIAL).exists() and (there := [f for f in targets if f.exists()]):
                 raise ValueError(
                     f"write_embeddings: {there[0]} is there, and no {MANIFEST} tells whose; it "
                     "would be written over: choose another folder"
@@ -203,6 +204,7 @@ def _same(path: Path, manifest: Manifest) -> bool:
         return False  # cannot tell whose it is: begin again
     old = read_manifest(path)
     said = old.source
+    old.open_names = old.open_names or None  # [] from before there was one way to say none
     for part in old.splits.values():
         part.features_crc32 = None
     if manifest.source is not None and old.source is not None:

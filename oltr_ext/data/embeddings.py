@@ -170,6 +170,9 @@ class Embeddings(Dataset[tuple[Tensor, int]]):
         dtype, shape: what the file must hold.
         checksum: of its rows, where known; not compared with them.
 
+    Attributes:
+        names: N true names, "" where not known; None where none is.
+
     Raises:
         FileNotFoundError: no such file. ValueError: it is truncated or holds something else; on
             reading, a row that is not finite.
@@ -187,6 +190,7 @@ class Embeddings(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.file, self.labels, self.dtype, self.shape = file, labels, dtype, shape
         self.checksum = checksum
+        self.names: list[str] | None = None
         self.features = _open(file, dtype, shape)
 
     def __getstate__(self) -> dict[str, Any]:

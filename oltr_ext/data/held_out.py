@@ -32,7 +32,17 @@ def hold_out(
 
     Returns:
         bool (N,).
+
+    Raises:
+        ValueError: no image, another number of labels, or no share between 0 and 1.
     """
+    if not len(paths) == np.size(labels) > 0:
+        raise ValueError(
+            f"hold_out: expected a label for each path, got {len(paths)} paths and "
+            f"{np.size(labels)} labels"
+        )
+    if how != "one_per_class" and not (isinstance(how, float) and 0 < how < 1):
+        raise ValueError(f"hold_out: how: expected a share in (0, 1) or one_per_class, got {how!r}")
     places: dict[str, int] = {}
     image = np.array([places.setdefault(path, len(places)) for path in paths])
     first = np.unique(image, return_index=True)[1]

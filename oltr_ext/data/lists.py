@@ -131,6 +131,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         bad: (N,) bool, images found unreadable so far. Loader processes share it.
+        names: N true names, "" where not known; None where none is.
         crowded: what whoever loads them says of too little shared memory.
 
     Raises:
@@ -175,6 +176,7 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         self.paths = paths
         self.labels: NDArray[np.int64] = np.array(labels, np.int64)
         self.bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self.names: list[str] | None = None
         self.left_out: list[str] = []
         self.crowded: str | None = None
 
@@ -278,4 +280,6 @@ class ImageList(Dataset[tuple[Tensor, int]]):
         self.paths = [self.paths[n] for n in kept]
         self.lines = [self.lines[n] for n in kept]
         self.labels = self.labels[kept]
+        if self.names is not None:
+            self.names = [self.names[n] for n in kept]
         self.bad = self.bad[kept].share_memory_()

@@ -89,9 +89,15 @@ class Sampler(ABC):
             yield rows[step * batch_size : (step + 1) * batch_size]
 
     def state_dict(self) -> dict[str, int]:
+        """Where the walk stands, as a position of the stream; the stream itself needs no state."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            KeyError: there is no ``position``.
+        """
         self.position = int(state["position"])
 
 

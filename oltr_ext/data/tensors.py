@@ -22,6 +22,9 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         augment: what whoever trains on them does to the batches.
         seed: the augmentation of an image is a pure function of (seed, position, image).
 
+    Attributes:
+        names: N true names, "" where not known; None where none is.
+
     Raises:
         TypeError: images are not uint8. ValueError: shapes do not fit, or there are no images.
     """
@@ -42,6 +45,7 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         self.images = images
         self.augment = augment
         self.seed = seed
+        self.names: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

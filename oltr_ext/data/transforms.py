@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from oltr_ext._pixels import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 from oltr_ext.data.augment import Augment
 from oltr_ext.data.decode import ImageError, on_white
 
@@ -31,11 +32,8 @@ __all__ = [
 
 Fit = Literal["crop", "pad", "resize"]
 Policy = Literal["none", "randaugment", "trivialaugment", "augmix"]
-Interpolation = Literal["bilinear", "bicubic"]
-"""Of images that are cropped; those that are taken whole are averaged, or enlarged bicubically."""
 Picture = Callable[[Image.Image], Tensor]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LONGEST = 50
 """Images that are more times as long as wide are not cropped to a square: resizing their short
 side first would make up to gigabytes of nearly nothing."""
@@ -77,7 +75,13 @@ def eval_transform(
 def train_transform(
     size: int, recipe: Recipe, interpolation: Interpolation = "bilinear"
 ) -> Picture:
-    """The same for training, up to `recipe.augment`; draws from torch's generator."""
+    """The same for training, up to `recipe.augment`; draws from torch's generator.
+
+    The result raises `ImageError` for an image too long to be cropped.
+
+    Raises:
+        ValueError: no such interpolation, where `recipe.crop` is below 1.
+    """
     steps = _fitted(size, recipe.fit, interpolation)
     if recipe.crop < 1:
         mode = v2.InterpolationMode(interpolation)
@@ -115,7 +119,11 @@ def _not_too_long(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int, fit: Fit = "pad") -> Image.Image:
-    """All of an image of mode L or RGB, (size, size): padded with its `ground`, or distorted."""
+    """All of an image of mode L or RGB, (size, size): padded with its `ground`, or distorted.
+
+    Args:
+        fit: `pad` or `resize`.
+    """
     to = (size, size)
     if fit == "pad":
         share = size / max(image.size)
@@ -144,7 +152,7 @@ def icon_image(image: Image.Image, size: int = 32, *, invert: bool = True) -> ND
     """Any image as an icon of the demo set: (size, size) uint8, bright ink on a dark ground.
 
     Transparency is laid on white; the ground is what the border shows, inverted when light, unless
-    `invert` is False.
+    `invert` is False. An image of any mode that PIL converts to grey will do.
     """
     grey = on_white(image).convert("L")
     pixels = np.array(square(grey, size), np.uint8)
@@ -171,4 +179,6 @@ def network_input(
     scaled = images.to(torch.float32) / 255
     if augment is not None and draws is not None:
         scaled = augment(scaled, draws)
-    return scaled if grey else v2.functional.normalize(scaled, list(MEAN), list(STD), inplace=True)
+    if grey:
+        return scaled
+    return v2.functional.normalize(scaled, [*IMAGENET_MEAN], [*IMAGENET_STD], inplace=True)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from oltr_ext import ops
-from oltr_ext.engine.build import own_defaults
+from oltr_ext._defaults import own_defaults
 from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.nn import Roster
 from oltr_ext.serve.discover import grouped, known_classes, nearest_known
@@ -101,13 +101,16 @@ class Answers:
         roster = self.trained.roster
         return {roster[id].name for id in roster.living if id < roster.num_trained}
 
-    def enrolled(self) -> dict[str, str]:
-        """By image the enrolled class that its features are of, whoever enrolled them."""
-        names, found = self.trained.names, dict[str, str]()
+    def enrolled(self) -> dict[str, list[str]]:
+        """By image the enrolled classes that its features are of, whoever enrolled them: several
+        where images of the same pixels are."""
+        names, found = self.trained.names, dict[str, list[str]]()
         owners = self.trained.enrolment.owner.tolist()
         for images, owner in zip(self._images_of_rows(), owners, strict=True):
-            if owner >= 0:
-                found |= dict.fromkeys(images, names[owner])
+            for image in images if owner >= 0 else ():
+                held = found.setdefault(image, [])
+                if names[owner] not in held:
+                    held.append(names[owner])
         return found
 
     def group(self, images: Sequence[str]) -> dict[int, list[str]]:
@@ -162,14 +165,10 @@ class Answers:
         """
         has, wanted = self.enrolled(), self._joining(wanted)
         as_what = {image: name for name, images in wanted.items() for image in images}
-        losing = {
-            name
-            for image, name in has.items()
-            if as_what.get(image, None if image in ours else name) != name
-        }
+        losing = self._losing(as_what, ours)
         plan = Plan(anew=[], gone=[])
         for name, images in wanted.items():
-            fresh = [image for image in images if has.get(image) != name]
+            fresh = [image for image in images if name not in has.get(image, ())]
             if name not in self.trained.roster:
                 plan.new[name] = fresh
             elif name in losing:
@@ -223,15 +222,20 @@ class Answers:
     def _features(self, images: Sequence[str]) -> torch.Tensor:
         return torch.from_numpy(self.features[[self.row[image] for image in images]])
 
+    def _losing(self, as_what: Mapping[str, str], ours: Mapping[str, str]) -> set[str]:
+        """Names of enrolled classes that have features which none of their images keeps there."""
+        names, owners = self.trained.names, self.trained.enrolment.owner.tolist()
+        return {
+            names[owner]
+            for images, owner in zip(self._images_of_rows(), owners, strict=True)
+            if owner >= 0 and not _stays(images, names[owner], as_what, ours)
+        }
+
     def _rows(self, name: str, as_what: Mapping[str, str], ours: Mapping[str, str]) -> torch.Tensor:
         """Features that an enrolled class has and keeps."""
         kept, id = self.trained.enrolment, self.trained.roster.id_of(name)
         stays = [
-            owner == id
-            and (
-                not images
-                or any(as_what.get(i, None if i in ours else name) == name for i in images)
-            )
+            owner == id and _stays(images, name, as_what, ours)
             for images, owner in zip(self._images_of_rows(), kept.owner.tolist(), strict=True)
         ]
         return kept.features[torch.tensor(stays, dtype=torch.bool)]
@@ -256,6 +260,14 @@ class Answers:
                 if same:
                     found[n] = self._same[self.features[at].tobytes()]
         return found
+
+
+def _stays(
+    images: Sequence[str], name: str, as_what: Mapping[str, str], ours: Mapping[str, str]
+) -> bool:
+    """Whether a row of features stays in a class: of images that are not here, or one that it has
+    as that class."""
+    return not images or any(as_what.get(i, None if i in ours else name) == name for i in images)
 
 
 def held(kept: Enrolment) -> tuple[str, bytes]:

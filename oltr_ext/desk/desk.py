@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.data.decode import image_endings
 from oltr_ext.desk.answers import Answers, Change, held, unheld
 from oltr_ext.desk.folder import THUMBS, Contents, Folder
@@ -19,7 +20,6 @@ from oltr_ext.desk.meaning import Conflict, meaning, placed, version_of
 from oltr_ext.desk.state import Event, Refused, replay
 from oltr_ext.desk.store import Store
 from oltr_ext.desk.thumbs import Thumbs
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import CheckpointError
 from oltr_ext.engine.lock import BusyError
 from oltr_ext.serve.discover_parts import embedded, split

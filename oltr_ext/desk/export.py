@@ -40,7 +40,8 @@ def lists(desk: Desk) -> dict[str, bytes]:
                 rows |= dict.fromkeys(desk.contents.paths.get(image, ()), label[name])
         aside = [i for i, place in desk.log.state.place.items() if place == JUNK]
         junk = {path: -1 for image in aside for path in desk.contents.paths.get(image, ())}
-    found = {"names.txt": "\n".join([*names, ""]).encode("utf-8", "replace")}
+    lines = [" ".join(name.split()) for name in names]  # an older model's may have a line break
+    found = {"names.txt": "\n".join([*lines, ""]).encode("utf-8", "replace")}
     odd = []
     for file, part in (("train.txt", rows), ("junk.txt", junk)):
         fit = {path: n for path, n in part.items() if _fits(path)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oltr_ext.desk.answers import Answers
-from oltr_ext.desk.state import JUNK, SINGLE, Log, Refused, checked_name
+from oltr_ext.desk.state import JUNK, SINGLE, Log, Refused, checked_name, tidied
 
 __all__ = ["Conflict", "meaning", "placed", "version_of"]
 
@@ -74,7 +74,7 @@ def _said(
     if not images and not groups:
         raise Refused("choose images or groups first")
     if do == "name":
-        name = None if asked.get("name") is None else checked_name(asked["name"])
+        name = None if asked.get("name") is None else _name(asked["name"], answers)
         if images:
             return "move", {"images": images, "to": log.next_group, "name": name}
         kind = "name" if len(groups) == 1 else "merge"
@@ -93,6 +93,15 @@ def _said(
             raise Refused("the network sees its images all alike")
         return "move", {"images": part, "to": log.next_group}
     raise Refused(f"expected a decision, got {str(do)[:40]!r}")
+
+
+def _name(asked: object, answers: Answers) -> str:
+    """A name to give; that of a class which differs in blanks or composition alone is meant."""
+    name, roster = checked_name(asked), answers.trained.roster
+    if name in roster:
+        return name
+    living = (roster[id].name for id in roster.living)
+    return next((each for each in living if tidied(each) == name), name)
 
 
 def _place(to: object, log: Log) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "State",
     "checked_name",
     "replay",
+    "tidied",
 ]
 
 SINGLE, JUNK = 0, -1
@@ -202,6 +203,11 @@ def _groups_made(event: Event) -> list[int]:
     return [*made, event.said["to"]] if "to" in event.said else made
 
 
+def tidied(name: str) -> str:
+    """A name in Unicode's composed form, whose white space is single blanks."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
 def checked_name(name: object) -> str:
     """A name as it is kept: one line of text, in Unicode's composed form.
 
@@ -210,7 +216,7 @@ def checked_name(name: object) -> str:
     """
     if not isinstance(name, str):
         raise Refused(f"expected a name, got {type(name).__name__}")
-    text = unicodedata.normalize("NFC", " ".join(name.split()))
+    text = tidied(name)
     if not text or len(text) > LONGEST:
         raise Refused(f"expected a name of 1 to {LONGEST} characters, got {len(text)}")
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text):

@@ -190,7 +190,7 @@ def _cards(desk: Desk, shown: Sequence[int]) -> list[dict[str, Any]]:
                 "size": len(inside),
                 "name": None if name is None else text(name),
                 "trained": name in trained,
-                "enrolled": sum(given.get(image) == name for image in inside) if name else 0,
+                "enrolled": sum(name in given.get(image, ()) for image in inside) if name else 0,
                 "sure": round(float(sure.mean()), 4),
                 "nearest": [[text(n), round(d, 4)] for n, d in near],
                 "answers": [[text(label), count] for label, count in taken.most_common(4) if label],
@@ -204,7 +204,7 @@ def _image(
     desk: Desk,
     answers: Answers,
     image: str,
-    given: Mapping[str, str],
+    given: Mapping[str, Sequence[str]],
     sure: Mapping[str, float],
     changes: Mapping[str, tuple[str | None, str | None]],
 ) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _image(
         "answer": _text(answers.label[row]),
         "confidence": round(float(answers.confidence[row]), 4),
         "name": _text(state.names.get(place)) if place else None,
-        "enrolled": _text(given.get(image)),
+        "enrolled": _text(_own(given.get(image, ()), state.names.get(place) if place else None)),
     }
     if image in sure:
         found["sure"] = round(sure[image], 4)
@@ -225,6 +225,11 @@ def _image(
         found["was"] = _text(changes[image][0])
         found["changed"] = True
     return found
+
+
+def _own(given: Sequence[str], name: str | None) -> str | None:
+    """What an image is enrolled as: of several, as its copies have, the name that it has here."""
+    return name if name in given else next(iter(given), None)
 
 
 def _changes(desk: Desk) -> list[tuple[str, str | None, str | None]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from oltr_ext._defaults import own_dtype
 from oltr_ext.config.schema import (
     Config,
     EpisodeStage,
@@ -63,8 +63,6 @@ __all__ = [
     "lr_factor",
     "memory_format",
     "model_shape",
-    "own_defaults",
-    "own_dtype",
     "pick_device",
     "prior_power",
     "seed_everything",
@@ -72,44 +70,6 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int64]
-DTYPE = torch.float32
-"""Of all that is built and drawn here, whatever torch's default is."""
-
-
-class _Own:
-    """Blocks of `own_dtype` that are under way, in all threads."""
-
-    def __init__(self) -> None:
-        self.lock, self.blocks, self.before = threading.Lock(), 0, DTYPE
-
-
-_OWN = _Own()
-
-
-@contextmanager
-def own_dtype() -> Iterator[None]:
-    """`DTYPE` is torch's default for the block, which layers and random draws go by. It is one for
-    all threads: the first that comes remembers the user's, the last that leaves brings it back."""
-    with _OWN.lock:
-        if _OWN.blocks == 0:
-            _OWN.before = torch.get_default_dtype()
-        _OWN.blocks += 1
-        torch.set_default_dtype(DTYPE)
-    try:
-        yield
-    finally:
-        with _OWN.lock:
-            _OWN.blocks -= 1
-            if _OWN.blocks == 0:
-                torch.set_default_dtype(_OWN.before)
-
-
-@contextmanager
-def own_defaults() -> Iterator[None]:
-    """`own_dtype`, and the CPU as torch's default device: what goes elsewhere is sent there."""
-    cpu = torch.device("cpu")
-    with own_dtype(), nullcontext() if torch.get_default_device() == cpu else cpu:
-        yield
 
 
 @contextmanager

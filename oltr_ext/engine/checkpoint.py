@@ -28,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "OtherMakeError",
     "State",
+    "check_make",
     "clear",
     "fingerprint",
     "load",
@@ -50,6 +51,7 @@ LOG = "log.csv"
 LAST, PREVIOUS = f"last{SUFFIX}", f"previous{SUFFIX}"
 BEST, STAGE_1_BEST = f"best{SUFFIX}", f"best_stage1{SUFFIX}"  # two: `best` is written before `last`
 MODEL = f"model{SUFFIX}"  # the result
+BOARD = "tensorboard"
 OF_TRAINING = (LAST, PREVIOUS, BEST, STAGE_1_BEST)
 
 
@@ -174,6 +176,19 @@ def opened(path: str | Path, *, alone: bool = False) -> Opened:
     return file, header
 
 
+def check_make(path: Path) -> None:
+    """Raises OtherMakeError for a file that is no checkpoint of this version, and for none that is
+    missing or damaged: its header alone is read."""
+    try:
+        with _told(path):
+            file, _, text = _parsed(path)
+            _header(text, "", file)
+    except OtherMakeError:
+        raise
+    except CheckpointError:
+        return
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Whatever is wrong with a file is a CheckpointError."""
@@ -272,8 +287,8 @@ def load_latest(folder: str | Path) -> Latest | None:
     for path in (Path(folder) / name for name in from_lead(" ".join(there)).split()):
         try:
             return (*opened(path), problems)
-        except OtherMakeError:
-            raise
+        except OtherMakeError as error:
+            raise OtherMakeError(f"{error}: choose another folder") from None
         except CheckpointError as error:
             if distributed.lead():
                 os.replace(path, path.with_name(f"{path.name}.damaged"))
@@ -328,7 +343,7 @@ def clear(run: Path) -> None:
         for file in (name, f"{name}.damaged", f".{name}.tmp"):
             (run / file).unlink(missing_ok=True)
     (run / LOG).unlink(missing_ok=True)
-    board = run / "tensorboard"
+    board = run / BOARD
     for events in board.glob("events.out.tfevents.*"):
         events.unlink()
     if board.is_dir() and not any(board.iterdir()):

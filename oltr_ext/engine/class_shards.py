@@ -186,7 +186,8 @@ def clip(parameters: Iterable[Tensor], most: float) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(given, most)
 
 
-def scaler_for(device: torch.device, enabled: bool, shared: Any) -> torch.amp.GradScaler:
+def scaler_for(device: torch.device, config: Config) -> torch.amp.GradScaler:
     """Of losses; for processes that share classes one that takes both kinds of parameters."""
-    kind = torch.amp.GradScaler if shared is None or not dist.is_initialized() else GradScaler
-    return kind(device.type, enabled=enabled)
+    shared = config.distributed.classes is not None and dist.is_initialized()
+    kind = GradScaler if shared else torch.amp.GradScaler
+    return kind(device.type, enabled=config.amp == "fp16")

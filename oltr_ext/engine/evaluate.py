@@ -179,8 +179,8 @@ def validate(
         raise ValueError("val: none of the images of known classes can be read")
     shot = shot_accuracy(seen.pred, seen.target, train_counts, shots)
     row = {f"val_{k}": float(shot[k]) for k in ("overall", "many", "medium", "few")}
-    if opened is not None:
-        both = Outputs.join([seen, opened])
+    both = seen if opened is None else Outputs.join([seen, opened])
+    if (both.target < 0).any():
         row["val_auroc"] = auroc(both.scores["max_softmax"], both.target)
     return {k: v for k, v in row.items() if np.isfinite(v)}
 
@@ -198,8 +198,8 @@ def calibrate(
     Raises:
         ValueError: the rule needs open validation images and there are none.
     """
-    name = _pick_score(settings.score, seen, opened)
     both = seen if opened is None else Outputs.join([seen, opened])
+    name = _pick_score(settings.score, both)
     scores, known = both.scores[name], both.target >= 0
     strangers = scores[~known]
     if settings.rule != "known_recall" and len(strangers) == 0:
@@ -222,16 +222,15 @@ def calibrate(
     return {"score": name, "value": value, "rule": settings.rule, "words": words}
 
 
-def _pick_score(name: str, seen: Outputs, opened: Outputs | None) -> str:
+def _pick_score(name: str, both: Outputs) -> str:
     """The configured score; `auto` takes `AUTO_SCORE`, unless another tells validation strangers
     better by more than one standard error of the difference: of many scores that do about as well,
     the highest on a few strangers is more often luck than better."""
     if name != "auto":
         # in stage 1 there is no memory yet to measure a distance to, in training no bank
-        return name if name in seen.scores else "max_softmax"
-    if opened is None:
+        return name if name in both.scores else "max_softmax"
+    if (both.target >= 0).all():
         return "max_softmax"
-    both = Outputs.join([seen, opened])
     areas = {k: auroc(v, both.target) for k, v in both.scores.items()}
     best = max(areas, key=lambda k: areas[k])
     if AUTO_SCORE not in areas:

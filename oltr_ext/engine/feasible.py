@@ -13,7 +13,7 @@ from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, IconsData, ListData, MemoryStage, Stage
 from oltr_ext.data.samplers import batch_for
 from oltr_ext.engine import class_shards, distributed
-from oltr_ext.engine.build import wants_of
+from oltr_ext.engine.build import build_optimizer, wants_of
 from oltr_ext.engine.settle import check_score
 from oltr_ext.engine.splits import Splits
 from oltr_ext.models import OLTRModel, build_backbone
@@ -93,6 +93,7 @@ def check_last_stage(config: Config, splits: Splits, first: OLTRModel) -> None:
         with torch.random.fork_rng(devices=[]):
             try:
                 last = class_shards.built(config, 2, splits, device, weights=False)
+                build_optimizer(last, config.stage2)  # of nothing, where all is frozen
             except ValueError as error:
                 raise ValueError(f"stage2: {error}") from None
     _check_one_row(config.stage1, 1, first, splits)

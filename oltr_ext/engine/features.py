@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from oltr_ext.config.schema import Config, CrossEntropy, LearningRates, MemoryStage, Stage1
 from oltr_ext.data import FeatureStream, ImageList, read_embeddings, write_embeddings
+from oltr_ext.data.decode import ImageError
 from oltr_ext.data.embedding_writer import OtherEmbeddingsError
 from oltr_ext.data.embeddings import MANIFEST, PARTIAL, SPLITS
 from oltr_ext.engine import distributed
@@ -116,7 +118,8 @@ def on_features(
     """The same data as the features of a backbone that is not trained, kept in a run's folder.
 
     Raises:
-        ValueError: attention, which needs maps; several processes.
+        ValueError: attention, which needs maps; several processes; an image that cannot be read,
+            whatever `data.max_bad_images`.
     """
     stage = config.stage2
     if isinstance(stage, MemoryStage) and stage.attention:
@@ -138,17 +141,18 @@ def on_features(
             images.max_bad = 0  # a row is made for each image, or none
     say(f"model.tune: nothing: features are kept in {folder}, of images as they are")
     source |= KEPT
-    try:
-        write_features(bare, splits, folder, device, source)
-    except OtherEmbeddingsError as error:  # of other weights or other images
-        if not KEPT.items() <= (error.source or {}).items():
-            raise
-        for part in SPLITS:
-            for what in ("features", "labels"):
-                (folder / f"{part}_{what}.npy").unlink(missing_ok=True)
-        for name in (MANIFEST, PARTIAL):
-            (folder / name).unlink(missing_ok=True)
-        write_features(bare, splits, folder, device, source)
+    with _every_image_read():
+        try:
+            write_features(bare, splits, folder, device, source)
+        except OtherEmbeddingsError as error:  # of other weights or other images
+            if not KEPT.items() <= (error.source or {}).items():
+                raise
+            for part in SPLITS:
+                for what in ("features", "labels"):
+                    (folder / f"{part}_{what}.npy").unlink(missing_ok=True)
+            for name in (MANIFEST, PARTIAL):
+                (folder / name).unlink(missing_ok=True)
+            write_features(bare, splits, folder, device, source)
     model.train(model.training)
     found = read_embeddings(folder).splits
     made = dataclasses.replace(
@@ -160,3 +164,15 @@ def on_features(
     )
     made.fingerprint = splits.fingerprint
     return made
+
+
+@contextmanager
+def _every_image_read() -> Iterator[None]:
+    """Say of an image that cannot be read why none may be bad."""
+    try:
+        yield
+    except ImageError as error:
+        raise ValueError(
+            f"{error}; model.tune: nothing keeps a row for each image, whatever "
+            "data.max_bad_images: take it off its list"
+        ) from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-from oltr_ext.engine.checkpoint import LOG
+from oltr_ext.engine.checkpoint import BOARD, LOG
 
 __all__ = ["COLUMNS", "Logs"]
 
@@ -43,21 +44,23 @@ class Logs:
     def __init__(self, folder: Path, *, position: int = 0, step: int = 0) -> None:
         self._folder, self._position, self._step = folder, position, step
         self._file: TextIO | None = None
+        self._held = ExitStack()
 
     def _open(self) -> TextIO:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / LOG
             known = path.stat().st_size if path.exists() else 0
-            self._file = path.open("r+" if known else "w", 1, encoding="utf-8", newline="")
-            self._file.truncate(min(self._position, known))
-            self._file.seek(0, os.SEEK_END)
-            self._csv = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
-            if self._file.tell() == 0:
+            file = path.open("r+" if known else "w", 1, encoding="utf-8", newline="")
+            self._held.enter_context(file)
+            file.truncate(min(self._position, known))
+            file.seek(0, os.SEEK_END)
+            self._csv = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if file.tell() == 0:
                 self._csv.writeheader()
-            board = str(self._folder / "tensorboard")
             # from there on: rows of the checkpoint's own step were written before it
-            self._board = SummaryWriter(board, purge_step=self._step + 1)
+            board = SummaryWriter(str(self._folder / BOARD), purge_step=self._step + 1)
+            self._board, self._file = self._held.enter_context(board), file
         return self._file
 
     def row(self, values: Mapping[str, float | int], step: int) -> None:
@@ -84,6 +87,6 @@ class Logs:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+        # what there was no room for has no room now either: the first error is the cause
+        with nullcontext() if error is None else suppress(OSError):
+            self._held.close()

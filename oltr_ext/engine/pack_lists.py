@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,9 @@ from oltr_ext.engine.splits import load_splits
 
 __all__ = ["pack_lists"]
 
+MADE = "from lists: "
+"""How `Pack.about` begins."""
+
 LIMIT = 2**32
 """Bytes of pixels: a pack is held in memory whole, and a few times over while it is made."""
 
@@ -33,6 +37,7 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
     the classes that an import's table gives them, or of one for each label in their list.
 
     Raises:
+        FileExistsError: `out` is there and no pack that was made of lists.
         ValueError: data that are no lists, or more than 4 GiB of pixels; what `load_splits` and
             `Pack` raise, such as a class without a training image.
     """
@@ -43,6 +48,8 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
         raise ValueError("data.open_test: a pack has one open test set, expected one list")
     if out.suffix != ".npz":
         raise ValueError(f"expected a file named .npz, got {out}")
+    if out.exists() and not _is_made(out):
+        raise FileExistsError(f"{out} is there and no pack made of lists: choose another file")
     splits = load_splits(data, wants_of(config))
     found = {name: getattr(splits, "plain" if name == "train" else name) for name in SPLITS}
     parts: dict[str, ImageList] = {k: v for k, v in found.items() if v is not None}
@@ -84,7 +91,7 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
         source_index=_places(paths, sources),
         class_names=classes,
         source_names=sources,
-        about=f"from lists: {lists}" + (f"; {splits.held_out}" if splits.held_out else ""),
+        about=f"{MADE}{lists}" + (f"; {splits.held_out}" if splits.held_out else ""),
     )
     save_pack(out, pack)
     for line in (splits.held_out, *splits.problems()):
@@ -95,6 +102,17 @@ def pack_lists(config: Config, out: str | Path, *, say: Callable[[str], None] = 
         f"{pack.num_known:,} known and {counted(len(classes) - pack.num_known, 'open class')}"
     )
     return out
+
+
+def _is_made(path: Path) -> bool:
+    """Whether `pack_lists` made it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["about"]).startswith(MADE)
+    except Exception:  # whatever else it holds, it is no pack of ours
+        return False
 
 
 def _read(

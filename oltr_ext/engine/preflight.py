@@ -26,6 +26,7 @@ from oltr_ext.metrics import fitting_bounds, shot_groups
 __all__ = [
     "AFTER_STAGE_1",
     "OtherRunError",
+    "check_apart",
     "check_folder",
     "check_origin",
     "check_same_run",
@@ -173,6 +174,7 @@ def check_same_run(
     splits: Splits,
     free: Collection[str] = (),
     *,
+    done: bool = True,
     say: Callable[[str], None],
 ) -> None:
     """Raises OtherRunError where the checkpoint with this header is not of this run.
@@ -181,6 +183,8 @@ def check_same_run(
     before fingerprints were kept passes with the same training images a class and class names.
 
     Args:
+        done: whether the run is trained to its end. Until then its epochs are compared under one
+            `test_prior`, with `select`: best, and nothing else was chosen by it.
         say: gets a line where there is no fingerprint to compare, and one where `test_prior`
             differs and something was chosen by it.
     """
@@ -196,7 +200,12 @@ def check_same_run(
                 f"{out} holds a run with {key} = {old.get(key)}, and this one asks for "
                 f"{new.get(key)}"
             )
-    if before.test_prior != config.test_prior and (chosen := chosen_by_prior(before)):
+    if before.test_prior != config.test_prior and not done and config.select == "best":
+        raise OtherRunError(
+            f"{out} holds a run that is choosing its epoch under test_prior: {before.test_prior}, "
+            f"and this one asks for {config.test_prior}, which may follow once it is finished"
+        )
+    if before.test_prior != config.test_prior and done and (chosen := chosen_by_prior(before)):
         say(
             f"{out} keeps {chosen} that did best under test_prior: {before.test_prior}; --fresh "
             f"chooses anew under {config.test_prior}"
@@ -213,6 +222,18 @@ def check_same_run(
             raise OtherRunError(f"{out} holds a run whose class {label} is {there!r}, not {here!r}")
 
 
+def check_apart(out: Path, stage1: str | Path | None) -> Path | None:
+    """Raises ValueError where the model that stage 2 is to start from is one that training writes
+    over; else its path."""
+    if stage1 is None:
+        return None
+    path, names = Path(stage1), (*checkpoint.OF_TRAINING, checkpoint.MODEL)
+    where = path.resolve()
+    if where == out.resolve() or (where.parent == out.resolve() and where.name in names):
+        raise ValueError(f"{path} would be written over by what starts from it; choose another out")
+    return path
+
+
 def check_folder(
     out: Path, config: Config, splits: Splits, *, fresh: bool, say: Callable[[str], None]
 ) -> None:
@@ -220,22 +241,36 @@ def check_folder(
     what a run has left, and without `fresh` over no model but its own. Every process calls it.
 
     Raises:
-        ValueError: a model or log of another make, or a model with enrolled classes.
+        ValueError: a checkpoint, model or log of another make, a file in the place of TensorBoard's
+            folder, or a model with enrolled classes.
         OtherRunError: a finished run of another configuration or other data.
     """
-    log, model = out / checkpoint.LOG, out / checkpoint.MODEL
-    begins = log.read_bytes()[: len(HEAD)] if log.is_file() else b""
-    if from_lead("" if begins in (b"", HEAD) else "other"):
-        raise ValueError(f"{log} is no log of a run: choose another folder")
+    if others := from_lead(_of_others(out)):
+        raise ValueError(f"{others}: choose another folder")
+    model = out / checkpoint.MODEL
     try:
         found = checkpoint.opened(model)
-    except checkpoint.OtherMakeError as error:
-        raise ValueError(f"{error}: choose another folder") from None
     except checkpoint.CheckpointError:  # there is none, or none that could be read
         return
     if not fresh:
         check_same_run(out, found[1], config, splits, AFTERWARDS, say=say)
     enrolment.check_nothing_lost(model, found)
+
+
+def _of_others(out: Path) -> str:
+    """What there is in a folder that no run has left, where a run would write; empty if nothing."""
+    log, board = out / checkpoint.LOG, out / checkpoint.BOARD
+    begins = log.read_bytes()[: len(HEAD)] if log.is_file() else b""
+    if begins not in (b"", HEAD):
+        return f"{log} is no log of a run"
+    if board.exists() and not board.is_dir():
+        return f"{board} is no folder"
+    try:
+        for name in (*checkpoint.OF_TRAINING, checkpoint.MODEL):
+            checkpoint.check_make(out / name)
+    except checkpoint.OtherMakeError as error:
+        return str(error)
+    return ""
 
 
 def chosen_by_prior(config: Config) -> str:
@@ -275,7 +310,10 @@ def check_stage_1(
     try:
         check_same_run(path, header, config, splits, AFTER_STAGE_1, say=say)
     except OtherRunError as error:
-        raise ValueError(error.args[0]) from None
+        raise ValueError(
+            f"{error.args[0]}; the same command with --set stage2=null in place of --stage1 trains "
+            "one for it"
+        ) from None
     stage = config.stage1
     left = len(splits.train) // stage.batch_size * int(stage.epochs) - header["state"]["step"]
     if left and checkpoint.under("momentum.", tensors):  # a model has none, and may be the best

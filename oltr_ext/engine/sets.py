@@ -3,7 +3,7 @@ frequent it takes classes to be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,11 @@ class Calibration:
         if "sets.log_prob" not in tensors:
             return None
         return Calibration(tensors["sets.log_prob"], tensors["sets.target"])
+
+    def without(self, classes: Sequence[int]) -> Calibration:
+        """Without the images of some classes."""
+        stay = ~torch.isin(self.target, torch.tensor(classes, dtype=torch.int32))
+        return Calibration(self.log_prob[stay], self.target[stay])
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""

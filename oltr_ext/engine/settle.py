@@ -39,7 +39,7 @@ __all__ = [
 
 
 BANK = 1 << 26
-"""Numbers of training features that a model keeps unless told otherwise: 256 MB."""
+"""Numbers of training features that a model keeps unless told otherwise: 268 MB."""
 
 
 def has_prior(head: Head) -> bool:

@@ -66,7 +66,6 @@ class Splits:
     workers: int = 0
     open_tests: dict[str, Images] = field(default_factory=dict)  # in place of one, by name
     open_sets: list[str] | None = None  # which set each image of open_test is of, if of several
-    open_names: list[str] | None = None  # true name of each image of `opened`, "" where not known
     test_ids: list[str] | None = None  # what to call each image of test, then of open_test
     source: dict[str, Any] | None = None  # what made embeddings, where known
     note: str | None = None  # what becomes of the images, in a line
@@ -88,6 +87,13 @@ class Splits:
         """Open test images: those of one set, or of each."""
         one = [] if self.open_test is None else [self.open_test]
         return [*one, *self.open_tests.values()]
+
+    @property
+    def open_names(self) -> list[str] | None:
+        """True name of each image of `opened`, "" where not known; None where none is."""
+        if all(images.names is None for images in self.opened):
+            return None
+        return [name for images in self.opened for name in images.names or [""] * len(images)]
 
     def sets_of_open(self) -> list[str] | None:
         """The set's name of each image of `opened`; None where there is one."""
@@ -143,6 +149,9 @@ def load_splits(data: Data, wants: Wants | None = None) -> Splits:
 def _embedding_splits(data: EmbeddingsData) -> Splits:
     found = read_embeddings(data.root)
     train, classes = found.splits["train"], len(found.class_names)
+    open_test = found.splits.get("open_test")
+    if open_test is not None:
+        open_test.names = found.open_names
     return Splits(
         data=data,
         train=train,
@@ -150,13 +159,12 @@ def _embedding_splits(data: EmbeddingsData) -> Splits:
         val=found.splits["val"],
         test=found.splits["test"],
         open_val=found.splits.get("open_val"),
-        open_test=found.splits.get("open_test"),
+        open_test=open_test,
         class_names=found.class_names,
         train_counts=np.bincount(train.labels, minlength=classes).astype(np.int64),
         channels=found.width,
         size=1,
         workers=data.workers,
-        open_names=found.open_names,
         open_sets=found.open_sets,
         test_ids=found.test_ids,
         source=found.source,
@@ -173,6 +181,9 @@ def _pack_splits(data: IconsData | PackData, pack: Pack) -> Splits:
 
     plain, opened = part("train"), pack.rows("open_test")
     augment = Augment(**data.augment.model_dump())
+    open_test = strangers("open_test")
+    if open_test is not None:
+        open_test.names = [pack.class_names[c] for c in pack.class_index[opened]]
     return Splits(
         data=data,
         train=TensorImages(plain.images, plain.labels, augment),
@@ -180,12 +191,11 @@ def _pack_splits(data: IconsData | PackData, pack: Pack) -> Splits:
         val=part("val"),
         test=part("test"),
         open_val=strangers("open_val"),
-        open_test=strangers("open_test"),
+        open_test=open_test,
         class_names=pack.known_names,
         train_counts=pack.train_counts.numpy(),
         channels=pack.channels,
         size=pack.size,
-        open_names=[pack.class_names[c] for c in pack.class_index[opened]],
         test_ids=[pack.image_id(i) for i in [*pack.rows("test"), *opened]],
         note=f"images: {pack.size} x {pack.size}, "
         f"augmented by data.augment: {spelt(data.augment.model_dump()) or 'none'}",
@@ -242,8 +252,9 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
         if part.startswith("open_test/") and (found := strangers(part)) is not None
     }
     opened = [*([] if open_test is None else [open_test]), *open_tests.values()]
-    paths = [path for images in opened for path in images.paths]
-    true = read_classes(data.file(Path(TABLE))) if paths else {}
+    true = read_classes(data.file(Path(TABLE))) if opened else {}
+    for images in opened:
+        images.names = [true.get(path, "") for path in images.paths] if true else None
     return Splits(
         data=data,
         train=train,
@@ -253,7 +264,6 @@ def _list_splits(asked: ListData, data: ListData) -> Splits:
         open_val=strangers("open_val"),
         open_test=open_test,
         open_tests={**open_tests},
-        open_names=[true.get(path, "") for path in paths] if true else None,
         class_names=names,
         train_counts=np.bincount(train.labels, minlength=len(names)).astype(np.int64),
         channels=3,

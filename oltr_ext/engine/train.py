@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.config.epochs import asked_epochs, settle_epochs
 from oltr_ext.config.schema import Config, Stage
 from oltr_ext.data import ImageList, Sampler
@@ -37,7 +38,6 @@ from oltr_ext.engine.build import (
     lr_factor,
     memory_format,
     model_shape,
-    own_defaults,
     seed_everything,
     wants_of,
 )
@@ -48,7 +48,7 @@ from oltr_ext.engine.floor import below_floor
 from oltr_ext.engine.handover import hand_over
 from oltr_ext.engine.lock import locked
 from oltr_ext.engine.logs import Logs
-from oltr_ext.engine.preflight import OtherRunError
+from oltr_ext.engine.preflight import AFTERWARDS, OtherRunError
 from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import expect, expected_accuracy, settle, settled_by, share_of
 from oltr_ext.engine.splits import Splits, load_splits, make_loader
@@ -91,12 +91,13 @@ def train(
 
     Raises:
         ValueError: data, configuration and number of processes do not fit; `out` or `stage1`
-            holds another run, `out` a model or log of another make, or enrolled classes and
+            holds another run, `out` holds `stage1`, files of another make, or enrolled classes and
             training begins afresh; an image cannot be read, beyond `data.max_bad_images`.
         BusyError: another process works in `out`.
         TrainingError: the loss is no longer finite.
     """
     out = Path(out)
+    first = preflight.check_apart(out, stage1)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     told = say if distributed.lead() else lambda _: None
@@ -104,7 +105,6 @@ def train(
     splits = load_splits(config.data, wants_of(config))
     config = config.model_copy(update={"data": splits.data})  # its checkpoints say what was chosen
     with locked(out, "a training", told) if distributed.lead() else nullcontext():
-        first = None if stage1 is None else Path(stage1)
         return _Run(config, splits, out, told, resume=resume, stage1=first).go()
 
 
@@ -116,8 +116,7 @@ class _Run:
         feasible.check_batches(config, splits)
         self.device = distributed.device_of(config.device)
         self.state = State()
-        shared = config.distributed.classes
-        self.scaler = class_shards.scaler_for(self.device, config.amp == "fp16", shared)
+        self.scaler = class_shards.scaler_for(self.device, config)
         self.say_once = cache(say)
         found = checkpoint.load_latest(out) if resume else None
         self.asked_epochs = asked_epochs(config)
@@ -190,6 +189,7 @@ class _Run:
         self.model = class_shards.read_back(path, held, header, self.config, self.device)
         feasible.check_last_stage(self.config, self.splits, self.model)
         self.state = State(total=header["state"]["total"], origin=checkpoint.fingerprint(weights))
+        self.scaler.load_state_dict(header["scaler"])
         self.enter_stage(2)
         self.say(f"stage 1 taken from {path}")
 
@@ -359,10 +359,12 @@ class _Run:
         tensors, header, problems = found
         for problem in problems:
             self.say(problem)
-        preflight.check_same_run(
-            self.out, header, self.config, self.splits, preflight.AFTERWARDS, say=self.say
-        )
         self.state = checkpoint.state_of(header)
+        stage, step, end = self.state.stage, self.state.step, int(self.stages[-1].epochs)
+        done = stage == len(self.stages) and step == self.steps_per_epoch() * end
+        preflight.check_same_run(
+            self.out, header, self.config, self.splits, AFTERWARDS, done=done, say=self.say
+        )
         if stage1 is not None:
             first = checkpoint.open_model(stage1)
             self.state.origin = preflight.check_origin(
@@ -372,8 +374,6 @@ class _Run:
         self.take(model)
         class_shards.take_momentum(self.optimizer, model, checkpoint.under("momentum.", tensors))
         self.scaler.load_state_dict(header["scaler"])
-        stage, step, end = self.state.stage, self.state.step, int(self.stages[-1].epochs)
-        done = stage == len(self.stages) and step == self.steps_per_epoch() * end
         going_on = f"going on from stage {stage}, step {step} in {self.out}"
         self.say(f"{self.out} is trained already" if done else going_on)
 
@@ -387,6 +387,7 @@ class _Run:
         class_shards.load_learned(self.model, learned)
         threshold, seen = settle(self.model, self.config, self.splits, self.device, self.say)
         header |= {"threshold": threshold, "settled": settled_by()}
+        header["scaler"] = self.scaler.state_dict()  # the last epoch's: a stage 2 goes on with it
         header["config"] = self.config.model_dump(mode="json")
         tensors = {**self.weights(), **Calibration.of(seen).tensors()}
         if distributed.lead():

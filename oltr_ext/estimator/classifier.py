@@ -24,6 +24,7 @@ from oltr_ext.estimator.running import bar, threads, whole_or_not
 from oltr_ext.estimator.scaling import Scaling
 from oltr_ext.estimator.sets import PredictsSets
 from oltr_ext.estimator.training import LEAST, Plan, class_statistics, extended, started, train
+from oltr_ext.metrics.threshold import keep_fraction
 from oltr_ext.nn import OLTRHead
 from oltr_ext.nn.heads import LOGITS
 
@@ -101,6 +102,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
     _bank_order: NDArray[np.uint64]
     _means: Tensor
     _total: Tensor
+    _rows: Tensor
     _blend: Blend
     _pairs: Tensor
 
@@ -134,8 +136,8 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         sample_weight : (N,), default=None
-            Times that a row counts, in its class's mean and frequency and in the loss; a row of
-            weight 0 is as if it were not there.
+            Times that a row counts, in its class's mean and frequency, in the loss and in
+            `offset_`; a row of weight 0 is as if it were not there.
 
         Raises
         ------
@@ -188,8 +190,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Labels (N,), or `outlier_label` where that is set and a row scores below `offset_`."""
-        label = self.outlier_label
-        x = self._asked(X)
+        label, x = self.outlier_label, self._asked(X)
         if label is not None:
             dtype = answer_dtype(self.classes_, label)
         with threads(self.n_jobs):
@@ -244,7 +245,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
     ) -> None:
         """From all rows (N, D), and places (N,) in `seen_`."""
         self._scaling = Scaling.of(rows, weight.numpy())
-        x, generator = self._scaling(rows), self._generator()
+        x, generator = self._scaling(rows), torch.Generator().manual_seed(self._seed)
         out = torch.from_numpy(held_out(order, y.numpy(), len(self.seen_)))
         here, calibrated = ~out, bool(out.any())
         plan, some = Plan.of(len(x), self.epochs, self.batch_size), int(here.sum())
@@ -268,7 +269,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
             train(self.head_, x, y, weight, plan, generator, tick=tick)
             self._keep(x, y, order)
             if not calibrated:
-                self._pairs = self._pair(x)
+                self._pairs = self._pair(x, weight)
                 self._pairs[:, 1] = 0  # of rows that it was trained on, nothing is known
                 self._hold(x[:0], y[:0], anew=True)
             self._settle(calibrated)
@@ -300,24 +301,26 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
             bar("partial_fit", plan.steps(len(both)), shown=self.verbose) as tick,
         ):
             if asked.any():
-                self._pairs = torch.cat([self._pairs, self._pair(x[asked])])[-4096:]
+                fresh = self._pair(x[asked], weight[asked])
+                self._pairs = torch.cat([self._pairs, fresh])[-4096:]
                 self._hold(x[asked], y[asked], anew=False)
                 self._settle(calibrated=True)
-            sums = torch.zeros(len(names), x.shape[1], dtype=torch.float64)
-            total = torch.zeros(len(names), dtype=torch.float64)
-            sums[:known], total[:known] = self._means * self._total[:, None], self._total
-            means, more = class_statistics(x, y, weight, len(names))
-            there = more > 0
-            sums[there] += means[there] * more[there, None]
-            total += more
+            means, total = class_statistics(x, y, weight, len(names))
+            sums = torch.where(total[:, None] > 0, means * total[:, None], 0)
+            sums[:known] += self._means * self._total[:, None]
+            total[:known] += self._total
             self._means, self._total = sums / total[:, None], total
+            self._rows = F.pad(self._rows, (0, len(names) - known)) + y.bincount(
+                minlength=len(sums)
+            )
             self.head_ = extended(self.head_, self._means, total, x.dtype)
-            generator = self._generator()
+            generator = torch.Generator().manual_seed(self._seed)
             train(self.head_, both, both_y, worth, plan, generator, tick=tick)
             self._keep(both, both_y, orders)
 
     def _start(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         self._means, self._total = class_statistics(x, y, weight, len(self.seen_))
+        self._rows = y.bincount(minlength=len(self.seen_))
         share = 0.0 if self.test_prior == "balanced" else float(self.test_prior)
         self.head_ = started(self._means, self._total, x.dtype, share)
 
@@ -333,7 +336,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
     @torch.no_grad()
     def _judge(self, x: Tensor, y: Tensor, weight: Tensor, order: NDArray[np.uint64]) -> None:
         """What calibrates, and the blend, by rows that were not trained on."""
-        self._pairs = self._pair(x)
+        self._pairs = self._pair(x, weight)
         if len(self.seen_) > 1:
             some = torch.from_numpy(judges(order, len(self.seen_)))
             x, y, weight = x[some], y[some], weight[some]
@@ -378,21 +381,20 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         each = [ops.nearest_centroid(seen(rows), bank).distance for rows in x.split(PIECE)]
         return -torch.cat(each).double()
 
-    def _pair(self, x: Tensor) -> Tensor:
-        return torch.stack([self._best(x)[0], self._nearness(x)], 1)
+    def _pair(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(N, 3) what rows are judged by, and how much each row counts."""
+        return torch.stack([self._best(x)[0], self._nearness(x), weight.double()], 1)
 
     def _settle(self, calibrated: bool) -> None:
-        self._location = self._pairs.mean(0)
-        spread = self._pairs.std(0, correction=0)
+        pairs, share = self._pairs[:, :2], self._pairs[:, 2:] / self._pairs[:, 2].sum()
+        self._location = (share * pairs).sum(0)
+        spread = (share * (pairs - self._location).square()).sum(0).sqrt()
         self._spread = torch.where(spread > 1e-9, spread, torch.ones_like(spread))
         if len(self.seen_) == 1:
             self._spread[0] = math.inf  # a logit says nothing where there is no other
-        low = np.quantile(self._score(*self._pairs.T), 1 - self.known_recall, method="lower")
-        self.offset_ = float(low) if calibrated else -math.inf
+        low = keep_fraction(self._score(*pairs.T), self.known_recall, share[:, 0].numpy())
+        self.offset_ = low if calibrated else -math.inf
 
     def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]:
         pair = torch.stack([largest, nearness], 1)
         return np.asarray(((pair - self._location) / self._spread).sum(1).numpy())
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from oltr_ext.estimator.checks import checked_rows, sorted_classes
 from oltr_ext.estimator.rows import shuffled_order
-from oltr_ext.estimator.running import threads
+from oltr_ext.estimator.running import threads, whole_or_not
 from oltr_ext.estimator.scaling import Scaling
 from oltr_ext.estimator.training import class_statistics, part_of
 from oltr_ext.nn import OLTRHead
@@ -34,10 +35,12 @@ class Joins:
     _bank_order: NDArray[np.uint64]
     _means: Tensor
     _total: Tensor
+    _rows: Tensor
     _judged: Tensor
     _judged_y: Tensor
     _calibrated: int
 
+    @whole_or_not
     def enroll(self, X: ArrayLike, y: ArrayLike) -> Any:
         """Let new classes join from a few rows of each, without training: see `Head.enroll`.
 
@@ -69,11 +72,13 @@ class Joins:
         sorted_by_class = torch.from_numpy(np.argsort(which, kind="stable"))
         with threads(self.n_jobs):
             names = [f"joined {first + int(k)}" for k in y_new[sorted_by_class]]
+            self.head_ = copy.deepcopy(self.head_)
             self.head_.enroll(x[sorted_by_class], names)  # ids in order of the names
         self.classes_ = together
         self.seen_ = np.searchsorted(together, np.concatenate([before, fresh]))
         self._means = torch.cat([self._means, means])
         self._total = torch.cat([self._total, total])
+        self._rows = torch.cat([self._rows, y_new.bincount()])
         order = shuffled_order(rows.astype(self._scaling.dtype), self._seed)
         self._keep(
             torch.cat([self._bank, x]),
@@ -82,6 +87,7 @@ class Joins:
         )
         return self
 
+    @whole_or_not
     def rename(self, old: Any, new: Any) -> Any:
         """Call a class otherwise.
 
@@ -102,6 +108,7 @@ class Joins:
         self.seen_ = np.searchsorted(self.classes_, before)
         return self
 
+    @whole_or_not
     def remove(self, label: Any) -> Any:
         """Forget a class, its rows among those that are kept included.
 
@@ -130,6 +137,7 @@ class Joins:
         self.head_ = part_of(self.head_, keep, self._means[keep], self._total[keep])
         self._calibrated = int((keep < self._calibrated).sum())
         self._means, self._total = self._means[keep], self._total[keep]
+        self._rows = self._rows[keep]
         here = number[self._bank_y] >= 0
         self._bank, self._bank_y = self._bank[here], number[self._bank_y[here]]
         self._bank_order = self._bank_order[here.numpy()]

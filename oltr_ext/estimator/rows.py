@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from oltr_ext.nn.bank_fits import largest_share
 
 __all__ = ["held_out", "kept", "shuffled_order"]
 
@@ -19,11 +22,11 @@ MOST = 4096
 
 def shuffled_order(rows: NDArray[Any], seed: int) -> NDArray[np.uint64]:
     """(N,) a number for each row, the same for equal rows, that orders them at random."""
-    salt = zlib.crc32(seed.to_bytes(8, "little"))
+    key = seed.to_bytes(8, "little")
     alike = (row + 0.0 for row in rows)  # -0 is 0; contiguous
-    return np.array(
-        [zlib.crc32(row.data, salt) << 32 | zlib.adler32(row.data) for row in alike], np.uint64
-    )
+    # A checksum would not do: of rows of one length another seed only flips the same bits of all.
+    digests = b"".join(blake2b(row.data, digest_size=8, key=key).digest() for row in alike)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def held_out(order: NDArray[np.uint64], target: Ints, classes: int) -> NDArray[np.bool_]:
@@ -49,10 +52,10 @@ def kept(order: NDArray[np.uint64], target: Ints, classes: int, most: int) -> In
     for members in _by_class(target, classes):
         _, first = np.unique(order[members], return_index=True)
         groups.append(members[first])
-    sizes, limit = np.array([len(group) for group in groups]), max(map(len, groups))
-    while limit > 1 and np.minimum(sizes, limit).sum() > most:
-        limit = limit - 1 if limit < 64 else limit * 63 // 64
-    return np.concatenate([group[:limit] for group in groups])
+    limit = largest_share(torch.tensor([len(group) for group in groups]), most)
+    if limit is not None:
+        groups = [group[: max(1, limit)] for group in groups]
+    return np.concatenate(groups)
 
 
 def _by_class(target: Ints, classes: int) -> list[Ints]:

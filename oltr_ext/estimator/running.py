@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 import torch
 from tqdm import tqdm
 
+from oltr_ext._defaults import own_defaults
+
 __all__ = ["bar", "threads", "whole_or_not"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -18,16 +20,18 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @contextmanager
 def threads(jobs: Any) -> Iterator[None]:
-    """That many in torch, all but some where negative, as scikit-learn's n_jobs; None: as it is."""
-    if jobs is None:
-        yield
-        return
-    before, processors = torch.get_num_threads(), os.cpu_count() or 1
-    torch.set_num_threads(int(jobs) if jobs > 0 else max(1, processors + 1 + int(jobs)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """That many in torch, all but some where negative, as scikit-learn's n_jobs; None: as it is.
+    And `own_defaults`."""
+    with own_defaults():
+        if jobs is None:
+            yield
+            return
+        before, processors = torch.get_num_threads(), os.cpu_count() or 1
+        torch.set_num_threads(int(jobs) if jobs > 0 else max(1, processors + 1 + int(jobs)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @contextmanager
@@ -43,14 +47,15 @@ def bar(name: str, steps: int, *, shown: bool) -> Iterator[Callable[[float], Non
 
 
 def whole_or_not(method: Method) -> Method:
-    """A method of an estimator that leaves it as it was where it is cut off: what hangs on it is
-    replaced there, never written into."""
+    """A method of an estimator, under `own_defaults`, that leaves it as it was where it is cut off:
+    what hangs on it is replaced there, never written into."""
 
     @wraps(method)
     def whole(self: Any, *args: Any, **named: Any) -> Any:
         before = dict(vars(self))
         try:
-            return method(self, *args, **named)
+            with own_defaults():
+                return method(self, *args, **named)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 from torch import Tensor
 
-from oltr_ext.estimator.running import threads
+from oltr_ext.estimator.running import threads, whole_or_not
 from oltr_ext.metrics import SHOT_NAMES, PredictionSets, fitting_bounds, shot_groups
 from oltr_ext.nn import OLTRHead
 from oltr_ext.nn.sets import set_members, set_thresholds, true_log_probability
@@ -31,6 +31,7 @@ class PredictsSets:
     n_jobs: int | None
     offset_: float
     _total: Tensor
+    _rows: Tensor
     _judged: Tensor
     _judged_y: Tensor
     _calibrated: int
@@ -62,9 +63,8 @@ class PredictsSets:
         ValueError : no such method or alpha.
         """
         x = self._asked(X)
-        lowest = self._lowest(method, alpha)
         with threads(self.n_jobs), torch.no_grad():
-            known = self._calibrated
+            lowest, known = self._lowest(method, alpha), self._calibrated
             pieces = [
                 (logits.amax(1), *set_members(answer, lowest, known))
                 for logits, answer in self._pieces(x)
@@ -84,6 +84,7 @@ class PredictsSets:
             method=method,
         )
 
+    @whole_or_not
     def calibrate_sets(self, X: ArrayLike, y: ArrayLike) -> Any:
         """Let `predict_set` go by rows that were not trained on, in place of those of `fit`. Then
         1 - alpha is a promise, for rows drawn as these.
@@ -123,7 +124,7 @@ class PredictsSets:
             self._judged, self._judged_y = self._judged[-MOST:], self._judged_y[-MOST:]
 
     def _lowest(self, method: str, alpha: float) -> Tensor:
-        counts = self._total.round().long().numpy()
+        counts = self._rows.numpy()
         bounds = fitting_bounds(counts)
         groups = np.zeros(len(counts), np.int64)
         if bounds is not None:

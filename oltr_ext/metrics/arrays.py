@@ -44,11 +44,19 @@ def as_scores(value: Any, where: str, *, ndim: int = 1) -> FloatArray:
     return scores
 
 
-def as_labels(value: Any, where: str, *, size: int | None = None, low: int = UNKNOWN) -> IntArray:
-    """int64 labels, checked to be whole numbers >= low and, if size is given, that many.
+def as_labels(
+    value: Any,
+    where: str,
+    *,
+    size: int | None = None,
+    low: int = UNKNOWN,
+    below: int | None = None,
+) -> IntArray:
+    """int64 labels, checked to be whole numbers >= low and, where these are given, < below and
+    as many as size.
 
     Raises:
-        ValueError: not 1-D, not integers, a label below low, or another length than size.
+        ValueError: not 1-D, not integers, a label out of range, or another length than size.
     """
     array = to_numpy(value)
     if array.size == 0:
@@ -62,6 +70,8 @@ def as_labels(value: Any, where: str, *, size: int | None = None, low: int = UNK
         raise ValueError(f"{where}: expected {size} labels, got {len(labels)}")
     if len(labels) and labels.min() < low:
         raise ValueError(f"{where}: labels start at {low}, got {labels.min()}")
+    if below is not None and len(labels) and labels.max() >= below:
+        raise ValueError(f"{where}: expected labels in [{low}, {below}), got {labels.max()}")
     return labels
 
 

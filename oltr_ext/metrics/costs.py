@@ -65,8 +65,13 @@ def expected_cost(costs: FloatArray, answer: Any, target: Any) -> float:
 
     Args:
         costs: (C + 1, C + 1), see `read_costs`.
+
+    Raises:
+        ValueError: lengths that differ, or a label outside [-1, C).
     """
-    a, t = as_labels(answer, "expected_cost: answer"), as_labels(target, "expected_cost: target")
+    rows, columns = costs.shape  # whose last is unknown, and no class
+    t = as_labels(target, "expected_cost: target", below=rows - 1)
+    a = as_labels(answer, "expected_cost: answer", size=len(t), below=columns - 1)
     return float(costs[t, a].mean()) if len(t) else float("nan")  # -1 is the last
 
 
@@ -85,12 +90,12 @@ def cheapest_threshold(
         (threshold, mean cost there): one of the scores, or the next number above them all.
 
     Raises:
-        ValueError: NaN, lengths that differ, or no image.
+        ValueError: NaN, lengths that differ, a label outside [-1, C), or no image.
     """
     where = "cheapest_threshold"
     s = as_scores(score, f"{where}: score")
-    p = as_labels(pred, f"{where}: pred", size=len(s), low=0)
-    t = as_labels(target, f"{where}: target", size=len(s))
+    p = as_labels(pred, f"{where}: pred", size=len(s), low=0, below=costs.shape[1] - 1)
+    t = as_labels(target, f"{where}: target", size=len(s), below=len(costs) - 1)
     if len(s) == 0:
         raise ValueError(f"{where}: expected images, got none")
     order = np.argsort(s, kind="stable")

@@ -38,6 +38,9 @@ def f_measure(pred: Any, target: Any, rule: str = "oltr2020") -> float:
     Returns:
         F in 0..1. Without open images FN is 0. nan when the denominator is 0 (nothing known
         and no open image accepted).
+
+    Raises:
+        ValueError: no such rule, lengths that differ, or labels that are not integers from -1 on.
     """
     check_f_rule(rule, "f_measure")
     t = as_labels(target, "f_measure: target")
@@ -85,6 +88,10 @@ def f_curve(score: Any, pred_closed: Any, target: Any, rule: str, thresholds: An
 
     Returns:
         (T,) equal to `f_measure(where(score >= t, pred_closed, -1), target, rule)` for each t.
+
+    Raises:
+        ValueError: no such rule, lengths that differ, NaN among scores or thresholds, or a
+            predicted class below 0.
     """
     check_f_rule(rule, "f_curve")
     s = as_scores(score, "f_curve: score")

@@ -129,6 +129,15 @@ def roc_points(score: Any, target: Any) -> tuple[FloatArray, FloatArray]:
     """(fpr, tpr) of the ROC curve, known positive: a point for each distinct score, and the origin.
 
     Empty without known or without open images.
+
+    Args:
+        score: (N,) higher means known. target: (N,) class, -1 = open.
+
+    Returns:
+        float64 (T,) each.
+
+    Raises:
+        ValueError: lengths that differ, or NaN among the scores.
     """
     s, known = _split(score, target, "roc_points")
     if known.all() or not known.any():
@@ -152,6 +161,9 @@ def oscr(score: Any, pred_closed: Any, target: Any) -> Oscr:
 
     Returns:
         Oscr(area, fpr, ccr); area nan and an empty curve without known or without open images.
+
+    Raises:
+        ValueError: lengths that differ, NaN among the scores, or a predicted class below 0.
     """
     s, known = _split(score, target, "oscr")
     pred = as_labels(pred_closed, "oscr: pred_closed", size=len(s), low=0)
@@ -159,7 +171,9 @@ def oscr(score: Any, pred_closed: Any, target: Any) -> Oscr:
         return Oscr(NAN, np.empty(0), np.empty(0))
     right = known & (pred == as_labels(target, "oscr: target"))
     if not right.any():
-        return Oscr(0.0, np.array([0.0, 1.0]), np.zeros(2))
+        count = np.unique(-s[~known], return_counts=True)[1]
+        fpr = np.append(0.0, count.cumsum() / count.sum())
+        return Oscr(0.0, fpr, np.zeros(len(fpr)))
     used = right | ~known
     fpr, tpr, _ = _curve(right[used], _ranks(s[used]))
     ccr = tpr * (right.sum() / known.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,9 @@ def open_scores(
         order images alike; they differ in their thresholds. Given unknown, "openmax" too.
 
     Raises:
-        ValueError: NaN or infinite scores, wrong shapes, no class, a negative distance, a
-            probability outside [0, 1], scale or temperature <= 0.
+        ValueError: NaN or infinite logits or distances (single logits may be -inf: of classes that
+            are no answer), wrong shapes, no class, a negative distance, a probability outside
+            [0, 1], a scale, temperature or eps that is infinite or not above 0.
     """
     # a tensor is reduced where it lies: B x C logits need not leave their device
     z = logits.detach() if torch.is_tensor(logits) else torch.from_numpy(to_numpy(logits))
@@ -51,14 +53,14 @@ def open_scores(
             f"got shape {tuple(z.shape)} of {z.dtype}"
         )
     for name, value in (("scale", scale), ("temperature", temperature), ("eps", eps)):
-        if not value > 0:
-            raise ValueError(f"open_scores: expected {name} > 0, got {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"open_scores: expected finite {name} > 0, got {value}")
     if distance is not None:
         d = as_scores(distance, "open_scores: distance")
-        if d.shape != (len(z),) or (d < 0).any():
+        if d.shape != (len(z),) or not ((d >= 0) & (d < np.inf)).all():
             raise ValueError(
-                f"open_scores: expected {len(z)} distances >= 0, "
-                f"got shape {d.shape} with minimum {d.min(initial=np.inf)}"
+                f"open_scores: expected {len(z)} finite distances >= 0, got shape {d.shape} "
+                f"from {d.min(initial=np.inf)} to {d.max(initial=-np.inf)}"
             )
         distance = torch.from_numpy(d)
     if unknown is not None:

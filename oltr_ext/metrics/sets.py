@@ -102,6 +102,10 @@ def set_coverage(
         "coverage": mean over rows; "macro": mean over classes; "many", "medium", "few": over the
         classes of a group; "worst": of the class least covered; "size": mean, over rows; "empty":
         share of rows without any class. nan where there is no row to say.
+
+    Raises:
+        ValueError: lengths that differ, a size below 0, a class that `train_counts` has not, or no
+            such convention.
     """
     t = as_labels(target, "set_coverage: target")
     whether = np.asarray(covered, np.bool_)

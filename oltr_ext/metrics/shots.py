@@ -50,11 +50,16 @@ def shot_groups(train_counts: Any, convention: Convention = "oltr") -> dict[str,
 def fitting_bounds(train_counts: Any) -> tuple[int, int] | None:
     """Bounds (m, f) as of `shot_groups` under which each group has near a third of the classes.
 
-    Where classes have two different numbers of images the middle group stays empty; where all
-    have the same number there are no such bounds.
+    Where classes have two different numbers of images the middle group stays empty.
 
     Args:
         train_counts: (C,) training images of each class.
+
+    Returns:
+        (m, f); None where all classes have the same number.
+
+    Raises:
+        ValueError: counts that are not whole numbers from 0 on.
     """
     counts = as_labels(train_counts, "fitting_bounds: train_counts", low=0)
     sizes, classes = np.unique(counts, return_counts=True)

@@ -54,7 +54,8 @@ def evaluate(
         these and open_rejected.
 
     Raises:
-        ValueError: NaN, shapes that differ, or a threshold for a score this model has not.
+        ValueError: as `open_scores`, shapes that differ, or a threshold for a score this model has
+            not.
     """
     z = to_numpy(logits)
     scores = open_scores(z, distance, unknown, scale=scale, temperature=temperature)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,15 @@ from .fmeasure import accepted_counts, check_f_rule, f_from_scores
 CALIBRATION_RULES = ("known_recall", "f_measure", "balanced")
 
 
-def keep_fraction(score_known: FloatArray, fraction: float) -> float:
-    """Highest threshold that accepts at least this fraction of the known scores."""
-    n = len(score_known)
-    kept = math.ceil(fraction * n)
-    if (kept - 1) / n >= fraction:  # fraction * n rounded up past a whole number
-        kept -= 1
-    return float(np.partition(score_known, n - kept)[n - kept])
+def keep_fraction(
+    score_known: FloatArray, fraction: float, weight: FloatArray | None = None
+) -> float:
+    """Highest threshold that accepts at least this fraction of the known scores, or of their
+    weight."""
+    order = np.argsort(score_known)
+    worth = np.ones(len(order)) if weight is None else weight[order]
+    accepted = worth[::-1].cumsum()[::-1]
+    return float(score_known[order[np.flatnonzero(accepted / accepted[0] >= fraction)[-1]]])
 
 
 def calibrate_threshold(
@@ -71,8 +72,8 @@ def calibrate_threshold(
         raise ValueError(f"{where}: rule {rule!r} expects scores of open images, got none")
     levels = np.unique(np.concatenate([known, opened]))
     if rule == "balanced":
-        kept = accepted_counts(known, levels) / len(known)
-        gain = kept - accepted_counts(opened, levels) / len(opened)
+        kept, let_in = (accepted_counts(scores, levels) for scores in (known, opened))
+        gain = kept * len(opened) - let_in * len(known)  # whole numbers, so that equals are equal
         return float(levels[np.argmax(gain)])
 
     check_f_rule(f_rule, where)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from oltr_ext._pixels import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -18,9 +20,6 @@ __all__ = [
     "check_channels",
     "probe",
 ]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ WRAPPERS = (
     "trunk.",
 )
 """What they leave before a weight's name."""
+ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar", ".npz")
+"""Of files of weights; those of NumPy are refused by name."""
 TENTH = 0.1
 """The most of a net's numbers, and of a file's, that may lack the other."""
 
@@ -84,7 +86,7 @@ def extra(module: str, name: str) -> Any:
 def is_file(weights: str | None) -> bool:
     """Whether `model.weights` is a path, and not the name of published weights."""
     return weights is not None and (
-        os.sep in weights or weights.endswith((".pth", ".pt", ".bin", ".ckpt", ".safetensors"))
+        os.sep in weights or weights.endswith(ENDINGS) or os.path.isfile(weights)
     )
 
 
@@ -127,15 +129,18 @@ def read_file(path: str) -> tuple[State, str]:
     what = f"model.weights: {path}"
     if not Path(path).is_file():
         raise ValueError(f"{what}: no such file")
+    if path.endswith(".npz"):
+        raise ValueError(
+            f"{what} is of NumPy: expected a state dict, as torch or safetensors saves it"
+        )
     try:
         if path.endswith(".safetensors"):
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of zip files, pickle, safetensors and torch
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{what} is damaged, or holds more than tensors ({reason[:200]})"
+            f"{what} is damaged, or holds more than tensors ({_reason(error)[:200]})"
         ) from None
     while isinstance(state, dict):
         inner = next((state[key] for key in NESTS if isinstance(state.get(key), dict)), None)
@@ -143,8 +148,19 @@ def read_file(path: str) -> tuple[State, str]:
             break
         state = inner
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{what} holds no tensors by name: expected a state dict")
+        keys = list(map(str, state)) if isinstance(state, dict) else []
+        there = f"; there are {_some(keys)}" if keys else ""
+        raise ValueError(f"{what} holds no tensors by name: expected a state dict{there}")
     return {str(key): value for key, value in state.items()}, what
+
+
+def _reason(error: Exception) -> str:
+    """What torch.load says, without its colours and its advice to trust the file."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    text = text.rpartition("WeightsUnpickler error: ")[2]
+    for advice in (" Please use ", " Check the documentation"):
+        text = text.partition(advice)[0]
+    return text or type(error).__name__
 
 
 def unfetched(what: str, error: Exception) -> str:

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from oltr_ext.nn.gathering import gather_rows
 from oltr_ext.nn.layout import Layout, Sharded, as_shard
-from oltr_ext.nn.memory import means_over
+from oltr_ext.nn.memory import COLUMNS, means_over
 from oltr_ext.ops import Shard, StreamedBank
 from oltr_ext.ops.bank import blocks_of
 from oltr_ext.ops.shard import summed
-
-COLUMNS = 1 << 13
-"""Rows of a bank that `kth_distance` holds distances to at a time."""
 
 
 def whitening(scatter: Tensor, free: int) -> Tensor:
@@ -30,7 +27,7 @@ def whitening(scatter: Tensor, free: int) -> Tensor:
     width, free = len(scatter), max(free, 1)
     covariance = (scatter + scatter.t()) / (2 * free)
     mean = covariance.trace() / width
-    eye = torch.eye(width, dtype=scatter.dtype)
+    eye = torch.eye(width, dtype=scatter.dtype, device=scatter.device)
     if mean <= 1e-12:  # a feature a class: nothing is known of deviations
         return eye
     square = covariance.square().mean()
@@ -189,11 +186,11 @@ class Evenly:
     def __call__(self, target: Tensor) -> Tensor:
         """(B,) bool of the next rows, from their labels (B,)."""
         if self.limit is None:
-            return torch.ones(len(target), dtype=torch.bool)
+            return torch.ones_like(target, dtype=torch.bool)
         order = target.argsort(stable=True)
         first = torch.searchsorted(target[order], target)
         place = torch.empty_like(target)
-        place[order] = torch.arange(len(target))
+        place[order] = torch.arange(len(target), device=target.device)
         place = place - first + self.seen[target]  # among the rows of its class
         self.seen += target.bincount(minlength=len(self.seen))
         return place * self.limit % self.counts[target].clamp_min(1) < self.limit

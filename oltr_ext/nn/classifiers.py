@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.checks import check_sizes
+from oltr_ext.nn.checks import check_own, check_sizes
 from oltr_ext.nn.layout import ClassRows, kaiming, uniform
-from oltr_ext.nn.losses import wide
 from oltr_ext.ops import MetaEmbeddingDetails, Shard
+from oltr_ext.ops._register import held
 from oltr_ext.ops.bank import rows_of
+from oltr_ext.reference._common import wide
 
 PARTS = ("memory", "selector", "reachability")
 """Factors of the meta-embedding that an ablation may leave out."""
@@ -59,7 +60,16 @@ class CosineClassifier(ClassRows):
 
         Only the direction of a weight matters to the logits, but its length sets how far a step
         turns it. A zero row (a class without data) keeps its random start.
+
+        Raises:
+            ValueError: directions of another shape, or a layer that is parametrized or pruned.
         """
+        check_own("CosineClassifier.start_at", self, "weight")
+        if directions.shape != self.weight.shape:
+            raise ValueError(
+                f"CosineClassifier.start_at: expected directions of shape "
+                f"{tuple(self.weight.shape)}, got {tuple(directions.shape)}"
+            )
         directions = wide(self.layout.cut(directions))
         largest = directions.abs().amax(dim=1, keepdim=True)
         there = largest > 0
@@ -81,7 +91,8 @@ class CosineClassifier(ClassRows):
         return ops.cosine_logits(v, weight, scale=self.scale, shard=shard)
 
     def loss(self, v: Tensor, target: Tensor, **options: Any) -> Tensor:
-        """Fused cross-entropy; options of :func:`oltr_ext.ops.cosine_cross_entropy`."""
+        """Fused cross-entropy of embeddings (B, D) and labels (B,) int64; options, result and
+        errors are those of :func:`oltr_ext.ops.cosine_cross_entropy`."""
         weight, shard = self.layout.own(self.weight), self.layout.shard
         return ops.cosine_cross_entropy(v, weight, target, scale=self.scale, shard=shard, **options)
 
@@ -162,22 +173,28 @@ class MetaEmbedding(ClassRows):
     def embed_by(
         self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor, *, shard: Shard | None = None
     ) -> MetaEmbeddingDetails:
-        """As `embed`, by keys (K, D) and their bias (K,) other than its own."""
+        """As `embed`, by keys (K, D) and their bias (K,) other than its own, in their dtype."""
         if self.without:
             return self._embed_without(x, memory, keys, bias, shard)
+        weight, own_bias = self._selector(keys.dtype)
         return ops.meta_embedding(
             x,
             memory,
             keys,
             bias,
-            self.layout.alike(self.fc_selector.weight),
-            self.layout.alike(self.fc_selector.bias),
+            weight,
+            own_bias,
             scale=self.scale,
             eps=self.eps,
             memory_grad=self.memory_grad,
             return_details=True,
             shard=shard,
         )
+
+    def _selector(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        layer = self.fc_selector
+        weight, bias = self.layout.alike(layer.weight), self.layout.alike(layer.bias)
+        return weight.to(dtype), bias.to(dtype)
 
     def _embed_without(
         self, x: Tensor, memory: Tensor, keys: Tensor, bias: Tensor, shard: Shard | None
@@ -191,11 +208,10 @@ class MetaEmbedding(ClassRows):
         if "memory" not in self.without:
             recalled = ops.memory_attention(x, keys, bias, memory, shard=shard)
         if "selector" not in self.without:
-            weight, own_bias = map(self.layout.alike, self.fc_selector.parameters())
-            gate = torch.tanh(F.linear(x, weight, own_bias))
+            gate = torch.tanh(F.linear(x, *self._selector(keys.dtype)))
         embedding = x + gate * recalled
         if "reachability" not in self.without:
-            embedding = (self.scale * (embedding / distance[:, None])).to(x.dtype)
+            embedding = held(self.scale * (embedding / distance[:, None]), x.dtype)
         return MetaEmbeddingDetails(embedding, recalled, gate, distance, nearest)
 
     def forward(self, x: Tensor, memory: Tensor) -> Any:

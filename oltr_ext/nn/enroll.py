@@ -145,13 +145,18 @@ class Enrolling(ClassRows):
             self._check_features(features, names)
             unique = list(dict.fromkeys(names))
             place = {name: k for k, name in enumerate(unique)}
-            group = torch.tensor([place[name] for name in names])
+            group = torch.tensor([place[name] for name in names], device="cpu")
             images = group.bincount(minlength=len(unique))
-            ids = torch.tensor(self.roster.ids_for(unique, images.tolist()))
+            ids = torch.tensor(self.roster.ids_for(unique, images.tolist()), device="cpu")
             x, fresh = features.detach().cpu(), ids >= self.num_classes
             mean, count = self._together(x, group, images, ids)
-            rows = [*self._rows_of(mean, count), count, mean]
+            with torch.autocast(mean.device.type, enabled=False):
+                rows = [*self._rows_of(mean, count), count, mean]
             values = [*map(_value, tensors), *self._own_values(mean.shape[1])]
+            for value, row in zip(values, rows, strict=True):
+                if not torch.isfinite(row.to(value.dtype)).all():
+                    within = f"expected features whose rows stay within {value.dtype}"
+                    raise ValueError(f"{type(self).__name__}.enroll: {within}")
             tensors += [ClassTensor(self, "enrolled"), ClassTensor(self, "enrolled_means")]
             new, again = fresh.to(mean.device), ids[~fresh].to(mean.device)
             grown = [
@@ -173,7 +178,8 @@ class Enrolling(ClassRows):
     def remove(self, ids: Iterable[int]) -> None:
         """Make classes no answer any more: their logits are -inf, and no memory recalls them.
 
-        Enrolled ones at the end leave no trace, the head has the bits that it had before them.
+        Enrolled ones at the end leave no trace: the head has the bits that it had before them, in
+        tensors of its own, for which what is left is copied.
         Others keep their ids, empty, so that no later one shifts.
 
         Raises:
@@ -184,6 +190,7 @@ class Enrolling(ClassRows):
         with self._gate.changing():
             self._check_whole("remove")
             self._class_tensors("remove")
+            self._rooms.drop_changed()
             gone = [int(id) for id in ids]
             left, first = self.roster.length_without(gone), self.num_trained
             holes = sorted(id for id in {*self._removed_ids(), *gone} if id < left)
@@ -248,15 +255,29 @@ class Enrolling(ClassRows):
         made: Rivals = self._rooms.derived("rivals", self._trained_by(), self._make_rivals)
         return made
 
+    def is_whole(self, state: Mapping[str, Any], prefix: str) -> bool:
+        """Whether a state dict holds all of a head; no other changes which classes there are."""
+        if f"{prefix}threshold" not in state:
+            return False
+        number, late = self._number_of(state, prefix), []
+        if number != self.num_classes:
+            late = [tensor.value for tensor in self._class_tensors("load_state_dict")]
+        for name, own in [*self.named_parameters(), *self.named_buffers()]:
+            grows = any(own is value for value in late)
+            if grows or isinstance(own, nn.Parameter):
+                shape = (number, *own.shape[1:]) if grows else own.shape
+                if getattr(state.get(f"{prefix}{name}"), "shape", None) != shape:
+                    return False
+        return True
+
+    def _number_of(self, state: Mapping[str, Any], prefix: str) -> int:
+        joined = state.get(f"{prefix}enrolled")
+        return self.num_trained + (0 if joined is None else len(joined))
+
     def make_room(self, state: Mapping[str, Any], prefix: str) -> None:
-        """Before a state dict of a head is loaded: take as many classes as it has enrolled."""
+        """Before a state dict of a whole head is loaded: take as many classes as it has."""
         given = {name: state.get(f"{prefix}{name}") for name in self.OWN}
-        if given["enrolled"] is None and self.enrolled is None:
-            number = self.num_classes
-        else:
-            joined = given["enrolled"]
-            number = self.num_trained + (0 if joined is None else len(joined))
-        self._resize(number)
+        self._resize(self._number_of(state, prefix))
         for name, value in given.items():
             room = None if value is None else torch.empty_like(value, device=self._device())
             setattr(self, name, room)
@@ -270,7 +291,7 @@ class Enrolling(ClassRows):
         self, x: Tensor, group: Tensor, images: Tensor, ids: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Means (K, D) float32 and numbers (K,) of all features, those enrolled before included."""
-        total = torch.zeros(len(ids), x.shape[1], dtype=torch.float64)
+        total = x.new_zeros(len(ids), x.shape[1], dtype=torch.float64)
         total.index_add_(0, group, x.double())
         count, known = images.double(), ids < self.num_classes
         if known.any():
@@ -290,7 +311,7 @@ class Enrolling(ClassRows):
             return [self.enrolled, self.enrolled_means]
         device = self._device()
         none = torch.zeros(0, dtype=_whole_dtype(device), device=device)
-        return [none, torch.zeros(0, width, device=device)]
+        return [none, torch.zeros(0, width, dtype=torch.float32, device=device)]
 
     def _trained_by(self) -> list[Tensor]:
         return [*self.parameters(), *(b for b in self.buffers() if b is not self.removed)]
@@ -315,11 +336,12 @@ class Enrolling(ClassRows):
                 more = value.new_zeros(number - len(value), *value.shape[1:])
                 tensor.put(torch.cat([value, more]))
             else:
-                tensor.put(value[:number])
+                tensor.put(value[:number].clone())  # a file of a part would hold the whole
         if self.enrolled is not None and self.enrolled_means is not None:
             late = max(number - first, 0)
-            self.enrolled = self.enrolled[:late] if late else None
-            self.enrolled_means = self.enrolled_means[:late] if late else None
+            self.enrolled = self.enrolled[:late].clone() if late else None
+            self.enrolled_means = self.enrolled_means[:late].clone() if late else None
+        self._rooms.leave()
 
     def _set_removed(self, holes: list[int]) -> None:
         self.removed = None

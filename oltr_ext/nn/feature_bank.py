@@ -143,14 +143,14 @@ class FeatureBank(GrowingBank):
         Raises:
             ValueError: features that are not finite, or none; more of a class than ``counts`` says;
                 a k below 1.
-            RuntimeError: a label out of range.
+            RuntimeError: a label out of range. Whatever is raised, the bank stays as it was.
         """
         if neighbours is not None and neighbours < 1:
             raise ValueError(
                 f"FeatureBank.fit: expected neighbours of at least 1, got {neighbours}"
             )
         device = None if self.whitening is None else self.whitening.device
-        counts = torch.as_tensor(counts).cpu()
+        counts = torch.as_tensor(counts, device="cpu")
         keep, take = Evenly(counts, most), Evenly(counts, SAMPLE)
         kept: list[Tensor] = []
         sample: list[Tensor] = []
@@ -175,41 +175,28 @@ class FeatureBank(GrowingBank):
 
         found = bank_means(unit(), counts, layout)
         assert moment is not None
-        for name in self.TENSORS:
-            setattr(self, name, None)
+        made: dict[str, Tensor] = {}
         total, weighted = int(found.counts.sum()), found.means.t() * found.own
         between = found.summed(weighted @ found.means)
         root = whitening(moment - between, total - len(found.counts))
-        self.whitening, self.means = root.float(), found.shared((found.means @ root.t()).float())
+        made["whitening"] = root.float()
+        made["means"] = found.shared((found.means @ root.t()).float())
         middle = found.summed(weighted.sum(dim=1)) / total
         root = whitening(moment - total * torch.outer(middle, middle), total - 1)
-        self.background, self.middle = root.float(), (root @ middle).float()
+        made["background"], made["middle"] = root.float(), (root @ middle).float()
         if kept and len(rows := torch.cat(kept)):
             k = default_neighbours(found.counts) if neighbours is None else neighbours
-            self.rows, self.neighbours = (
-                rows,
-                torch.arange(1, min(k, len(rows)) + 1, dtype=torch.float32),
-            )
+            k = min(k, len(rows))
+            made["rows"] = rows
+            made["neighbours"] = torch.arange(1, k + 1, dtype=torch.float32, device=rows.device)
         if max_logit is not None:
-            self._fit_vim(torch.cat(sample), max_logit, origin)
-        self.of_training(lengths / total)
+            made.update(_fit_vim(torch.cat(sample), max_logit, origin))
         # As files hold them: products of other strides, such as those of LAPACK's results, may
         # differ in their last bits, and so would what was fitted and what is loaded.
+        made = {name: value.contiguous().to(device) for name, value in made.items()}
+        self.of_training(lengths / total, device)
         for name in self.TENSORS:
-            if (value := getattr(self, name)) is not None:
-                setattr(self, name, value.contiguous())
-        self.to(device)
-
-    def _fit_vim(
-        self, x: Tensor, max_logit: Callable[[Tensor], Tensor], origin: Tensor | None
-    ) -> None:
-        start = x.new_zeros(x.shape[1]) if origin is None else origin.cpu()
-        gap = x.double() - start.double()
-        space = null_space(gap)
-        length, logit = (gap @ space).norm(dim=1).sum(), max_logit(x).cpu().double().abs().sum()
-        # features that never leave the principal space have no residual to match
-        alpha = logit / length if length > 1e-6 * gap.norm(dim=1).sum() else 0 * length
-        self.residual, self.origin, self.alpha = space.float(), start.float(), alpha.float()
+            setattr(self, name, made.get(name))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -251,7 +238,8 @@ class FeatureBank(GrowingBank):
                 raise ValueError(
                     f"FeatureBank.standardise: expected finite scores {name}, got {got}"
                 )
-        rows = [scores.get(name, torch.zeros(1)) for name in SUMMED]
+        none = self.whitening.new_zeros(1)
+        rows = [scores.get(name, none) for name in SUMMED]
         location = [float(row.double().mean()) for row in rows]
         scale = [float(row.double().std(correction=0)) or 1.0 for row in rows]
         device = self.whitening.device
@@ -376,3 +364,15 @@ class FeatureBank(GrowingBank):
 
     def extra_repr(self) -> str:
         return f"scores={', '.join(self.names) or 'none'}"
+
+
+def _fit_vim(
+    x: Tensor, max_logit: Callable[[Tensor], Tensor], origin: Tensor | None
+) -> dict[str, Tensor]:
+    start = x.new_zeros(x.shape[1]) if origin is None else origin.cpu()
+    gap = x.double() - start.double()
+    space = null_space(gap)
+    length, logit = (gap @ space).norm(dim=1).sum(), max_logit(x).cpu().double().abs().sum()
+    # features that never leave the principal space have no residual to match
+    alpha = logit / length if length > 1e-6 * gap.norm(dim=1).sum() else 0 * length
+    return {"residual": space.float(), "origin": start.float(), "alpha": alpha.float()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.checks import check_labels
+from oltr_ext.nn.checks import check_features, check_labels
 from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.exact import indices
 from oltr_ext.nn.heads import Gather, Head, HeadOutput, alone
-from oltr_ext.nn.losses import wide
 from oltr_ext.nn.mark import mark
-
-CHUNK = 1 << 24
-"""Attention, rows times base classes, that `FSLwFHead.generate` holds at a time."""
+from oltr_ext.nn.rebalance import CHUNK
+from oltr_ext.reference._common import wide
 
 
 class FSLwFHead(Head):
@@ -34,8 +32,8 @@ class FSLwFHead(Head):
     Here base is what has ``base_shots`` training images, and the features are those of a linear
     stage 1 on all classes, where the paper's first stage has base classes and a cosine classifier.
     The images of the novel classes are kept as features, in a buffer. In eval mode and without
-    gradients, the weights generated from them are kept too, until parameters or buffers change (in
-    any way but through ``.data``, which leaves no trace).
+    gradients, the weights generated from them are kept too, until parameters or buffers change;
+    see `Head` for what torch does not count as a change.
 
     Args:
         feat_dim: D.
@@ -92,11 +90,14 @@ class FSLwFHead(Head):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         state.pop(f"{prefix}base", None)  # of version 0.1, which kept it beside the positions
+        super()._load_from_state_dict(state, prefix, *args)
+
+    def make_room(self, state: Mapping[str, Any], prefix: str) -> None:
         if self.enrolled is not None or f"{prefix}enrolled" in state:
             for name in ("support", "support_target"):
                 given = state.get(f"{prefix}{name}", getattr(self, name))
                 setattr(self, name, torch.empty_like(given, device=self.support.device))
-        super()._load_from_state_dict(state, prefix, *args)
+        super().make_room(state, prefix)
 
     @torch.no_grad()
     def init_from(self, weight: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -144,7 +145,17 @@ class FSLwFHead(Head):
 
         Args:
             hidden: (K,) bool, base classes that the attention must not see.
+
+        Raises:
+            ValueError: features, groups or ``hidden`` of another shape, or ``groups`` below 1.
+            TypeError: groups that are not int64. RuntimeError: a group out of range.
         """
+        check_features("FSLwFHead.generate", features, self.weight.shape[1])
+        if hidden is not None and hidden.shape != self.weight.shape[:1]:
+            raise ValueError(
+                f"FSLwFHead.generate: expected hidden of shape ({len(self.weight)},), got "
+                f"{tuple(hidden.shape)}"
+            )
         z = F.normalize(wide(features), dim=1)
         keys = F.normalize(wide(self.keys), dim=1).t()
         weight = F.normalize(wide(self.weight), dim=1)
@@ -183,13 +194,17 @@ class FSLwFHead(Head):
             self._kept = None
             return self._all_weights()
         made_of = [*self.parameters(), *self.buffers()]
-        state = mark(made_of)
+        state = mark(made_of, trained=True)
         if state is None:
             return self._all_weights()
         if self._kept is None or self._kept[0] != state:
             # with the tensors themselves: while they live, no other can have their id
             self._kept = state, made_of, self._all_weights()
         return self._kept[2]
+
+    def train(self, mode: bool = True) -> Any:
+        self._kept = None
+        return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._kept = None  # a cast keeps the parameters and their versions
@@ -218,14 +233,11 @@ class FSLwFHead(Head):
         }
 
     def _drop(self, ids: list[int]) -> dict[str, Tensor]:
-        gone = torch.tensor(ids, device=self.support.device)
+        gone = torch.tensor(ids, dtype=torch.int64, device=self.support.device)
         stays = ~torch.isin(_whole(self.support_target), gone)
-        kept = int(stays.sum())
-        if stays[:kept].all():  # what goes came last
-            at: Any = slice(kept)
-        else:
-            at = stays
-        return {"support": self.support[at], "support_target": self.support_target[at]}
+        if stays.all():
+            return {}
+        return {"support": self.support[stays], "support_target": self.support_target[stays]}
 
     def _forget(self, ids: list[int]) -> None:
         self._kept = None
@@ -261,7 +273,7 @@ class FSLwFHead(Head):
         same = row[:, None] == row
         several = row[same.sum(dim=1) > 1].unique()
         most = min(self.fake, len(row.unique()) // 2)
-        fake = several[torch.randperm(len(several))[:most].to(several.device)]
+        fake = several[torch.randperm(len(several), device="cpu")[:most].to(several.device)]
         hidden = torch.zeros(len(self.weight), dtype=torch.bool, device=row.device)
         hidden[fake] = True
         first_half = same.tril(diagonal=-1).sum(dim=1) < same.sum(dim=1) // 2

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from oltr_ext.ops.shard import Shard
 from oltr_ext.ops.sharded import formulas
+from oltr_ext.ops.sharded.both import possible_elsewhere
 from oltr_ext.reference._common import check_labels
+from oltr_ext.reference.cosine_cross_entropy import cross_entropy_of
 
 
 def gather_rows(value: Tensor, sizes: list[int], shard: Shard) -> Tensor:
@@ -39,18 +41,23 @@ def place(sizes: list[int], shard: Shard) -> slice:
 
 
 def cross_entropy(
-    criterion: nn.CrossEntropyLoss, columns: Tensor, target: Tensor, shard: Shard
+    criterion: nn.CrossEntropyLoss,
+    columns: Tensor,
+    target: Tensor,
+    log_prior: Tensor | None,
+    shard: Shard | None,
 ) -> Tensor:
-    """Of logits (B, N) of a shard, as torch has it of those of all classes."""
-    check_labels("CrossEntropyLoss", target, shard.total, criterion.ignore_index)
-    rows = formulas.cross_entropy_of(
-        columns,
-        shard.local(target, criterion.ignore_index),
-        None,
-        criterion.label_smoothing,
-        shard.total - shard.size,
-        shard,
-    )
+    """Of logits (B, N), all or those of a shard, plus `log_prior` (N,), as torch has it of all
+    classes, but smoothed over those alone that the prior says are possible."""
+    smoothing, ignored = criterion.label_smoothing, criterion.ignore_index
+    classes = columns.shape[1] if shard is None else shard.total
+    check_labels("CrossEntropyLoss", target, classes, ignored)
+    if shard is None:
+        rows, _ = cross_entropy_of(columns, target, log_prior, smoothing, ignored)
+    else:
+        others = possible_elsewhere(log_prior, smoothing, shard)
+        local = shard.local(target, ignored)
+        rows = formulas.cross_entropy_of(columns, local, log_prior, smoothing, others, shard)
     if criterion.reduction == "none":
         return rows
     total = rows.sum()

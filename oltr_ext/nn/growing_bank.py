@@ -38,9 +38,9 @@ class GrowingBank(nn.Module):
         for name in self.LATER:
             self.register_buffer(name, None)
 
-    def of_training(self, length: float) -> None:
+    def of_training(self, length: float, device: torch.device | None) -> None:
         """All that it holds is of trained classes, whose features have this length on average."""
-        self.length = torch.tensor(length, dtype=torch.float32)
+        self.length = torch.tensor(length, dtype=torch.float32, device=device)
         self.owners = self.members = None
 
     def trained_means(self) -> Tensor | None:
@@ -70,7 +70,7 @@ class GrowingBank(nn.Module):
             found["owners"] = _longer(rooms, "owners", self.owners, ids[group], self.rows.device)
         if self.whitening is not None and self.means is not None:
             device, count = self.means.device, before.clone().double()
-            total = torch.zeros(len(ids), z.shape[1], dtype=torch.float64)
+            total = z.new_zeros(len(ids), z.shape[1])
             total.index_add_(0, group, z)
             total = total @ self.whitening.cpu().double().t()
             number = before + group.bincount(minlength=len(ids))
@@ -89,18 +89,18 @@ class GrowingBank(nn.Module):
 
     def without(self, ids: Sequence[int]) -> Changes:
         """What `take` makes of this bank: one without features of classes that joined later."""
-        found, gone = Changes(), torch.tensor(ids, dtype=torch.int64)
+        found, gone = Changes(), torch.tensor(ids, dtype=torch.int64, device="cpu")
         for name, tag in (("rows", "owners"), ("means", "members")):
             held, own = getattr(self, name), getattr(self, tag)
             if held is None or own is None:
                 continue
             stays = ~torch.isin(own.round().long(), gone.to(own.device))
-            kept, first = int(stays.sum()), len(held) - len(own)
-            if stays[:kept].all():  # what goes came last
-                found[name], left = held[: first + kept], own[:kept]
-            else:
-                found[name], left = torch.cat([held[:first], held[first:][stays]]), own[stays]
-            found[tag] = left if kept else None
+            if stays.all():
+                continue
+            # copies: a file of a part of a buffer would hold the whole
+            left, first = own[stays], len(held) - len(own)
+            found[name] = torch.cat([held[:first], held[first:][stays]])
+            found[tag] = left if len(left) else None
         return found
 
     def take(self, changes: Changes) -> None:
@@ -119,5 +119,6 @@ def _longer(
 ) -> Tensor:
     """Ids of later classes, with more of them."""
     if old is None:
-        old = torch.zeros(0, dtype=torch.float64 if device.type != "mps" else torch.float32)
+        dtype = torch.float64 if device.type != "mps" else torch.float32
+        old = torch.zeros(0, dtype=dtype, device=device)
     return rooms.grown(name, old.to(device), ids.to(device, old.dtype))

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from oltr_ext.nn.checks import checked_prior
+from oltr_ext.nn.checks import checked_prior, of_width
 from oltr_ext.nn.enroll import Enrolling
 from oltr_ext.nn.exact import indices, moved_exactly
 from oltr_ext.nn.feature_bank import FeatureBank
-from oltr_ext.nn.mark import mark
+from oltr_ext.nn.mark import mark_values
 from oltr_ext.nn.parted import PartedLogits, SharedLogits, strongest_of
 from oltr_ext.nn.room import Rooms
 from oltr_ext.nn.scores import ENTROPY_SCORES, SCORES, all_scores
@@ -66,6 +66,11 @@ class Head(Enrolling, ABC):
     """The open-set answer that all heads share: a score, and the threshold below which a feature
     is unknown. Both live in buffers, so that a state dict holds the calibrated head.
 
+    What a head derives from its tensors and keeps is derived anew after an optimizer's step or a
+    write in place, and after ``train()`` or ``eval()``: call one of them after writes that torch
+    does not count, which are those through ``.data``, by collectives of `torch.distributed` and by
+    a fused optimizer in a compiled graph.
+
     Attributes:
         bank: scores by the training's features; empty until it is fitted.
         EXACT: buffers that keep their dtype when the module is cast, as by ``half()``. A device
@@ -108,21 +113,34 @@ class Head(Enrolling, ABC):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self.bank.make_room(state, f"{prefix}bank.", self.threshold.device)
-        if f"{prefix}threshold" in state:  # a whole head
+        if self.is_whole(state, prefix):
             self.make_room(state, prefix)
         super()._load_from_state_dict(state, prefix, *args)
         self._read_score()
         self.loaded()
 
+    def train(self, mode: bool = True) -> Any:
+        """As of any module; what is kept of tensors is derived anew."""
+        self._said_by = ()
+        self._rooms.kept.clear()
+        return super().train(mode)
+
     def _read_score(self) -> None:
         if not self.score_index.is_meta:  # still, where nothing was assigned
-            self._score = SCORES[round(float(self.score_index))]
-        self._said_by = mark([self.score_index])
+            number = float(self.score_index)
+            if not -0.5 < number < len(SCORES) - 0.5:
+                raise ValueError(
+                    f"{type(self).__name__}: expected score_index to be a score's number, 0 to "
+                    f"{len(SCORES) - 1}, got {number}: the state dict is damaged or of a later "
+                    "version"
+                )
+            self._score = SCORES[round(number)]
+        self._said_by = mark_values(self.score_index)
 
     @property
     def score(self) -> str:
         """Name of the score that is compared with the threshold."""
-        if not torch.compiler.is_compiling() and mark([self.score_index]) != self._said_by:
+        if not torch.compiler.is_compiling() and mark_values(self.score_index) != self._said_by:
             self._read_score()
         return self._score
 
@@ -138,7 +156,7 @@ class Head(Enrolling, ABC):
             raise ValueError("set_threshold: expected a number, got NaN")
         self.threshold.fill_(value)
         self.score_index.fill_(SCORES.index(score))
-        self._score, self._said_by = score, mark([self.score_index])
+        self._score, self._said_by = score, mark_values(self.score_index)
 
     @abstractmethod
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
@@ -180,15 +198,27 @@ class Head(Enrolling, ABC):
         neighbours: int | None = None,
     ) -> None:
         """`FeatureBank.fit` with all scores, those that need the head's logits among them. Where
-        processes share the classes, each is given all batches, and they share the bank's means."""
+        processes share the classes, each is given all batches, and they share the bank's means.
+
+        Raises:
+            ValueError: also where classes are enrolled, whose features the old bank holds, and for
+                features of another width.
+        """
+        if enrolled := self.num_classes - self.num_trained:
+            raise ValueError(
+                f"{type(self).__name__}.fit_bank: expected trained classes alone, got {enrolled} "
+                "that were enrolled: remove them, fit, and enroll them again"
+            )
+
+        own, where = next(self.parameters()).dtype, f"{type(self).__name__}.fit_bank"
 
         def largest(features: Tensor) -> Tensor:
-            parts = self.pieces(features.to(self.threshold.device))
+            parts = self.pieces(features.to(self.threshold.device, own))
             return torch.cat([self.parted(part).logits.amax(dim=1) for part in parts])
 
         with self.layout.same_rows():
             self.bank.fit(
-                batches,
+                of_width(where, batches, self.feat_dim),
                 counts,
                 most=most,
                 neighbours=neighbours,
@@ -243,7 +273,8 @@ class Head(Enrolling, ABC):
 
         A row alone may differ from the same in a batch by the rounding of float32 products, which
         is that of bfloat16 under ``torch.set_float32_matmul_precision("medium")``. On a CPU a
-        memory head's natively does not differ at all, and a distance nowhere.
+        memory head's natively does not differ where it has up to 512 classes, nor in a batch of up
+        to 64 rows where D is up to 512, else by that of sums; and a distance nowhere.
 
         Returns:
             (label (B,) int64 with -1 for unknown, confidence (B,) float64). The confidence is the
@@ -328,7 +359,7 @@ class PriorHead(Head):
         self.register_buffer("prior_share", torch.zeros((), dtype=torch.float32))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}threshold" in state:  # a whole head; of version 0.1 without this
+        if self.is_whole(state, prefix):  # of version 0.1 without this
             none = torch.zeros_like(state[f"{prefix}threshold"], dtype=torch.float32)
             state.setdefault(f"{prefix}prior_share", none)
         super()._load_from_state_dict(state, prefix, *args)

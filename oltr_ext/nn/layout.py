@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -67,9 +67,15 @@ class Layout:
         logits: Tensor = layer(x)
         return logits
 
-    def criterion(self, criterion: nn.Module, columns: Tensor, target: Tensor) -> Tensor:
-        """A loss of logits (B, C), of which these are of this process's classes."""
-        loss: Tensor = criterion(columns, target)
+    def criterion(
+        self, criterion: nn.Module, columns: Tensor, target: Tensor, log_prior: Tensor | None = None
+    ) -> Tensor:
+        """A loss of logits (B, C) plus the logarithm of a prior (C,), of which these are of this
+        process's classes."""
+        # smoothed by torch, a class that is impossible would make it infinite
+        if log_prior is not None and is_plain(criterion) and criterion.label_smoothing:
+            return cross_entropy(criterion, columns, target, log_prior, self.shard)
+        loss: Tensor = criterion(columns if log_prior is None else columns + log_prior, target)
         return loss
 
     def zero_of(self, weight: Tensor, bias: Tensor) -> Tensor:
@@ -164,13 +170,16 @@ class Sharded(Layout):
         return shared
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        weight, bias = map(self.own, layer.parameters())
+        weight, bias = self.own(layer.weight), self.own(layer.bias)
         return nn.functional.linear(enter(self.shard, x), weight, bias)
 
-    def criterion(self, criterion: nn.Module, columns: Tensor, target: Tensor) -> Tensor:
-        if type(criterion) is nn.CrossEntropyLoss and criterion.weight is None:
-            return cross_entropy(criterion, columns, target, self.shard)
-        loss: Tensor = criterion(self.whole(columns), target)
+    def criterion(
+        self, criterion: nn.Module, columns: Tensor, target: Tensor, log_prior: Tensor | None = None
+    ) -> Tensor:
+        if is_plain(criterion):
+            return cross_entropy(criterion, columns, target, log_prior, self.shard)
+        logits = self.whole(columns if log_prior is None else columns + log_prior)
+        loss: Tensor = criterion(logits, target)
         return loss
 
     def zero_of(self, weight: Tensor, bias: Tensor) -> Tensor:
@@ -282,6 +291,11 @@ class Sharded(Layout):
         every = [torch.empty_like(own) for _ in range(dist.get_world_size(self.shard.group))]
         dist.all_gather(every, own, group=self.shard.group)
         return torch.stack(every).tolist()
+
+
+def is_plain(criterion: nn.Module) -> TypeGuard[nn.CrossEntropyLoss]:
+    """Whether a loss is torch's cross-entropy, all classes weighing alike."""
+    return type(criterion) is nn.CrossEntropyLoss and criterion.weight is None
 
 
 def kaiming(rows: Tensor, width: int) -> None:

@@ -40,8 +40,9 @@ class LinearClasses(Enrolling):
                 f"{type(self).__name__}.enroll: a linear classifier alone does not know where its "
                 "classes are: expected a bank that knows (head.bank.fit), got none"
             )
-        gone = torch.tensor(self._removed_ids(), dtype=torch.int64)
-        living = torch.arange(first)[~torch.isin(torch.arange(first), gone)]
+        gone = torch.tensor(self._removed_ids(), dtype=torch.int64, device="cpu")
+        living = torch.arange(first, device="cpu")
+        living = living[~torch.isin(living, gone)]
         if len(living) == 0:
             raise ValueError(
                 f"{type(self).__name__}.enroll: expected a trained class to set new ones against, "
@@ -55,7 +56,7 @@ class LinearClasses(Enrolling):
         def see(x: Tensor) -> tuple[Tensor, Tensor]:
             return x, F.linear(x, weight, bias).logsumexp(dim=1) + more
 
-        inputs, total = see(means[spaced(torch.arange(len(means)), RIVALS)])
+        inputs, total = see(means[spaced(torch.arange(len(means), device=means.device), RIVALS)])
         length = float(weight.norm(dim=1).median())
         typical = {"bias": usual}
         if self.class_prior is not None:

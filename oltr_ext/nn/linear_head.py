@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from oltr_ext.nn.checks import check_sizes
+from oltr_ext.nn.checks import check_own, check_sizes
 from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
 from oltr_ext.nn.layout import kaiming, uniform
 from oltr_ext.nn.linear_classes import LinearClasses
-from oltr_ext.nn.losses import wide
+from oltr_ext.reference._common import wide
 
 
 class LinearHead(LinearClasses, PriorHead):
@@ -20,7 +20,8 @@ class LinearHead(LinearClasses, PriorHead):
     Args:
         feat_dim: D.
         num_classes: C.
-        class_prior: class frequencies (C,) whose logarithm is added to the logits in training:
+        class_prior: class frequencies (C,) whose logarithm is added to the logits in training (a
+            class of frequency 0 takes no part in cross-entropy, nor in its label smoothing):
             balanced softmax (Ren et al., NeurIPS 2020), which is the loss of logit adjustment
             (Menon et al., ICLR 2021, Eq. 10) at tau = 1; give frequencies to the power of tau for
             another. See `PriorHead`.
@@ -61,7 +62,9 @@ class LinearHead(LinearClasses, PriorHead):
 
     @property
     def origin(self) -> Tensor:
-        weight, bias = (self.layout.raw(t).detach() for t in self.linear.parameters())
+        # by name: of a layer that is parametrized, parameters are others
+        both = (self.linear.weight, self.linear.bias)
+        weight, bias = (self.layout.raw(t).detach() for t in both)
         return self.layout.zero_of(weight, bias)
 
     def learned(self, features: Tensor) -> Tensor:
@@ -79,10 +82,10 @@ class LinearHead(LinearClasses, PriorHead):
     def loss(self, features: Tensor, target: Tensor, *, gather: Gather = alone) -> Tensor:
         """Mean loss of features (B, D) and labels (B,) int64 in [0, C)."""
         x, y = self.layout.rows(features, target)
-        logits = wide(self.learned(x))
+        logits, log_prior = wide(self.learned(x)), None
         if self.class_prior is not None:
-            logits = logits + self.layout.raw(self.class_prior).to(logits.dtype).log()
-        loss = self.layout.criterion(self.criterion, logits, y)
+            log_prior = self.layout.raw(self.class_prior).to(logits.dtype).log()
+        loss = self.layout.criterion(self.criterion, logits, y, log_prior)
         if self.metric is not None:
             rows = (x, y) if gather is alone else gather(features, target)
             loss = loss + self.metric_weight * self.metric(*rows)
@@ -93,8 +96,9 @@ class LinearHead(LinearClasses, PriorHead):
         """Takes over a classifier: weight (C, D) and bias (C,), which is zero by default.
 
         Raises:
-            ValueError: another shape than this head's.
+            ValueError: another shape than this head's, or a layer that is parametrized or pruned.
         """
+        check_own("LinearHead.start_at", self.linear, "weight", "bias")
         for name, value, own in (
             ("weight", weight, self.linear.weight),
             ("bias", bias, self.linear.bias),

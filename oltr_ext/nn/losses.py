@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from oltr_ext import ops
 from oltr_ext.nn.layout import is_dtensor
 from oltr_ext.ops import Shard
+from oltr_ext.ops.disc_centroids_loss import COMPAT
+from oltr_ext.reference._common import wide
 
 
 class DiscCentroidsLoss(nn.Module):
@@ -23,12 +25,20 @@ class DiscCentroidsLoss(nn.Module):
             distance of usual features, which leaves the repel term off; see :meth:`fit_margin`.
         repel_weight: of the repel term against the attract term.
         compat: ``"fixed"``, or ``"official"`` for the released code's gradient.
+
+    Raises:
+        ValueError: another ``compat``.
     """
 
     def __init__(
         self, margin: float = 10.0, repel_weight: float = 0.01, compat: str = "fixed"
     ) -> None:
         super().__init__()
+        if compat not in COMPAT:
+            raise ValueError(
+                f"DiscCentroidsLoss: expected compat to be one of {', '.join(COMPAT)}, got "
+                f"{compat!r}"
+            )
         self.margin, self.repel_weight, self.compat = margin, repel_weight, compat
 
     @torch.no_grad()
@@ -53,7 +63,11 @@ class DiscCentroidsLoss(nn.Module):
     def forward(
         self, x: Tensor, target: Tensor, centroids: Tensor, shard: Shard | None = None
     ) -> Tensor:
-        """Features (B, D), labels (B,) and centroids (C, D), or a shard of them, to a scalar."""
+        """Features (B, D), labels (B,) and centroids (C, D), or a shard of them, to a scalar.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`oltr_ext.ops.disc_centroids_loss`.
+        """
         return ops.disc_centroids_loss(
             x,
             target,
@@ -181,11 +195,6 @@ def _total(value: Tensor, bank: Tensor) -> Tensor:
     if is_dtensor(bank):
         dist.all_reduce(value, group=bank.device_mesh.get_group())  # type: ignore[attr-defined]
     return value
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -11,18 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.checks import check_sizes
+from oltr_ext.nn.checks import alike, check_features, check_own, check_sizes
 from oltr_ext.nn.layout import WHOLE, ClassRows, Layout
-from oltr_ext.nn.losses import wide
-from oltr_ext.nn.mark import mark
+from oltr_ext.nn.mark import mark_values
 from oltr_ext.nn.parted import weakest_of
 from oltr_ext.ops.bank import blocks_of, rows_of
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
 from oltr_ext.ops.shard import Shard, summed
+from oltr_ext.reference._common import wide
 
 COLUMNS = 1 << 13
-"""Centroids that `CentroidMemory.closest` holds distances to at a time."""
+"""Rows of a bank that distances are held to at a time."""
 
 
 def means_over(
@@ -41,14 +41,20 @@ def means_over(
         (means (C, D) float64, counts (C,) int64) on the CPU; zero for a class without rows.
 
     Raises:
-        ValueError: no row at all. RuntimeError: a label out of range.
+        ValueError: no row at all, or features of another shape than before. TypeError: labels that
+            are no integers. RuntimeError: a label out of range.
     """
     cpu, wide = torch.device("cpu"), torch.float64
     first, last = layout.bounds(num_classes)
-    sums, counts = torch.empty(0), torch.zeros(last - first, dtype=torch.int64, device=cpu)
+    sums = torch.empty(0, dtype=wide, device=cpu)
+    counts = torch.zeros(last - first, dtype=torch.int64, device=cpu)
     for features, target in batches:
         if len(features) == 0:
             continue
+        width = sums.shape[1] if sums.dim() == 2 else features.shape[-1]
+        check_features("class means", features, width)
+        if target.is_floating_point():
+            raise TypeError(f"class means: expected labels of torch.int64, got {target.dtype}")
         if sums.dim() == 1:
             sums = torch.zeros(len(counts), features.shape[1], dtype=wide, device=cpu)
         target = target.cpu()
@@ -127,9 +133,17 @@ class CentroidMemory(ClassRows):
         they are). The others take no part: they are no feature's nearest class.
         """
         # a compiled graph cannot ask: it has what was found before
-        if not torch.compiler.is_compiling() and mark([self._counted]) != self._found_of:
-            self._find_present()
+        if not torch.compiler.is_compiling():
+            now = mark_values(self._counted)
+            if now is None or now != self._found_of:  # None: torch does not say
+                self._find_present()
         return self._present
+
+    def train(self, mode: bool = True) -> Any:
+        """As of any module; then which classes have a centroid is found anew."""
+        if self.layout.shard is None:  # else all processes must ask at once: see `refresh`
+            self._found_of = ()
+        return super().train(mode)
 
     @property
     def _counted(self) -> Tensor:
@@ -169,7 +183,11 @@ class CentroidMemory(ClassRows):
         return self.centroids.shape[1]
 
     def forward(self, x: Tensor) -> Nearest:
-        """Distance (B,) of features (B, D) to the nearest centroid, and its class (B,)."""
+        """Distance (B,) of features (B, D) to the nearest centroid, and its class (B,) int64.
+
+        Raises:
+            TypeError, ValueError: as :func:`oltr_ext.ops.nearest_centroid`.
+        """
         found = ops.nearest_centroid(x, *self.there(self.centroids), shard=self.places)
         return Nearest(found.distance, self.classes(found.index))
 
@@ -182,7 +200,13 @@ class CentroidMemory(ClassRows):
 
         Returns:
             (distance (B, count) float32 or float64, class (B, count) int64).
+
+        Raises:
+            ValueError: features of another shape, or a count below 0.
         """
+        check_features("CentroidMemory.closest", x, self.feat_dim)
+        if count < 0:
+            raise ValueError(f"CentroidMemory.closest: expected count of at least 0, got {count}")
         (memory,) = self.there(self.centroids)
         # By differences: close to a centroid, the products of the default cancel. In float64, where
         # there is one: it holds the square of every float32.
@@ -211,6 +235,11 @@ class CentroidMemory(ClassRows):
         Args:
             features: (N, D), any floating dtype.
             target: (N,) int64 in [0, C).
+
+        Raises:
+            ValueError: no feature, features of another shape or not finite, or other numbers of
+                features and labels. TypeError: labels that are no integers. RuntimeError: a label
+                out of range.
         """
         self.initialise_from([(features, target)], lambda x: x)
 
@@ -226,8 +255,10 @@ class CentroidMemory(ClassRows):
                 memory should hold the features that training and testing will see.
 
         Raises:
-            ValueError: the loader gave no features, or features of another width or not finite.
+            ValueError: the loader gave no features, or features of another shape or not finite.
+            TypeError, RuntimeError: as :meth:`initialise`.
         """
+        check_own("CentroidMemory.initialise_from", self, "centroids")
 
         def checked() -> Iterator[tuple[Tensor, Tensor]]:
             for inputs, target in loader:
@@ -248,9 +279,11 @@ class CentroidMemory(ClassRows):
         time takes the mean itself. Waits for the device, to see that the features are finite.
 
         Raises:
-            ValueError: momentum outside [0, 1], or features of another width or not finite: the
-                memory stays as it is.
+            ValueError: momentum outside [0, 1], features of another shape or not finite, or other
+                numbers of features and labels. TypeError: labels that are not int64. RuntimeError:
+                a label out of range. The memory then stays as it is.
         """
+        check_own("CentroidMemory.update", self, "centroids")
         if not 0 <= momentum <= 1:
             raise ValueError(f"CentroidMemory: expected momentum in [0, 1], got {momentum}")
         self._check(features)
@@ -268,7 +301,7 @@ class CentroidMemory(ClassRows):
         bank.copy_(torch.where((count > 0).unsqueeze(1), moved, old))
         self._counted.add_(count)
         if complete:  # and so it stays: no need to wait for the device
-            self._found_of = mark([self._counted])
+            self._found_of = mark_values(self._counted)
         else:
             self._find_present()
 
@@ -317,11 +350,7 @@ class CentroidMemory(ClassRows):
             self._set_counts(counts)
 
     def _check(self, features: Tensor) -> None:
-        if features.dim() != 2 or features.shape[1] != self.feat_dim:
-            raise ValueError(
-                f"CentroidMemory: expected features of shape (N, {self.feat_dim}), "
-                f"got {tuple(features.shape)}"
-            )
+        check_features("CentroidMemory", features, self.feat_dim)
         if not torch.isfinite(features).all():
             raise ValueError("CentroidMemory: expected finite features, got NaN or infinity")
 
@@ -341,11 +370,12 @@ class CentroidMemory(ClassRows):
 
     def _find_present(self) -> None:
         self._complete, self._present, self._places = False, None, None
-        self._found_of = mark([self._counted])
+        self._found_of = mark_values(self._counted)
         if self.counts.is_meta:  # it is not known yet
             return
         with torch.inference_mode(False):  # of tensors made in that mode, backward saves none
-            present = self._counted.nonzero()[:, 0]
+            there = alike("CentroidMemory", "which classes have a centroid", self._counted > 0)
+            present = there.nonzero()[:, 0]
         self._places = self.layout.places(len(present))
         number = len(present) if self._places is None else self._places.total
         self._complete = number == self.num_classes

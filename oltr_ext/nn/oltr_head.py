@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
+from oltr_ext.nn.checks import check_own
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
 from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
 from oltr_ext.nn.losses import DiscCentroidsLoss
 from oltr_ext.nn.memory import CentroidMemory
-from oltr_ext.nn.parted import PartedLogits, SharedLogits
+from oltr_ext.nn.parted import PartedLogits, SharedLogits, strongest_of
 from oltr_ext.nn.rivals import RIVALS, Rivals, spaced
 from oltr_ext.nn.scores import SCORES, all_scores
 from oltr_ext.nn.streamed import StreamedLogits, strongest
 from oltr_ext.ops import MetaEmbeddingDetails, StreamedBank
+from oltr_ext.reference._common import wide
 
 ROWS = 256
 """Rows that share a pass over streamed banks; more hold more of a block's logits."""
@@ -43,6 +45,9 @@ class OLTRHead(PriorHead):
         margin, repel_weight, compat: of the centroid loss.
         without: parts of the meta-embedding to leave out; see `MetaEmbedding`.
         device: of what has a row a class, and of the selector.
+
+    Raises:
+        ValueError: no class or no feature, a prior that is none, an unknown ``compat`` or part.
     """
 
     def __init__(
@@ -140,7 +145,7 @@ class OLTRHead(PriorHead):
         if present is None or self.streamed or at_each_call:
             return self._embed_anew(features)
         bank = [self.memory.centroids, layer.fc_hallucinator.weight, layer.fc_hallucinator.bias]
-        tensors = [self.layout.raw(part) for part in (*bank, self.memory.counts)]
+        tensors = [*map(self.layout.raw, bank), present]
         made = self._rooms.derived("there", tensors, lambda: self.memory.there(*bank))
         parts = layer.embed_by(features, *made, shard=self.memory.places)
         return parts._replace(nearest=self.memory.classes(parts.nearest))
@@ -193,8 +198,9 @@ class OLTRHead(PriorHead):
             )
         kept = spaced(there, RIVALS)
         keys, rows = layer.fc_hallucinator, layer.cosnorm_classifier
-        bank = [part[kept] for part in (self.memory.centroids, keys.weight, keys.bias)]
-        weight = rows.weight[kept]
+        # at its own centroid a class's embedding is longer than float16 holds
+        bank = [wide(part[kept]) for part in (self.memory.centroids, keys.weight, keys.bias)]
+        weight = wide(rows.weight[kept])
         # the classes that these stand for have their share of the exponentials
         more = math.log(len(there) / len(kept))
 
@@ -222,47 +228,37 @@ class OLTRHead(PriorHead):
 
     def recall(self, features: Tensor) -> Tensor:
         """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
-        present = self.memory.present
-        if self.layout.shard is not None:
-            (whole,) = self.layout.each(lambda x: (self.layout.whole(self._match(x)),), features)
-            return torch.softmax(whole, dim=1)
-        match = self._match(features)
-        if present is None:
-            return torch.softmax(match, dim=1)
-        share = torch.softmax(match[:, present], dim=1)
-        return torch.zeros_like(match, dtype=share.dtype).index_copy(1, present, share)
+        (match,) = self.layout.each(lambda x: (self.layout.whole(self._match(x)),), features)
+        return torch.softmax(match, dim=1)
 
     def _match(self, features: Tensor) -> Tensor:
-        """Attention logits of this process's classes; of shared ones -inf without a centroid."""
-        match, present = self.layout.linear(features, self.classifier.fc_hallucinator), None
-        if self.layout.shard is not None:
-            present = self.memory.present
-        if present is None:
-            return match
-        gone = torch.ones_like(match[0], dtype=torch.bool).index_fill(0, present, False)
-        return match.masked_fill(gone, -torch.inf)
+        """Attention logits of this process's classes, -inf of those without a centroid."""
+        match, gone = self.layout.linear(features, self.classifier.fc_hallucinator), self._gone()
+        return match if gone is None else match.masked_fill(gone, -torch.inf)
+
+    def _gone(self) -> Tensor | None:
+        """(n,) bool, which of this process's classes lack a centroid; None: none."""
+        return None if self.memory.present is None else self.layout.raw(self.memory.counts) == 0
 
     def most_recalled(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Of `recall` the largest shares (B, count) and their classes."""
+        """Of `recall` the largest shares (B, min(count, C)) and their classes, of equals the lower:
+        in memory, streamed or shared alike. A class without a centroid has the share 0."""
         layer, shard = self.classifier.fc_hallucinator, self.layout.shard
-        count, present = min(count, self.num_classes), self.memory.present
-        if shard is not None:
 
-            def found(x: Tensor) -> tuple[Tensor, Tensor]:
-                match = SharedLogits(self._match(x), shard)
-                largest, classes = match.largest(count)
-                return (largest - match.log_total[:, None]).exp().to(match.dtype), classes
+        def found(x: Tensor) -> tuple[Tensor, Tensor]:
+            if self.streamed:
+                keys = cast(StreamedBank, layer.weight)
+                return strongest(x, keys, layer.bias, self._gone(), count)
+            match = self._match(x)
+            if shard is None:
+                classes = strongest_of(match, count)[1]
+                return torch.softmax(match, dim=1).gather(1, classes), classes
+            parts = SharedLogits(match, shard)
+            largest, classes = parts.largest(count)
+            return (largest - parts.log_total[:, None]).exp().to(match.dtype), classes
 
-            share, which = self.layout.each(found, features)
-            return share, which
-        if not self.streamed:
-            share, which = self.recall(features).topk(count, dim=1)
-            return share, which
-        keys, bias = cast(StreamedBank, layer.weight), layer.bias
-        if present is None:
-            return strongest(features, keys, bias, count)
-        share, which = strongest(features, keys.only(present), bias[present], count)
-        return share, present[which]
+        share, which = self.layout.each(found, features)
+        return share, which
 
     def own_scores(self, out: HeadOutput, names: Iterable[str] = SCORES) -> dict[str, Tensor]:
         scale = self.classifier.scale
@@ -332,7 +328,8 @@ class OLTRHead(PriorHead):
                 feature itself, and the gate opens as far as it helps.
 
         Raises:
-            ValueError: an unknown choice, or a linear layer of another shape.
+            ValueError: an unknown choice, a linear layer of another shape, or a layer to be written
+                that is parametrized or pruned.
         """
         for name, value, choices in (
             ("classifier", classifier, ("random", "means")),
@@ -344,6 +341,11 @@ class OLTRHead(PriorHead):
                     f"got {value!r}"
                 )
         keys = self.classifier.fc_hallucinator
+        check_own("OLTRHead.init_from", keys, "weight", "bias")
+        if classifier == "means":
+            check_own("OLTRHead.init_from", self.classifier.cosnorm_classifier, "weight")
+        if selector == "zero":
+            check_own("OLTRHead.init_from", self.classifier.fc_selector, "weight", "bias")
         if linear is not None and linear.weight.shape != keys.weight.shape:
             raise ValueError(
                 f"OLTRHead.init_from: expected a linear layer of shape "

@@ -109,7 +109,7 @@ class OpenMaxHead(LinearHead):
 
         Raises:
             ValueError: no feature, features that are not finite, labels that are no class, or a
-                tail of none.
+                tail of none. The head stays as it was.
         """
         check_labels("OpenMaxHead.fit", target, self.num_classes)
         if len(target) == 0 or tail < 1:
@@ -120,19 +120,22 @@ class OpenMaxHead(LinearHead):
         seen, counts = target.unique(return_counts=True)
         order, most = target.argsort(stable=True), int(counts.max())
         tails = self.weibull.new_full((len(seen), min(tail, most)), torch.nan)
+        means = self.mean.new_empty(len(seen), self.num_classes)
         # a class at a time: never N x C
-        for c, own, rows in zip(seen.tolist(), tails, order.split(counts.tolist()), strict=True):
+        rows_of = order.split(counts.tolist())
+        for c, mean, own, rows in zip(seen.tolist(), means, tails, rows_of, strict=True):
             logits = self.linear(features[rows]).float()
             right = logits.argmax(dim=1) == c
             chosen = logits[right] if right.any() else logits
-            self.mean[c] = chosen.mean(dim=0)
-            distance = (chosen - self.mean[c]).to(tails.dtype).norm(dim=1)
+            mean.copy_(chosen.mean(dim=0))
+            distance = (chosen - mean).to(tails.dtype).norm(dim=1)
             if not distance.isfinite().all():
                 raise ValueError(f"OpenMaxHead.fit: expected finite features, class {c} has others")
             largest = distance.topk(min(tail, len(distance))).values
             own[: len(largest)] = largest
         shift = TRANSLATE - tails.nan_to_num(torch.inf).amin(dim=1, keepdim=True)
-        self.weibull[seen] = torch.cat([shift, _fit_rows(tails + shift)], dim=1)
+        weibull = torch.cat([shift, _fit_rows(tails + shift)], dim=1)
+        self.mean[seen], self.weibull[seen] = means, weibull
 
     def _class_tensors(self, what: str) -> list[ClassTensor]:
         if what == "load_state_dict":

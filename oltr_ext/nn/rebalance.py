@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.layout import WHOLE, Layout
 from oltr_ext.nn.linear_head import LinearHead
-from oltr_ext.nn.losses import wide
 from oltr_ext.nn.memory import means_over
 from oltr_ext.ops.shard import largest, smallest
+from oltr_ext.reference._common import wide
 
 CHUNK = 1 << 24
-"""Logits that `best_tau` holds at a time, so that it never holds N x C."""
+"""Numbers, rows times classes, that are held at a time, so that N x C never are."""
 
 
 def tau_normalise(weight: Tensor, tau: float) -> Tensor:
@@ -36,7 +36,12 @@ def tau_normalise(weight: Tensor, tau: float) -> Tensor:
 
     Returns:
         (C, D); a zero row stays zero.
+
+    Raises:
+        ValueError: a weight of another number of dimensions.
     """
+    if weight.dim() != 2:
+        raise ValueError(f"tau_normalise: expected weight (C, D), got {tuple(weight.shape)}")
     norm = wide(weight).norm(dim=1, keepdim=True).clamp_min(1e-12)
     return (wide(weight) / norm**tau).to(weight.dtype)
 
@@ -113,6 +118,10 @@ def class_directions(
 
     Returns:
         (C, D) float32; zero for a class without images.
+
+    Raises:
+        ValueError: no feature at all, or features and labels of shapes that do not fit. TypeError:
+            labels that are no integers. RuntimeError: a label out of range.
     """
     return F.normalize(means_over(batches, num_classes, layout).means, dim=1).float()
 

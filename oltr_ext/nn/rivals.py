@@ -42,7 +42,7 @@ class Rivals:
         starts at the mean's own direction (Qi et al., CVPR 2018), keeps the trained rows' length,
         and has their bias.
         """
-        found, sign = [], torch.ones(1 + min(HARDEST, len(self.inputs)), device=features.device)
+        found, sign = [], self.inputs.new_ones(1 + min(HARDEST, len(self.inputs)))
         sign[1:] = -1
         for part in features.split(256):
             own, level = self.see(part)

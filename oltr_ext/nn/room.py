@@ -28,7 +28,7 @@ class Rooms:
 
     def derived(self, name: str, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
         """What `make` gives, made again only where a tensor is another or has changed."""
-        state, found = mark(tensors), self.kept.get(name)
+        state, found = mark(tensors, trained=True), self.kept.get(name)
         if found is None or state is None or found[0] != state:
             found = state, tensors, make()  # with the tensors: while they live, ids are theirs
             self.kept[name] = found
@@ -37,7 +37,17 @@ class Rooms:
     def still(self, name: str, tensors: list[Tensor]) -> None:
         """These are other tensors, of which what was derived is the same."""
         if name in self.kept:
-            self.kept[name] = mark(tensors), tensors, self.kept[name][2]
+            self.kept[name] = mark(tensors, trained=True), tensors, self.kept[name][2]
+
+    def leave(self) -> None:
+        """Let go of the buffers: what is there now is whole."""
+        self._buffers.clear()
+
+    def drop_changed(self) -> None:
+        """Forget what was derived of tensors that have changed since."""
+        for name, (state, tensors, _) in list(self.kept.items()):
+            if state is None or mark(tensors, trained=True) != state:
+                self.kept.pop(name, None)
 
     def grown(self, key: Any, old: Tensor, rows: Tensor) -> Tensor:
         """Rows (K, ...) behind those of `old` (N, ...), as a tensor (N + K, ...).
@@ -48,7 +58,8 @@ class Rooms:
         number = len(old) + len(rows)
         buffer = self._buffers.get(key)
         if buffer is None or not _holds(buffer, old) or len(buffer) < number:
-            buffer = old.new_empty(max(2 * len(old), number), *old.shape[1:])
+            # zeros, for files hold whole buffers
+            buffer = old.new_zeros(max(2 * len(old), number), *old.shape[1:])
             buffer[: len(old)] = old
             self._buffers[key] = buffer
         buffer[len(old) : number] = rows

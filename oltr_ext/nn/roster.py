@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -156,6 +157,8 @@ class Roster:
         for name, count in zip(names, images, strict=True):
             _check_name("Roster.add", name)
             id = self._id_of.get(name)
+            if id is None:
+                _check_new_name("Roster.add", name)
             if id is not None and self[id].origin == TRAINED:
                 raise ValueError(
                     f"Roster.add: {name!r} is a trained class: more of its images need training; "
@@ -182,7 +185,8 @@ class Roster:
             Ids (K,): of a name that is enrolled already its own, else the next ones in order.
 
         Raises:
-            ValueError: a name that is none, twice or of a trained class; no image. Nothing changes.
+            ValueError: a name that is none, no line of text, twice or of a trained class; no image.
+                Nothing changes.
         """
         ids = self.ids_for(names, images)
         if when is None:
@@ -231,10 +235,12 @@ class Roster:
         """Call a living class otherwise.
 
         Raises:
-            ValueError: an id of none that lives, or a name that is none or another class's.
+            ValueError: an id of none that lives, or a name that is none, no line of text or another
+                class's.
         """
         self._check_living("Roster.rename", id)
-        _check_name("Roster.rename", name)
+        if name != self[id].name:
+            _check_new_name("Roster.rename", name)
         if self._id_of.get(name, id) != id:
             self._check_free("Roster.rename", name)
         del self._id_of[self[id].name]
@@ -299,3 +305,13 @@ class Roster:
 def _check_name(where: str, name: object) -> None:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: expected a name, got {name!r}")
+
+
+def _check_new_name(where: str, name: object) -> None:
+    """Of a name that is given now: lists and tables hold one a line. A model that has another is
+    read all the same."""
+    _check_name(where, name)
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in str(name)):
+        raise ValueError(
+            f"{where}: expected a name on one line, without control characters, got {name!r}"
+        )

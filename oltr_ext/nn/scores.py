@@ -159,21 +159,14 @@ def open_score(
         raise ValueError(f"open_score: {name} needs a head with a memory of centroids")
     if name in UNKNOWN_SCORES and unknown is None:
         raise ValueError(f"open_score: {name} needs a head that gives a probability of unknown")
-    if name == "max_softmax":
-        return (logits.amax(dim=1) - logits.logsumexp(dim=1)).exp()
-    if name == "max_logit":
-        return logits.amax(dim=1)
-    if name == "energy":
-        return temperature * (logits / temperature).logsumexp(dim=1)
-    if name == "gen":
-        return entropy_score(logits)
-    if name == "nearest_distance" and distance is not None:
-        return -distance
-    if name == "reachability" and distance is not None:
-        return scale / torch.clamp(distance, min=eps)
-    if name == "openmax" and unknown is not None:
-        return 1 - unknown
-    raise ValueError(f"open_score: expected one of {', '.join(HEAD_SCORES)}, got {name!r}")
+    if name not in HEAD_SCORES:
+        raise ValueError(f"open_score: expected one of {', '.join(HEAD_SCORES)}, got {name!r}")
+    found = all_scores(
+        logits, distance, unknown, names=(name,), scale=scale, temperature=temperature, eps=eps
+    )
+    given = distance if name in DISTANCE_SCORES else unknown if name in UNKNOWN_SCORES else logits
+    assert given is not None
+    return found[name].to(given.dtype)
 
 
 def all_scores(

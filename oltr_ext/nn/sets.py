@@ -223,10 +223,10 @@ def _lowest(score: Tensor, group: Tensor, groups: int, alpha: float) -> Tensor:
     order = order[group[order].argsort(stable=True)]
     rows = group.bincount(minlength=groups)
     places = {n: rank(n, alpha) for n in rows.unique().tolist()}
-    place = torch.tensor([places[n] for n in rows.tolist()])
+    place = torch.tensor([places[n] for n in rows.tolist()], device=rows.device)
     at = (rows.cumsum(0) - rows + place - 1).clamp(0, max(len(score) - 1, 0))
     if len(score) == 0:
-        return torch.full((groups,), -torch.inf, dtype=torch.float64)
+        return score.new_full((groups,), -torch.inf, dtype=torch.float64)
     return torch.where(place > 0, score[order][at], -torch.inf)
 
 
@@ -241,4 +241,4 @@ def _joined(groups: Tensor, target: Tensor, alpha: float) -> Tensor:
             place = g + 1
     if place < number and place > 0:  # the last of them are still too few
         name = [min(n, max(m for m in name if m < place)) for n in name]
-    return torch.tensor(name)[groups]
+    return torch.tensor(name, device=groups.device)[groups]

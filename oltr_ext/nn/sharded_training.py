@@ -24,14 +24,17 @@ def param_groups(parameters: Iterable[Tensor] | Iterable[Group]) -> list[Group]:
 
     Args:
         parameters: as an optimizer takes them: parameters, or groups, whose options both parts get.
+
+    Raises:
+        TypeError: a tensor, parameters beside groups, or a group without ``params``.
     """
-    given = list(parameters)
-    groups = [g if isinstance(g, dict) else None for g in given]
-    if any(g is None for g in groups):
-        groups = [{"params": given}]
+    given = [] if isinstance(parameters, Tensor) else list(parameters)
+    groups = [g for g in given if isinstance(g, dict)]
+    whole = len(groups) in (0, len(given)) and all("params" in g for g in groups)
+    if isinstance(parameters, Tensor) or not whole:
+        raise TypeError("param_groups: expected parameters, or groups that each have params")
     found = []
-    for group in groups:
-        assert group is not None
+    for group in groups or [{"params": given}]:
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         parts: dict[bool, list[Tensor]] = {False: [], True: []}
         for parameter in params:
@@ -49,7 +52,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
     share the classes, once they are averaged.
 
     Returns:
-        The norm before, the same in all processes.
+        The norm before, the same in all processes. Where a gradient is not finite, neither is it,
+        and no error is raised.
     """
     given = [parameters] if isinstance(parameters, Tensor) else parameters
     grads: list[Any] = [p.grad for p in given if p.grad is not None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.parted import BLOCK, PartedLogits
+from oltr_ext.nn.parted import BLOCK, PartedLogits, strongest_of
 from oltr_ext.ops import StreamedBank
 
 if TYPE_CHECKING:
@@ -99,16 +99,25 @@ class StreamedLogits(PartedLogits):
         return found.double()
 
 
-def strongest(x: Tensor, keys: StreamedBank, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of softmax(x keys' + bias) the largest shares (B, K) and their classes."""
+def strongest(
+    x: Tensor, keys: StreamedBank, bias: Tensor, gone: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """Of softmax(x keys' + bias) the largest shares (B, K) and their classes, of equals the lower.
+
+    Args:
+        gone: (C,) bool, classes whose share is 0; None: of none.
+    """
     parts, classes = [], []
     total = x.new_full((len(x),), -torch.inf)
     with keys.blocks() as blocks:
         for start, block in blocks:
-            z = torch.addmm(bias[start : start + len(block)], x, block.t())
+            here = slice(start, start + len(block))
+            z = torch.addmm(bias[here], x, block.t())
+            if gone is not None:
+                z = z.masked_fill(gone[here], -torch.inf)
             total = torch.logaddexp(total, z.logsumexp(dim=1))
-            value, at = z.topk(min(count, len(block)), dim=1)
+            value, at = strongest_of(z, count)
             parts.append(value)
             classes.append(at + start)
-    value, order = torch.cat(parts, dim=1).topk(min(count, len(keys)), dim=1)
+    value, order = strongest_of(torch.cat(parts, dim=1), count)
     return (value - total[:, None]).exp(), torch.cat(classes, dim=1).gather(1, order)

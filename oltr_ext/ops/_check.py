@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 
 import torch
 from torch import Tensor
@@ -88,6 +89,16 @@ def number(op: str, name: str, value: float, low: float, high: float = math.inf)
             f"{op}: expected {name} to be finite, at least {low:g}{upper}, got {value}"
         )
     return value
+
+
+def whole(op: str, name: str, value: int) -> int:
+    """Checks a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{op}: expected {name} to be a whole number, got {value!r} ({type(value).__name__})"
+        ) from None
 
 
 def autocast_on(device: str) -> bool:

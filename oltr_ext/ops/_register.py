@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from oltr_ext.ops._compile import constant
 # Ops that are products keep the autocast dtype, as torch.nn.functional.linear does. Ops that
 # measure a distance or sum a loss run in float32, as torch.cdist and cross_entropy do.
 KEEPS_AUTOCAST_DTYPE = frozenset({"memory_attention", "cosine_logits"})
+# Where the first argument lies beyond float16, its rows' direction says all.
+BY_DIRECTION = frozenset({"cosine_logits"})
 
 # Registrations live as long as their Library object.
 _LIBRARY = torch.library.Library("oltr_ext", "FRAGMENT") if LOADED else None
@@ -44,7 +46,23 @@ def precision(device: str) -> str:
         return {"tf32": "high", "bf16": "medium"}.get(backend.matmul.fp32_precision, "highest")
 
 
-def _cast(op: str, device: str, value: Any) -> Any:
+def held(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows (B, D) in a dtype; those that float16 does not hold are as long as it does.
+
+    Where an embedding lies at a centroid, it is longer, and only its direction matters.
+    """
+    if dtype != torch.float16 or rows.dtype == dtype or rows.shape[1] == 0:
+        return rows.to(dtype)
+    most = rows.detach().abs().amax(dim=1, keepdim=True)
+    return (rows * (torch.finfo(dtype).max / most).clamp_max(1)).to(dtype)
+
+
+def _cast_all(op: str, device: str, args: Sequence[Any]) -> list[Any]:
+    first = held if op in BY_DIRECTION else Tensor.to
+    return [_cast(op, device, a, first if n == 0 else Tensor.to) for n, a in enumerate(args)]
+
+
+def _cast(op: str, device: str, value: Any, to: Callable[..., Any]) -> Any:
     eligible = (
         isinstance(value, Tensor)
         and value.is_floating_point()
@@ -54,7 +72,7 @@ def _cast(op: str, device: str, value: Any) -> Any:
     if not eligible:
         return value
     keeps = op in KEEPS_AUTOCAST_DTYPE
-    return value.to(torch.get_autocast_dtype(device) if keeps else torch.float32)
+    return to(value, torch.get_autocast_dtype(device) if keeps else torch.float32)
 
 
 def call_reference(op: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -62,7 +80,7 @@ def call_reference(op: str, function: Callable[..., Any], *args: Any, **kwargs: 
     device = args[0].device.type
     if not autocast_on(device):
         return function(*args, **kwargs)
-    cast = [_cast(op, device, a) for a in args]
+    cast = _cast_all(op, device, args)
     with torch.autocast(device, enabled=False):
         return function(*cast, **kwargs)
 
@@ -75,7 +93,7 @@ def _register_autocast(op: str) -> None:
 
         def kernel(*args: Any, _device: str = device, _key: Any = dispatch_key) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_key)):
-                return overload(*(_cast(op, _device, a) for a in args))
+                return overload(*_cast_all(op, _device, args))
 
         _LIBRARY.impl(op, kernel, key)
 
@@ -114,4 +132,4 @@ def register(
     _register_autocast(op)
 
 
-__all__ = ["accumulator", "call_reference", "precision", "register"]
+__all__ = ["accumulator", "call_reference", "held", "precision", "register"]

@@ -135,11 +135,20 @@ class StreamedBank:
         return part
 
     def at(self, classes: Tensor) -> Tensor:
-        """Rows (K, D) of some classes (K,) int64 in any order, read one by one."""
+        """Rows (K, D) of some classes (K,) int64 in any order, read one by one.
+
+        Raises:
+            ValueError: a class below 0 or beyond the bank's last.
+        """
+        if ((classes < 0) | (classes >= len(self))).any():
+            raise ValueError(
+                f"StreamedBank.at: expected classes in [0, {len(self)}), got "
+                f"{int(classes.min())} to {int(classes.max())}"
+            )
         found = classes.cpu() if self._rows is None else self._rows[classes.cpu()]
         if self._tensor is not None:
             return self._tensor[found].to(self.device)
-        out = torch.empty(len(found), self.shape[1], dtype=self.dtype)
+        out = torch.empty(len(found), self.shape[1], dtype=self.dtype, device="cpu")
         for row, index in zip(out, found.tolist(), strict=True):
             self._read(_bytes(row), index)
         return out.to(self.device)
@@ -193,10 +202,9 @@ class StreamedBank:
     def _copied(self, starts: range, rows: int, stack: ExitStack) -> Iterator[Tensor]:
         """Blocks that a thread reads ahead."""
         classes, width = self._place.shape
-        pinned = self.device.type == "cuda"
+        shape, pinned = (min(rows, classes), width), self.device.type == "cuda"
         buffers = [
-            torch.empty(min(rows, classes), width, dtype=self.dtype, pin_memory=pinned)
-            for _ in range(3)
+            torch.empty(shape, dtype=self.dtype, device="cpu", pin_memory=pinned) for _ in range(3)
         ]
 
         def fill(number: int, buffer: Tensor) -> Tensor:
@@ -213,7 +221,7 @@ class StreamedBank:
             if self._rows is None:
                 yield start, part
                 continue
-            bounds = torch.tensor([start, start + len(part)])
+            bounds = torch.tensor([start, start + len(part)], device="cpu")
             first, last = torch.searchsorted(self._rows, bounds).tolist()
             yield first, part[self._rows[first:last] - start]
 

@@ -76,7 +76,7 @@ def class_means(
         gradient goes to ``x``.
 
     Raises:
-        TypeError: not a tensor, or an unsupported dtype.
+        TypeError: not a tensor, an unsupported dtype, or a number of classes that is not whole.
         ValueError: a shape, device or number that does not fit.
         RuntimeError: a target out of range. CUDA kernels do not wait to look: there, it makes
             all means NaN.
@@ -85,6 +85,7 @@ def class_means(
     _check.labels(_OP, target, rows, x)
     if width < 1:
         raise ValueError(f"{_OP}: expected a feature width of at least 1, got 0")
+    num_classes = _check.whole(_OP, "num_classes", num_classes)
     if num_classes < 1:
         raise ValueError(f"{_OP}: expected num_classes of at least 1, got {num_classes}")
     if shard is not None:

@@ -111,6 +111,7 @@ def cosine_cross_entropy(
     _check.labels(_OP, target, rows, v)
     scale = _check.number(_OP, "scale", scale, 0)
     label_smoothing = _check.number(_OP, "label_smoothing", label_smoothing, 0, 1)
+    ignore_index = _check.whole(_OP, "ignore_index", ignore_index)
     if reduction not in _REDUCTIONS:
         raise ValueError(
             f"{_OP}: expected reduction to be one of {', '.join(_REDUCTIONS)}, got {reduction!r}"

@@ -16,7 +16,7 @@ from oltr_ext.ops.sharded import disc_centroids_loss as of_shards
 from oltr_ext.ops.sharded.both import checked_labels
 
 _OP = "disc_centroids_loss"
-_COMPAT = ("fixed", "official")
+COMPAT = ("fixed", "official")
 
 
 class DiscCentroidsLoss(torch.autograd.Function):
@@ -106,10 +106,8 @@ def disc_centroids_loss(
     _check.labels(_OP, target, rows, x)
     margin = _check.number(_OP, "margin", margin, 0)
     repel_weight = _check.number(_OP, "repel_weight", repel_weight, 0)
-    if compat not in _COMPAT:
-        raise ValueError(
-            f"{_OP}: expected compat to be one of {', '.join(_COMPAT)}, got {compat!r}"
-        )
+    if compat not in COMPAT:
+        raise ValueError(f"{_OP}: expected compat to be one of {', '.join(COMPAT)}, got {compat!r}")
     arguments = (x, target, centroids, margin, repel_weight, compat == "official")
     if shard is not None:
         checked_labels(_OP, target, shard, None)

@@ -10,7 +10,7 @@ from torch import Tensor
 from oltr_ext import reference
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
-from oltr_ext.ops._register import accumulator, call_reference, precision, register
+from oltr_ext.ops._register import accumulator, call_reference, held, precision, register
 from oltr_ext.ops.bank import StreamedBank
 from oltr_ext.ops.shard import Shard
 from oltr_ext.ops.sharded import both
@@ -172,7 +172,8 @@ def meta_embedding(
             the gate is the same in all.
 
     Returns:
-        The embedding (B, D) in the dtype of ``x``, or :class:`MetaEmbeddingDetails`.
+        The embedding (B, D) in the dtype of ``x``, or :class:`MetaEmbeddingDetails`. One longer
+        than float16 holds keeps its direction, at a length that it does.
 
     Raises:
         TypeError: not a tensor, or a dtype that is unsupported or differs from that of ``x``.
@@ -184,7 +185,8 @@ def meta_embedding(
         passes.no_shard(_OP, shard)
         gate = (key_bias, selector_weight, selector_bias)
         outputs = passes.meta_embedding(x, memory, keys, *gate, scale, eps)
-        return MetaEmbeddingDetails(*outputs) if return_details else outputs[0]
+        details = _details(x, outputs, scale)
+        return details if return_details else details.embedding
     _, width = _check.matrix(_OP, "x", x)
     classes = _check.bank(_OP, "memory", memory, width, x, shard)
     _check.same(_OP, "keys", keys, (classes, width), x)
@@ -204,4 +206,18 @@ def meta_embedding(
         outputs = call_reference(
             _OP, reference.meta_embedding, *banks, scale=scale, eps=eps, memory_grad=memory_grad
         )
-    return MetaEmbeddingDetails(*outputs) if return_details else outputs[0]
+    details = _details(x, outputs, scale)
+    return details if return_details else details.embedding
+
+
+def _details(x: Tensor, outputs: Any, scale: float) -> MetaEmbeddingDetails:
+    details = MetaEmbeddingDetails(*outputs)
+    v, recalled, gate, distance, _ = details
+    if v.dtype != torch.float16:
+        return details
+    # how much longer it gets near a centroid says nothing more, and has no gradient
+    far = distance.detach()[:, None]
+    joined = scale / far * (x.float() + gate.float() * recalled.float())
+    return details._replace(
+        embedding=torch.where(v.isinf().any(dim=1, keepdim=True), held(joined, v.dtype), v)
+    )

@@ -135,9 +135,22 @@ def leave(shard: Shard, value: Tensor) -> Tensor:
     return left
 
 
+def unrounded(distance: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    """(B,) float64, distances of x (B, D) to its nearest rows (B, D) by which parts of a bank are
+    compared: rounded to a half type, or beyond the range of float32, they would seem to tie."""
+    if distance.dtype == torch.float64:
+        return distance
+    # float64 holds the square of every float32
+    exact = torch.linalg.vector_norm(x.double() - rows.double(), dim=1)
+    if distance.dtype != torch.float32:
+        return exact
+    return torch.where(distance.isinf(), exact, distance.double())
+
+
 def nearest_of(shard: Shard, distance: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest distance (B,) and its class over all shards, as `torch.min` chooses: NaN before
-    everything, ties to the lower class. An empty shard gives infinity."""
+    everything, ties to the lower class. An empty shard gives infinity. The distance is float64."""
+    distance = distance.double()
     # gloo's MIN forgets a NaN in some orders
     ranked = distance.masked_fill(distance.isnan(), -1)
     least = smallest(shard, ranked)

@@ -1,7 +1,8 @@
 """The formulas as one would write them on paper, in pure PyTorch.
 
 Three users: the fallback, the tests and the benchmarks. Arguments are those of the native ops, of
-which `oltr_ext.ops` checks shapes and dtypes; what only reading the data can tell is checked here.
+which `oltr_ext.ops` checks shapes and dtypes; what only reading the data can tell is checked here,
+but where `torch.vmap` maps over it or a graph is traced. Shapes that do not fit are torch's errors.
 Half-precision inputs are computed in float32.
 """
 

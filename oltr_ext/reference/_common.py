@@ -4,14 +4,19 @@ import torch
 from torch import Tensor
 
 
-def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+def wide(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
-    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`wide` of each."""
+    return tuple(map(wide, tensors))
 
 
 def check_labels(op: str, target: Tensor, classes: int, ignore_index: int | None = None) -> None:
     """Raises RuntimeError for a label outside [0, classes), as the native kernels do."""
-    if torch.compiler.is_compiling() or target.device.type == "meta":
+    if not reads_values(target):
         return
     wrong = (target < 0) | (target >= classes)
     if ignore_index is not None:
@@ -23,8 +28,15 @@ def check_labels(op: str, target: Tensor, classes: int, ignore_index: int | None
         )
 
 
-def reads_values(t: Tensor) -> bool:
-    """Whether what is computed may depend on values: not while a graph is traced or mapped."""
-    if torch.compiler.is_compiling() or t.device.type == "meta":
+def reads_values(*tensors: Tensor) -> bool:
+    """Whether what is computed may depend on values of these: not while a graph is traced, nor on
+    what `torch.vmap` maps over."""
+    if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    functorch = torch._C._functorch
+    for t in tensors:
+        while functorch.is_functorch_wrapped_tensor(t) and functorch.is_gradtrackingtensor(t):
+            t = functorch.get_unwrapped(t)
+        if functorch.is_functorch_wrapped_tensor(t) or t.device.type == "meta":
+            return False
+    return True

@@ -12,6 +12,8 @@ class _OfficialAttract(torch.autograd.Function):
     """The released code's first term: its centroid gradient ignores the incoming gradient and
     divides by (rows of the class + 1)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, target: Tensor, centroids: Tensor) -> Tensor:
         return (x - centroids[target]).square().sum() / (2 * x.shape[0])
@@ -38,7 +40,11 @@ def disc_centroids_loss(
     repel_weight: float,
     official: bool,
 ) -> Tensor:
-    """attract + repel_weight clamp(margin - R, 0, 1e6), R over the whole (B, C) distances."""
+    """attract + repel_weight clamp(margin - R, 0, 1e6), R over the whole (B, C) distances.
+
+    Raises:
+        RuntimeError: a target outside [0, C).
+    """
     rows, classes = x.shape[0], centroids.shape[0]
     check_labels("disc_centroids_loss", target, classes)
     wide, c = widen(x, centroids)
@@ -51,6 +57,6 @@ def disc_centroids_loss(
     centre = c.detach().mean(dim=0)  # R does not change by a shift, its rounding error does
     a, b = wide - centre, c - centre
     distances = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.t()
-    own = torch.nn.functional.one_hot(target, classes).bool()
+    own = target[:, None] == torch.arange(classes, device=target.device)
     mean = distances.masked_fill(own, 0).sum() / (rows * classes)
     return attract + repel_weight * (margin - mean).clamp(0, 1e6)

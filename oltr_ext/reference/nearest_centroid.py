@@ -35,7 +35,7 @@ def _nearest(x: Tensor, m: Tensor) -> Tensor:
     least, most, up = _range(x.dtype)
     plain = distances(x, m)
     found, index = plain.min(dim=1)
-    if reads_values(x) and ((found > least) & (found < most) | found.isnan()).all():
+    if reads_values(x, m) and ((found > least) & (found < most) | found.isnan()).all():
         return index
     if x.dtype == torch.float32 and x.device.type == "cpu":  # whose float64 is half as fast
         return distances(x.double(), m.double()).argmin(dim=1)

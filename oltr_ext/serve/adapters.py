@@ -77,20 +77,27 @@ def write_openood(result: Assessment, out: str | Path) -> list[Path]:
 
     Raises:
         FileExistsError: another file of such a name; it stays as it is.
+        ValueError: two sets whose files would have one name.
     """
     seen, conf = result.seen, result.confidence
     sets = result.splits.sets_of_open()
     first = len(result.splits.test)
-    names = []
+    names = []  # of its open set, None for a known image
     for row, label in zip(result.rows, seen.target, strict=True):
         one = "open_test" if sets is None or row < first else sets[row - first]
-        names.append("test" if label >= 0 else one)
-    whose, folder = np.array(names), Path(out) / "scores"
-    files = {}
+        names.append(None if label >= 0 else one)
+    whose, folder = np.array(names, np.object_), Path(out) / "scores"
+    files = dict[Path, bytes]()
     for name in dict.fromkeys(names):
         own, buffer = whose == name, io.BytesIO()
         np.savez(buffer, pred=seen.pred[own], conf=conf[own], label=seen.target[own])
-        files[folder / f"{name.replace('/', '_')}.npz"] = buffer.getvalue()
+        path = folder / f"{'test' if name is None else name.replace('/', '_')}.npz"
+        if path in files:
+            raise ValueError(
+                f"write_openood: {path.name} would be of two sets, the open set {name!r} one of "
+                "them: give it another name in the data"
+            )
+        files[path] = buffer.getvalue()
     for path, content in files.items():
         if path.exists() and path.read_bytes() != content:
             raise FileExistsError(f"{path} is there and holds other scores: choose another folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext._words import counted
 from oltr_ext.config.schema import TestPrior
 from oltr_ext.data import Embeddings, TensorImages, network_input
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.engine.sets import Calibration
 from oltr_ext.engine.settle import expects, has_prior, settle
@@ -36,11 +36,13 @@ from oltr_ext.report import (
 from oltr_ext.serve.joined import enrolled_line, of_the_enrolled, set_aside
 from oltr_ext.serve.predict import nearest_classes
 from oltr_ext.serve.sets import SetAnswer, calibration_of
-from oltr_ext.serve.trained import Trained, take_up, trained_head
+from oltr_ext.serve.trained import Trained, digest_of, take_up, trained_head
 
-__all__ = ["Assessment", "assess", "compare", "report"]
+__all__ = ["Assessment", "assess", "check_free", "compare", "report"]
 
 REPORT = "report.html"
+MARK = '<meta name="generator" content="oltr_ext">'
+"""In the head of the page."""
 ALPHA = 0.1
 """Of the prediction sets that are judged."""
 Ints = NDArray[np.int64]
@@ -120,9 +122,9 @@ def assess(
         _settle(trained, test_prior, splits, notes.append)
     elif test_prior is not None:
         notes = ["it learned under no class prior, and stays as it is"]
-    held = calibration_of(trained, splits)
-    sets = {method: SetAnswer(trained, ALPHA, method).thresholds for method in SET_METHODS}
-    asked = torch.stack([*sets.values()]).to(trained.device)
+    calibration_of(trained, splits)
+    sets = {method: SetAnswer(trained, ALPHA, method) for method in SET_METHODS}
+    asked = torch.stack([answer.thresholds for answer in sets.values()]).to(trained.device)
     workers = splits.workers
     everything = Outputs.join(
         [
@@ -143,38 +145,47 @@ def assess(
         joined=len(trained.roster) - len(trained.class_names),
     )
     summary["expects"] = expects(trained.model.head)
+    summary["model"] = _digest(trained)
     names = splits.sets_of_open()
     if names is not None:
         of_set = np.array([""] * (len(everything.target) - len(names)) + names, np.object_)
         summary["open_sets"] = json_ready(
             judge_open_sets(seen.pred, seen.scores, seen.target, [*of_set[rows]], thresholds=limits)
         )
-    summary["sets"] = json_ready(_sets(trained, seen, sets, len(held.target)))
+    summary["sets"] = json_ready(_sets(trained, seen, sets))
     if trained.enrolment.changed:
         summary["enrolled"] = of_the_enrolled(trained, splits, everything, aside)
         notes.append(enrolled_line(summary["enrolled"]))
     return Assessment(name, trained, splits, seen, rows, summary, notes)
 
 
-def _sets(
-    trained: Trained, seen: Outputs, sets: Mapping[str, Tensor], calibrated_by: int
-) -> dict[str, Any]:
+def _digest(trained: Trained) -> str | None:
+    """`digest_of`; None where the checkpoint has gone, or was written by another training."""
+    try:
+        tensors, header = checkpoint.opened(trained.path, alone=True)
+    except checkpoint.CheckpointError:
+        return None
+    return digest_of(trained, tensors) if header["state"] == trained.state else None
+
+
+def _sets(trained: Trained, seen: Outputs, sets: Mapping[str, SetAnswer]) -> dict[str, Any]:
     """How often the prediction sets hold, under the thresholds of each method."""
     assert seen.true is not None and seen.sizes is not None
     judged = {
         method: {
             **set_coverage(
-                seen.true >= lowest.cpu().numpy()[seen.target],
+                seen.true >= answer.thresholds.cpu().numpy()[seen.target],
                 seen.sizes[:, n],
                 seen.target,
                 trained.train_counts,
                 trained.config.data.shots,
             ),
-            "always": int((lowest == -math.inf).sum()),
+            "always": int((answer.thresholds == -math.inf).sum()),
         }
-        for n, (method, lowest) in enumerate(sets.items())
+        for n, (method, answer) in enumerate(sets.items())
     }
-    return {"alpha": ALPHA, "calibration": calibrated_by, "methods": judged}
+    by = next(iter(sets.values())).calibrated_by
+    return {"alpha": ALPHA, "calibration": by, "methods": judged}
 
 
 def _settle(
@@ -250,7 +261,11 @@ def report(
     """One self-contained page over all results, with a JSON of their numbers beside it.
 
     `picture`, an .svg or .png, shows sample answers and the headline table on their own.
+
+    Raises:
+        FileExistsError: see `check_free`.
     """
+    check_free(path)
     first, methods = results[0].splits, [_method_result(r) for r in results]
     if picture is not None:
         write_picture(picture, methods)
@@ -266,6 +281,28 @@ def report(
         train_counts=np.array(results[0].trained.train_counts),
         details={**(details or {}), **joined},
     )
+
+
+def check_free(path: str | Path) -> None:
+    """Raises FileExistsError where a report in `path` would write over what is no report of ours:
+    the page, or the JSON beside it."""
+    page = Path(path)
+    side = page.with_suffix(".json")
+    try:
+        said = json.loads(side.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        said = None
+    ours = isinstance(said, dict) and {"methods", "samples", "shots"} <= said.keys()
+    for file in (side, page):
+        if not ours and file.exists() and not (file == page and MARK in _head(page)):
+            raise FileExistsError(
+                f"{file} is there, and is no report of ours: choose another folder"
+            )
+
+
+def _head(page: Path) -> str:
+    with page.open(encoding="utf-8", errors="replace") as file:
+        return file.read(1000)
 
 
 def _method_result(result: Assessment) -> MethodResult:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oltr_ext.engine.build import own_defaults
+from oltr_ext._defaults import own_defaults
 from oltr_ext.engine.evaluate import Outputs, collect
 from oltr_ext.metrics import cheapest_threshold, expected_cost, json_ready, read_costs
 from oltr_ext.serve.assess import Assessment

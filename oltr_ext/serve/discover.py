@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext._words import counted
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.lock import locked
 from oltr_ext.serve import discover_files as files
 from oltr_ext.serve.discover_groups import ROWS, Grouping, group_features, known_means
 from oltr_ext.serve.discover_parts import Part, files_of, rejected, split
+from oltr_ext.serve.inputs import taken
 from oltr_ext.serve.predict import Picture
 from oltr_ext.serve.trained import Trained
 
@@ -32,7 +33,7 @@ class Group:
     """Images that seem to be of one kind.
 
     Attributes:
-        number: from 1 on, the largest first.
+        number: from 1 on, that of most different images first.
         members: (M,) where its images are in the discovery, the surest first.
         sure: mean of theirs.
         nearest: known classes and their mean distance (1 - cosine) to it, nearest first.
@@ -119,7 +120,8 @@ def discover(
         out: folder of what is found: ``groups.csv``, with a row for each image that was rejected
             and room for its name; ``groups.html``, which shows the groups; and ``parts``, by which
             a call that was killed goes on and one with more images asks of these alone. Names that
-            are in ``groups.csv`` stay. None: nothing is written.
+            are in ``groups.csv`` stay, and so do columns that a person added. None: nothing is
+            written.
         nearest: how many known classes to name for a group.
         least: images in a group; smaller ones are odd ones out.
         say: gets a line of text where there is something to know.
@@ -134,26 +136,29 @@ def discover(
             f"discover: expected least from 2 and nearest from 1, got {least} and {nearest}"
         )
     known = known_classes(trained)
+    bad: list[str] = []
+    parts = _parts(inputs, bad)
     if out is None:
-        return _discover(trained, inputs, known, None, nearest, least)[0]
+        return _discover(trained, parts, bad, known, None, nearest, least)[0]
     out = Path(out)
     with locked(out, "a discovery", say):
-        names = files.read_names(out)
-        found, pictures = _discover(trained, inputs, known, out, nearest, least)
-        found.notes += files.write(out, found, pictures, names, trained)
+        given = files.read_given(out)
+        found, pictures = _discover(trained, parts, bad, known, out, nearest, least)
+        asked = (part.path(n) for part in parts for n in range(len(part)))
+        found.notes += files.write(out, found, pictures, given, trained, asked)
     return found
 
 
 def _discover(
     trained: Trained,
-    inputs: Any,
+    parts: Sequence[Part],
+    bad: list[str],
     known: tuple[list[str], Tensor],
     out: Path | None,
     nearest: int,
     least: int,
 ) -> tuple[Discovery, files.Pictures]:
-    bad: list[str] = []
-    whole, path, where = rejected(trained, _parts(inputs, bad), out)
+    whole, path, where = rejected(trained, parts, out)
     made, different = grouped(whole.features, whole.pixels, known[1], least=least)
     group, sure = made.group, made.sure
     groups = []
@@ -182,16 +187,9 @@ def _discover(
 
 def _parts(inputs: Any, bad: list[str]) -> list[Part]:
     """What may be asked, in parts."""
-    if isinstance(inputs, torch.Tensor):
-        inputs = inputs.detach().cpu().numpy()
-    if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
-        return list(split([], bad.append, rows=inputs))
-    one = isinstance(inputs, str | Path)
-    if not one and not isinstance(inputs, Sequence | np.ndarray):
-        raise TypeError(
-            f"discover: expected files, images or features, got {type(inputs).__name__}"
-        )
-    images: list[Picture] = [inputs] if one else list(inputs)
+    _, images = taken(inputs, "discover", "files, images or features")
+    if isinstance(images, np.ndarray):
+        return list(split([], bad.append, rows=images))
     if all(isinstance(each, str | Path) for each in images):
         images = list(files_of(images))  # type: ignore[arg-type]
     return list(split(images, bad.append))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from oltr_ext.serve.trained import Trained
 if TYPE_CHECKING:
     from oltr_ext.serve.discover import Discovery
 
-__all__ = ["CSV", "PAGE", "Pictures", "read_names", "write"]
+__all__ = ["CSV", "PAGE", "Given", "Pictures", "read_given", "write"]
 
 CSV, PAGE, BEFORE = "groups.csv", "groups.html", "groups_before.csv"
 COLUMNS = ("path", "group", "sure", "name")
@@ -34,55 +35,127 @@ Pictures = Callable[[int], Picture | None]
 """The image of a row of the discovery."""
 
 
-def read_names(out: Path) -> dict[str, str]:
-    """The names that a person has given to paths in a folder's list.
+@dataclass
+class Given:
+    """What a person has written beside paths.
+
+    Attributes:
+        columns: ``name``, and those that a person added.
+        rows: by path, the cells of these columns; paths with nothing written are not in it.
+        before: likewise, of paths that have no row in the list any more.
+    """
+
+    columns: list[str] = field(default_factory=lambda: ["name"])
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    before: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def read_given(out: Path) -> Given:
+    """What a person has written into a folder's lists.
 
     Raises:
-        ValueError: a list of another make.
+        ValueError: a list of another make, or a row of another length than its head.
     """
-    return _names(out / CSV)
+    given, before = _rows(out / CSV), _rows(out / BEFORE)
+    columns = dict.fromkeys(["name", *given[0], *before[0]])
+    there = {os.path.abspath(path) for path in given[1]}  # what is there now is meant
+    return Given(
+        list(columns),
+        {path: cells for path, cells in given[1].items() if any(map(str.strip, cells.values()))},
+        {path: cells for path, cells in before[1].items() if os.path.abspath(path) not in there},
+    )
 
 
-def _names(file: Path) -> dict[str, str]:
+def _rows(file: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Columns that are a person's, and the cells of these by path."""
     if not file.is_file():
-        return {}
+        return [], {}
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter=mark_of(lines))
-        if not {"path", "name"} <= set(rows.fieldnames or ()):
+        table = csv.DictReader(lines, delimiter=mark_of(lines))
+        head = list(table.fieldnames or ())
+        if not {"path", "name"} <= set(head) or len(set(head)) < len(head):
             raise ValueError(
                 f"{file}: expected columns {', '.join(COLUMNS)}, got "
-                f"{', '.join(rows.fieldnames or ()) or 'none'}; choose another folder"
+                f"{', '.join(head) or 'none'}; choose another folder"
             )
-        return {row["path"]: row["name"] for row in rows if (row["name"] or "").strip()}
+        columns = [name for name in head if name not in COLUMNS or name == "name"]
+        found: dict[str, dict[str, str]] = {}
+        for row in table:
+            if row["path"] is None or any(row.pop(None, ())):
+                raise ValueError(
+                    f"{file}:{table.line_num}: expected {len(head)} cells, as the first line has"
+                )
+            found[row["path"]] = {name: row[name] or "" for name in columns}
+        return columns, found
 
 
 def write(
-    out: Path, found: Discovery, pictures: Pictures, names: dict[str, str], trained: Trained
+    out: Path,
+    found: Discovery,
+    pictures: Pictures,
+    given: Given,
+    trained: Trained,
+    asked: Iterable[str],
 ) -> list[str]:
     """Write both files whole; what else there is to say, in lines.
 
     Args:
-        names: by path, to be kept. Those whose path has no row any more go to another list.
+        given: to be kept. That of paths which have no row any more goes to another list, and comes
+            back with them.
+        asked: paths of all images that were asked about.
     """
-    lost = {path: names[path] for path in set(names).difference(found.path.tolist())}
+    whole = {**given.before, **given.rows}
+    absolute = {os.path.abspath(path): path for path in whole}
+    own = {
+        path: path if path in whole else absolute.get(os.path.abspath(path))
+        for path in found.path.tolist()
+    }
+    lost = [path for path in given.rows if path not in set(own.values())]
     notes = []
-    if lost:
-        before = {**_names(out / BEFORE), **lost}
-        _write_rows(out / BEFORE, [(path, 0, 0, before[path]) for path in sorted(before)])
-        notes = [f"{len(lost):,} paths with names are unknown no more: {out / BEFORE} has them"]
+    if lost or (out / BEFORE).exists():
+        before = {**given.before, **{path: given.rows[path] for path in lost}}
+        cells = [(path, 0, 0, before[path]) for path in sorted(before)]
+        _write_rows(out / BEFORE, given.columns, cells)
+        notes = _lost(lost, asked, found, out / BEFORE)
     order = np.lexsort((-found.sure, found.group, found.group == 0)).tolist()
-    rows = ((found.path[n], int(found.group[n]), f"{found.sure[n]:.4f}") for n in order)
-    _write_rows(out / CSV, [(*row, names.get(row[0], "")) for row in rows])
+    _write_rows(
+        out / CSV,
+        given.columns,
+        [
+            (path, int(found.group[n]), f"{found.sure[n]:.4f}", whole.get(own[path] or "", {}))
+            for n in order
+            for path in [found.path[n]]
+        ],
+    )
     write_groups(out / PAGE, _page(found, pictures, trained, notes))
     return notes
 
 
-def _write_rows(path: Path, rows: list[tuple[Any, ...]]) -> None:
+def _lost(lost: list[str], asked: Iterable[str], found: Discovery, before: Path) -> list[str]:
+    """What became of paths with names that have no row any more."""
+    here = {os.path.abspath(path) for path in asked}
+    known = sum(os.path.abspath(path) in here for path in lost)
+    why = {
+        f"unknown no more{', or cannot be read' if found.bad else ''}": known,
+        "not among these images": len(lost) - known,
+    }
+    return [
+        f"{count:,} paths with names are {reason}: {before} has them"
+        for reason, count in why.items()
+        if count
+    ]
+
+
+def _write_rows(
+    path: Path, columns: list[str], rows: Sequence[tuple[str, int, Any, Mapping[str, str]]]
+) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(COLUMNS)
-        lines.writerows(rows)
+        lines.writerow([*COLUMNS[:-1], *columns])
+        lines.writerows(
+            [*place, *(cells.get(name, "") for name in columns)] for *place, cells in rows
+        )
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -29,10 +29,10 @@ class Grouping:
     """Where each of N features belongs.
 
     Attributes:
-        group: (N,) int64, from 1 on, the largest group first; 0: to none.
+        group: (N,) int64, from 1 on, that of most features first; 0: to none.
         sure: (N,) float64 in [-1, 1], the silhouette (Rousseeuw 1987): 1 - a / b for a feature
             whose mean distance to its group's others is a, and to those of the nearest other group
-            or known class b; -(1 - b / a) where b is less; 0 without a group.
+            or known class b; -(1 - b / a) where b is less; 0 without a group or without others.
         cut: groups are joined up to this mean distance, 1 - cosine.
         means: (G, D), of the groups' features of unit length.
         cells: means that were compared in place of features; 0: the features themselves.
@@ -175,7 +175,8 @@ def _silhouette(
         within = distance[row, own] * count / np.maximum(count - 1, 1)
         distance[row, own] = np.inf
         other = distance.min(axis=1)
-        sure.append((other - within) / np.maximum(np.maximum(within, other), 1e-12))
+        value = (other - within) / np.maximum(np.maximum(within, other), 1e-12)
+        sure.append(np.where(count == 1, 0.0, value))
     return np.concatenate(sure)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.config.loading import config_names, load_config
 from oltr_ext.config.schema import ListData
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.checkpoint import SUFFIX
 from oltr_ext.engine.features import write_features
 from oltr_ext.engine.lock import locked

@@ -15,23 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext._words import counted
 from oltr_ext.engine import checkpoint, enrolment
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.engine.lock import locked
+from oltr_ext.engine.sets import Calibration
 from oltr_ext.nn import Roster
 from oltr_ext.serve.predict import Named, nearest_classes
 from oltr_ext.serve.trained import Trained, take_up, trained_head
+from oltr_ext.serve.unlike import unlike
 
 __all__ = [
     "ChangedError",
     "Class",
     "Enrolled",
     "as_one",
+    "check_same_model",
     "classes",
     "editing",
     "enroll",
@@ -43,14 +45,9 @@ __all__ = [
     "undo",
 ]
 
-WAIT = 30.0
 CHANGE = "a change of its classes"
+WAIT = 30.0
 """Seconds to wait for another process that changes the classes of the same run."""
-
-
-UNLIKE = 1.75
-"""Of five icons of a class never seen, one of them of another class, it names that one about every
-other time; of five right ones it names 5 %."""
 
 
 class ChangedError(RuntimeError):
@@ -288,25 +285,6 @@ def _nearest(trained: Trained, means: Tensor) -> list[str]:
     return [names[first] for order in found for first, *_ in order]
 
 
-def unlike(features: Tensor) -> list[int]:
-    """Which of the images of one class look unlike the rest, the most so first.
-
-    Those whose mean cosine distance to the others is `UNLIKE` times the median of theirs; of fewer
-    than four none, for there is no rest to speak of.
-
-    Args:
-        features: (N, D).
-    """
-    if len(features) < 4:
-        return []
-    z = F.normalize(features.double().cpu(), dim=1)
-    mean = 1 - (z @ z.t()).fill_diagonal_(0).sum(dim=1) / (len(z) - 1)
-    others = ~torch.eye(len(z), dtype=torch.bool)
-    typical = mean.expand(len(z), -1)[others].view(len(z), -1).quantile(0.5, dim=1)
-    far = mean > UNLIKE * typical.clamp_min(1e-6)  # the same image several times is like itself
-    return [n for n in mean.argsort(descending=True).tolist() if far[n]]
-
-
 def _target(trained: Trained) -> Path:
     """The file to write; a link stays one."""
     held = trained.path.absolute().parents
@@ -335,7 +313,7 @@ def _source(
     if not stay or all(id >= roster.num_trained for id in without):
         return None
     tensors, header = checkpoint.load(trained.path)
-    _check_same_model(trained, header)
+    check_same_model(trained, header)
     return tensors, header
 
 
@@ -355,14 +333,21 @@ def _changed(
 def _take_up(
     trained: Trained, kept: Enrolment, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> None:
-    """Begin from the trained classes, and let those of `kept` join."""
+    """Begin from the trained classes, and let those of `kept` join; with streamed banks, which stay
+    where they are, names alone may change."""
+    if kept.changed:
+        trained.check_in_memory(CHANGE)
+    if trained.streamed:
+        trained.model.head.roster, trained.enrolment = Roster(kept.roster), kept
+        return
     head = trained_head(trained, tensors, header["state"]["stage"])
     trained.threshold = take_up(head, header["threshold"], kept)
     trained.model.head, trained.enrolment = head, kept
+    trained.calibration = Calibration.read(tensors)  # not one that was made by other classes
 
 
 def _refresh(trained: Trained, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bool:
-    _check_same_model(trained, header)
+    check_same_model(trained, header)
     found = enrolment.read(tensors, header)
     if found == trained.kept:
         return False
@@ -376,15 +361,17 @@ def _write(trained: Trained, tensors: Mapping[str, Tensor], header: Mapping[str,
     trained.kept = trained.enrolment
 
 
-def _check_same_model(trained: Trained, header: Mapping[str, Any]) -> None:
+def check_same_model(trained: Trained, header: Mapping[str, Any]) -> None:
+    """Raises ChangedError where the header of its checkpoint is of another training."""
     if (header["state"], header["shape"]["train_counts"]) != (trained.state, trained.train_counts):
         raise ChangedError(f"{trained.path} was trained anew since it was read; load it again")
 
 
-def _unchanged(trained: Trained) -> checkpoint.Contents:
+def _unchanged(trained: Trained) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """Tensors and header of its checkpoint, which are what was read."""
-    tensors, header = checkpoint.load(trained.path)
-    _check_same_model(trained, header)
+    where = checkpoint.opened(trained.path, alone=True) if trained.streamed else None
+    tensors, header = where or checkpoint.load(trained.path)
+    check_same_model(trained, header)
     if enrolment.read(tensors, header) != trained.kept:
         raise ChangedError(
             f"{trained.path}: its classes were changed since it was read; load it and change it "

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
-from oltr_ext.data.folders import made_folder
-from oltr_ext.engine.build import own_defaults
+from oltr_ext._defaults import own_defaults
+from oltr_ext.data.folders import made_folder, scratch_folder
 from oltr_ext.ops import use_backend
 from oltr_ext.serve import export_aoti, export_onnx
 from oltr_ext.serve.export_program import Traced, traced
@@ -45,6 +44,8 @@ def export(
     confidence (B,) float64.
 
     ``torch``, a program of `torch.export`::
+
+        import json, torch, oltr_ext  # oltr_ext: for programs that call its ops
 
         about = {"oltr.json": ""}
         program = torch.export.load("model.pt2", extra_files=about)
@@ -90,15 +91,14 @@ def export(
     needs = {"torch": _needs, "aoti": export_aoti.needs, "onnx": export_onnx.needs}[format](it)
     about = json.dumps({**it.about, "format": format, "needs": needs}, ensure_ascii=False)
     # named as it will be, for a file may name its neighbours
-    partial = tempfile.TemporaryDirectory
-    with made_folder(path.parent), partial(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder) / path.name
+    with made_folder(path.parent), scratch_folder(path) as folder:
+        unfinished = folder / path.name
         if format == "torch":
             torch.export.save(it.program, unfinished, extra_files={ABOUT: about})
         else:
             write = {"aoti": export_aoti.write, "onnx": export_onnx.write}[format]
             write(it, unfinished, {ABOUT: about})
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.with_name(file.name))
     if say is not None:
         say(f"needs: {needs}")

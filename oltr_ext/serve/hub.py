@@ -16,16 +16,20 @@ from typing import Any
 
 from oltr_ext._version import __version__
 from oltr_ext._words import counted
+from oltr_ext.data.importing.content import write_whole
 from oltr_ext.engine import checkpoint, enrolment
 from oltr_ext.engine.base import with_base
 from oltr_ext.metrics import json_ready
 from oltr_ext.serve.assess import REPORT
+from oltr_ext.serve.enroll import check_same_model
 from oltr_ext.serve.inputs import row_width
-from oltr_ext.serve.trained import Trained
+from oltr_ext.serve.trained import Trained, digest_of
 
 __all__ = ["located", "push_to_hub", "save_pretrained"]
 
 CONFIG, CARD = "config.json", "README.md"
+LIBRARY = "oltr_ext"
+"""What `config.json` and the card call it."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Of a model on the Hub."""
 
@@ -81,7 +85,8 @@ def save_pretrained(
 
     Raises:
         RuntimeError: the extra ``hub`` is missing. ValueError: a backbone that a folder describes;
-            the folder of a run.
+            the folder of a run. FileExistsError: a file of one of the three names, in a folder that
+            this did not write. ChangedError: the run was trained anew since it was read.
     """
     folder, backbone = Path(folder), trained.config.model.backbone
     if Path(backbone.partition(":")[2]).is_absolute():
@@ -94,17 +99,19 @@ def save_pretrained(
             f"save_pretrained: {folder} is the folder of a run, whose model would be written over; "
             "choose another"
         )
+    _check_ours(folder)
     name = name or folder.resolve().name
-    text = _card(trained, name, dict(card or {}))  # first, as it may want the extra
-    whole = with_base(trained.model, *checkpoint.load(trained.path))
+    _hub()  # first, as it may want the extra
+    read, header = checkpoint.load(trained.path)
+    check_same_model(trained, header)
+    text = _card(trained, name, dict(card or {}), _judged(trained, digest_of(trained, read)))
+    whole = with_base(trained.model, read, header)
     tensors, header = enrolment.put(trained.enrolment, *whole)
     header["config"] = _without_folders(header["config"])
     if "source" in header["shape"]:
         header["shape"] = {**header["shape"], "source": _without_folders(header["shape"]["source"])}
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder / checkpoint.MODEL, tensors, header)
     about = {
-        "library_name": "oltr_ext",
+        "library_name": LIBRARY,
         "oltr_ext_version": __version__,
         "id2label": {id: entry.name for id, entry in enumerate(trained.roster) if entry.alive},
         "image_shape": list(trained.image_shape),
@@ -112,9 +119,28 @@ def save_pretrained(
         "oltr_ext": header["config"],
     }
     said = json.dumps(json_ready(about), indent=1, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(said, encoding="utf-8")
-    (folder / CARD).write_text(text, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    # first what says whose folder it is: after a kill it is written again
+    write_whole(folder / CONFIG, said.encode())
+    checkpoint.save(folder / checkpoint.MODEL, tensors, header)
+    write_whole(folder / CARD, text.encode())
     return folder
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuses to write over what `save_pretrained` did not write."""
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        said = None
+    if isinstance(said, dict) and said.get("library_name") == LIBRARY:
+        return
+    for name in (CARD, CONFIG, checkpoint.MODEL):
+        if (folder / name).exists():
+            raise FileExistsError(
+                f"save_pretrained: {folder / name} is there and not of a folder that this wrote; "
+                "choose another"
+            )
 
 
 def push_to_hub(
@@ -129,6 +155,8 @@ def push_to_hub(
 ) -> str:
     """Write it as `save_pretrained` into a repository of the Hub, made where there is none.
 
+    A card that is there may have been written by hand: it stays, unless `card` is given.
+
     Returns:
         The address of the commit.
 
@@ -139,6 +167,8 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as held:
         folder = save_pretrained(trained, held, name=repo_id, card=card)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if card is None and api.file_exists(repo, CARD, revision=revision):
+            (folder / CARD).unlink()
         done = api.upload_folder(
             repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message
         )
@@ -168,24 +198,30 @@ def _without_folders(value: Any) -> Any:
     return value
 
 
-def _judged(trained: Trained) -> dict[str, Any] | None:
-    """What a report in the run's folder, or the one above, says of this model and no other."""
-    folder, joined = trained.path.parent.resolve(), len(trained.enrolment.joined)
+def _judged(trained: Trained, digest: str) -> dict[str, Any] | None:
+    """What a report in the run's folder, or the one above, says of this model and no other.
+
+    A report from before it held a digest is of this model only where no class joined or went.
+    """
+    folder, threshold = trained.path.parent.resolve(), trained.threshold
     for place in (folder, folder.parent):
         try:
             said = json.loads((place / REPORT).with_suffix(".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         for method in said.get("methods", []):
-            enrolled = method["summary"].get("enrolled", {}).get("classes", 0)
-            mine = (trained.threshold["score"], trained.threshold["value"], joined)
-            if (method["score_name"], method["threshold"], enrolled) == mine:
+            summary = method["summary"]
+            mine = summary.get("model") == digest
+            if "model" not in summary and not trained.enrolment.changed:
+                told = (method["score_name"], method["threshold"], "enrolled" in summary)
+                mine = told == (threshold["score"], threshold["value"], False)
+            if mine:
                 return {**method, "shots": said["shots"], "samples": said["samples"]}
     return None
 
 
-def _card(trained: Trained, name: str, more: dict[str, Any]) -> str:
-    hub, judged = _hub(), _judged(trained)
+def _card(trained: Trained, name: str, more: dict[str, Any], judged: dict[str, Any] | None) -> str:
+    hub = _hub()
     results = []
     if judged is not None:
         for key, called in (*((k, f"accuracy, {k}") for k in CLOSED), *OPEN):
@@ -202,7 +238,7 @@ def _card(trained: Trained, name: str, more: dict[str, Any]) -> str:
                     )
                 )
     base = {
-        "library_name": "oltr_ext",
+        "library_name": LIBRARY,
         "pipeline_tag": "image-classification",
         "tags": ["open-set-recognition", "long-tailed-recognition"],
         "model_name": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from oltr_ext.data import (
 )
 from oltr_ext.data.pack import MADE_BY
 from oltr_ext.data.transforms import Fit, Interpolation
+from oltr_ext.metrics.arrays import to_numpy
 from oltr_ext.serve.trained import Embedder, Trained, load_embedder, load_trained
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "row_width",
     "rows_features",
     "smooth_of",
+    "taken",
 ]
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -45,6 +48,47 @@ Picture = str | Path | Image.Image | NDArray[np.uint8]
 
 Reads = tuple[Data, tuple[int, int, int]]
 """The data that say how an image is read, and the channels, height and width it is then."""
+
+
+def taken(inputs: Any, where: str, what: str) -> tuple[bool, NDArray[Any] | list[Picture]]:
+    """Whether it is one image or row, and rows of features as one array or images in a list.
+
+    Args:
+        inputs: see `oltr_ext.serve.model.Model.predict`. where, what: of what is expected, for
+            errors.
+
+    Raises:
+        ValueError: pixels that may be one image with its channels first. TypeError: neither images
+            nor features.
+    """
+    inputs = _plain(inputs)
+    if isinstance(inputs, np.ndarray) and _is_planar(inputs):
+        raise ValueError(
+            f"{where}: expected pixels (H, W, 3), or grey images in a list, got "
+            f"{inputs.shape}: of one image, with its channels first, they are to come last"
+        )
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
+        return inputs.ndim == 1, np.atleast_2d(inputs)
+    one = isinstance(inputs, str | Path | Image.Image) or (
+        isinstance(inputs, np.ndarray)
+        and (inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[2] in (3, 4)))
+    )
+    if not one and not isinstance(inputs, Sequence | np.ndarray):
+        raise TypeError(f"{where}: expected {what}, got {type(inputs).__name__}")
+    images: list[Picture] = [inputs] if one else [_plain(each) for each in inputs]
+    if images and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in images):
+        return False, np.stack([np.asarray(x) for x in images])
+    return one, images
+
+
+def _is_planar(pixels: NDArray[Any]) -> bool:
+    """Whether it may be one image with its channels first, as torchvision reads them."""
+    three = pixels.ndim == 3 and pixels.dtype.kind != "f"
+    return three and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4)
+
+
+def _plain(image: Any) -> Any:
+    return to_numpy(image) if isinstance(image, torch.Tensor) else image
 
 
 def reads(trained: Trained) -> Reads:

@@ -25,9 +25,7 @@ def set_aside(trained: Sequence[Trained], splits: Splits) -> NDArray[np.bool_]:
         joined |= set(each.enrolment.joined)
         gone |= {id for id in each.roster.removed if id < len(splits.class_names)}
     aside = np.isin(test, sorted(gone))
-    opened = sum(map(len, splits.opened))
-    named = splits.open_names or []
-    names = [*named, *[""] * (opened - len(named))]
+    names = splits.open_names or [""] * sum(map(len, splits.opened))
     return np.concatenate([aside, np.isin(names, sorted(joined))])
 
 

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext._words import counted
-from oltr_ext.engine.build import own_defaults
-from oltr_ext.metrics.arrays import to_numpy
 from oltr_ext.serve.discover import Discovery, discover
 from oltr_ext.serve.enroll import (
     Class,
@@ -26,9 +25,9 @@ from oltr_ext.serve.enroll import (
     undo,
 )
 from oltr_ext.serve.hub import located, push_to_hub, save_pretrained
+from oltr_ext.serve.inputs import taken
 from oltr_ext.serve.predict import (
     Named,
-    Picture,
     Prediction,
     answers,
     image_features,
@@ -311,26 +310,10 @@ class Model:
 
     def _given(self, inputs: Any, where: str) -> tuple[bool, Iterable[Named]]:
         """Whether it is one, and features under their names."""
-        inputs = _plain(inputs)
-        if isinstance(inputs, np.ndarray) and _is_planar(inputs):
-            raise ValueError(
-                f"{where}: expected pixels (H, W, 3), or grey images in a list, got "
-                f"{inputs.shape}: of one image, with its channels first, they are to come last"
-            )
-        if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
-            return inputs.ndim == 1, row_features(self.trained, np.atleast_2d(inputs))
-        one = isinstance(inputs, str | Path | Image.Image) or (
-            isinstance(inputs, np.ndarray)
-            and (inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[2] in (3, 4)))
-        )
-        if not one and not isinstance(inputs, Sequence | np.ndarray):
-            raise TypeError(
-                f"{where}: expected an image or features, or a sequence of them, got "
-                f"{type(inputs).__name__}"
-            )
-        images: list[Picture] = [inputs] if one else [_plain(each) for each in inputs]
-        if images and all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in images):
-            return False, row_features(self.trained, np.stack([np.asarray(x) for x in images]))
+        expected = "an image or features, or a sequence of them"
+        one, images = taken(inputs, where, expected)
+        if isinstance(images, np.ndarray):
+            return one, row_features(self.trained, images)
         if one and isinstance(inputs, str | Path) and str(inputs).endswith(".npy"):
             one = False  # rows of a file of features
         return one, image_features(self.trained, images)
@@ -350,16 +333,6 @@ def load(run: str | Path, *, device: str = "auto", stream: bool = False) -> Mode
         ValueError: no such device.
     """
     return Model.from_pretrained(run, device=device, stream=stream)
-
-
-def _is_planar(pixels: NDArray[Any]) -> bool:
-    """Whether it may be one image with its channels first, as torchvision reads them."""
-    three = pixels.ndim == 3 and pixels.dtype.kind != "f"
-    return three and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4)
-
-
-def _plain(image: Any) -> Any:
-    return to_numpy(image) if isinstance(image, torch.Tensor) else image
 
 
 def _objects(values: Iterable[Any]) -> NDArray[np.object_]:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext._tables import mark_of, opened
 from oltr_ext._words import counted
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import Outputs, answers, stream
 from oltr_ext.engine.observed import BY, By, thresholds_of_sizes
 from oltr_ext.metrics import evaluate_answers
@@ -41,8 +41,8 @@ def read_observations(file: str | Path) -> dict[str, str]:
     import, apart by a comma, a semicolon, a tab or a bar; rows without an observation are left out.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not UTF-8, or a column is missing (those that
-            are there get named).
+        FileNotFoundError: no such file. ValueError: not UTF-8, a column is missing (those that are
+            there get named), or a row without a path.
     """
     file = Path(file)
     with opened(file) as lines:
@@ -51,7 +51,15 @@ def read_observations(file: str | Path) -> dict[str, str]:
         if not {"path", "observation"} <= set(head):
             there = ", ".join(head) or "none"
             raise ValueError(f"{file}: expected columns path and observation, got {there}")
-        return {row["path"]: row["observation"] for row in rows if row["observation"]}
+        found = {}
+        for row in rows:
+            if row["path"] is None:
+                raise ValueError(
+                    f"{file}:{rows.line_num}: expected {len(head)} cells, as the first line has"
+                )
+            if row["observation"]:
+                found[row["path"]] = row["observation"]
+        return found
 
 
 def observations_of(

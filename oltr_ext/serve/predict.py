@@ -14,8 +14,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.config.schema import EmbeddingsData
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.nn import Head, OLTRHead
 from oltr_ext.serve.inputs import (
     Picture,

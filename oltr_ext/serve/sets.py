@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext._words import counted
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.engine.evaluate import collect
 from oltr_ext.engine.sets import Calibration, thresholds_of
 from oltr_ext.engine.splits import Splits, load_splits
@@ -39,7 +39,11 @@ class SetAnswer:
     """Answers by sets, of the classes as they are by now.
 
     A class that joined has no validation images: it goes by the threshold of the classes of as few
-    images, where a method has one threshold a class it is always in. One that was removed never is.
+    images, where a method has one threshold a class it is always in. One that was removed never is,
+    and its images set no threshold.
+
+    Attributes:
+        calibrated_by: how many validation images did.
 
     Raises:
         ValueError: see `set_thresholds` and `calibration_of`.
@@ -47,11 +51,12 @@ class SetAnswer:
 
     @own_defaults()
     def __init__(self, trained: Trained, alpha: float, method: str = DEFAULT) -> None:
-        self.head, held = trained.model.head, calibration_of(trained)
+        self.head = trained.model.head
+        held = calibration_of(trained).without(trained.roster.removed)
         entries, known = list(trained.roster), len(trained.train_counts)
         counts = trained.train_counts + [entry.images or 1 for entry in entries[known:]]
         self.names = np.array(trained.names, np.object_)
-        self.alpha, self.method = alpha, method
+        self.alpha, self.method, self.calibrated_by = alpha, method, len(held.target)
         found = thresholds_of(method, alpha, held, self.head, trained.config, counts)
         found[trained.roster.removed] = torch.inf
         self.thresholds = found
@@ -129,6 +134,5 @@ def calibration_of(trained: Trained, splits: Splits | None = None) -> Calibratio
                 f"({error}): where they are, oltr train with its configuration and --out "
                 f"{trained.path.parent} settles a finished run anew without training"
             ) from None
-        gone = np.isin(seen.target, trained.roster.removed)
-        trained.calibration = Calibration.of(seen.only(np.flatnonzero(~gone)))
+        trained.calibration = Calibration.of(seen)
     return trained.calibration

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.config.loading import ConfigError, run_config
 from oltr_ext.config.pictures import settled
 from oltr_ext.config.schema import Config, Data, EmbeddingsData, ListData, PackData
@@ -20,20 +23,28 @@ from oltr_ext.engine import checkpoint, enrolment
 from oltr_ext.engine.base import read_back
 from oltr_ext.engine.build import (
     build_head,
-    own_defaults,
     pick_device,
     wants_of,
 )
 from oltr_ext.engine.enrolment import Enrolment
 from oltr_ext.engine.features import source_of
 from oltr_ext.engine.sets import Calibration
+from oltr_ext.engine.settle import expects
 from oltr_ext.models import OLTRModel, build_backbone
 from oltr_ext.nn import Head, LinearHead, OLTRHead, Roster
 from oltr_ext.nn.streamed import STREAMED
 from oltr_ext.nn.streamed import stream as stream_banks
 from oltr_ext.ops import StreamedBank
 
-__all__ = ["Embedder", "Trained", "load_embedder", "load_trained", "take_up", "trained_head"]
+__all__ = [
+    "Embedder",
+    "Trained",
+    "digest_of",
+    "load_embedder",
+    "load_trained",
+    "take_up",
+    "trained_head",
+]
 
 
 @dataclass
@@ -65,9 +76,14 @@ class Trained:
         """By id; a removed class has the name that it had."""
         return self.roster.names
 
+    @property
+    def streamed(self) -> bool:
+        """Whether its banks stay in the file."""
+        return isinstance(self.model.head, OLTRHead) and self.model.head.streamed
+
     def check_in_memory(self, what: str) -> None:
         """Raises ValueError where banks are streamed, which `what` cannot do with."""
-        if isinstance(self.model.head, OLTRHead) and self.model.head.streamed:
+        if self.streamed:
             raise ValueError(
                 f"{what}: expected banks in memory, got streamed ones: load the model without "
                 "streaming it"
@@ -168,6 +184,25 @@ def take_up(head: Head, threshold: Mapping[str, Any], kept: Enrolment) -> dict[s
     head.set_threshold(threshold["value"], threshold["score"])
     enrolment.fill(head, kept)
     return {**threshold, "value": float(head.threshold)}
+
+
+def digest_of(trained: Trained, tensors: Mapping[str, Tensor]) -> str:
+    """Tells a model as it answers now from any other: of what it learned, what it was settled on,
+    and which classes joined and went. A trained class may be called otherwise.
+
+    Args:
+        tensors: of the checkpoint that it was read from.
+    """
+    kept, threshold = trained.enrolment, trained.threshold
+    said = [
+        checkpoint.fingerprint(checkpoint.under("model.", tensors)),
+        *(threshold["score"], threshold["value"], expects(trained.model.head)),
+        *(kept.joined, kept.roster.removed),
+    ]
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for rows in (kept.features[kept.owner >= 0], kept.owner[kept.owner >= 0]):
+        digest.update(rows.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @own_defaults()

@@ -231,6 +231,8 @@ class Service:
         name = request.query_params.get("name", "").strip()
         if not name:
             raise RefusedError(400, "expected ?name=, of the class that is to join")
+        if name in (".", ".."):
+            raise RefusedError(400, f"name: {name} is no part of an address, by which to remove it")
         served = self.watched.served
         with self.room.seat() as seat:
             body = await read_body(request, self.limits, seat)
@@ -269,8 +271,9 @@ class Service:
     def _may(self, request: Request, *keys: str) -> None:
         if self.token is None:
             raise RefusedError(403, "classes cannot be changed here: oltr serve --enroll lets them")
-        given = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # bytes as they came
+        wanted = f"Bearer {self.token}".encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, wanted):
             raise RefusedError(
                 401, "expected Authorization: Bearer TOKEN", WWW_Authenticate="Bearer"
             )

@@ -36,6 +36,15 @@ class RefusedError(Exception):
         self.status, self.headers = status, {k.replace("_", "-"): v for k, v in headers.items()}
 
 
+class _Form(MultiPartParser):
+    """A form of which it is known whether it came whole."""
+
+    whole = False
+
+    def on_end(self) -> None:
+        self.whole = True
+
+
 @dataclass
 class Body:
     """Images under their names, or one that holds rows of features."""
@@ -48,7 +57,8 @@ async def read_body(request: Request, limits: Limits, seat: Seat) -> Body:
     """The body of a request, which takes its bytes and images of the room.
 
     Raises:
-        RefusedError: too large, empty, no multipart, or too many images. FullError: no room.
+        RefusedError: too large, empty, no multipart or one without its end, or too many images.
+        FullError: no room.
     """
     chunks = _within(request, limits, seat)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
@@ -58,9 +68,7 @@ async def read_body(request: Request, limits: Limits, seat: Seat) -> Body:
         is_rows = whole.startswith(npy.MAGIC_PREFIX) or whole.lstrip()[:1] in (b"{", b"[")
         return Body([], whole) if is_rows else Body([("image[0]", whole)])
     try:
-        parser = MultiPartParser(
-            request.headers, chunks, max_files=limits.images, max_fields=limits.images
-        )
+        parser = _Form(request.headers, chunks, max_files=limits.images, max_fields=limits.images)
         form = await parser.parse()
     except MultiPartException as error:
         many = error.message.startswith("Too many files")
@@ -68,7 +76,11 @@ async def read_body(request: Request, limits: Limits, seat: Seat) -> Body:
             f"at most {counted(limits.images, 'image')} in one request" if many else error.message
         )
         raise RefusedError(413 if many else 400, message) from None
+    except UnicodeError:
+        raise RefusedError(400, "charset: expected UTF-8 or another encoding of text") from None
     try:
+        if not parser.whole:
+            raise RefusedError(400, "the form has no end: it was cut off, or lacks its last line")
         files = [value for _, value in form.multi_items() if not isinstance(value, str)]
         if not files:
             raise RefusedError(400, "expected images as files of the form, got none")

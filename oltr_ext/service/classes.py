@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oltr_ext.engine.build import own_defaults
+from oltr_ext._defaults import own_defaults
 from oltr_ext.engine.checkpoint import CheckpointError
 from oltr_ext.engine.lock import BusyError
 from oltr_ext.serve.enroll import ChangedError, Enrolled, editing, enroll, remove, undo

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._defaults import own_defaults
 from oltr_ext.engine import checkpoint
-from oltr_ext.engine.build import own_defaults
 from oltr_ext.metrics import json_ready
 from oltr_ext.serve.inputs import Reads, checked_rows, features_of, reads, row_width, rows_features
 from oltr_ext.serve.predict import answers

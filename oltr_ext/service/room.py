@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from PIL import Image
+
 from oltr_ext._words import counted
 
 __all__ = ["FullError", "Limits", "Room", "Seat"]
@@ -33,6 +35,11 @@ class Limits:
         for name, value in vars(self).items():
             if not 0 < value < float("inf"):
                 raise ValueError(f"limits.{name}: expected a positive number, got {value}")
+        if Image.MAX_IMAGE_PIXELS is not None and self.pixels > 2 * Image.MAX_IMAGE_PIXELS:
+            raise ValueError(
+                f"limits.pixels: expected at most {2 * Image.MAX_IMAGE_PIXELS:,}, beyond which "
+                f"Pillow opens no image, got {self.pixels:,}"
+            )
         if self.queue < self.images:
             raise ValueError(
                 f"limits.queue: expected at least the {counted(self.images, 'image')} of one "

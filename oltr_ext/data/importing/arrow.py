@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from oltr_ext._words import counted
 from oltr_ext.data.importing.coco import Source
-from oltr_ext.data.importing.records import Notes, Record, split_of
-from oltr_ext.data.importing.table import LABELS, column_of
+from oltr_ext.data.importing.records import Notes, Record, split_of, split_of_file
+from oltr_ext.data.importing.table import LABELS, column_of, unused_labels
 
 __all__ = ["read_arrow"]
 
 IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 ROWS = 64
-SUFFIXES = (".parquet", ".arrow")
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (".parquet", ".arrow", ".pq")
 
 
 def read_arrow(
@@ -37,14 +37,17 @@ def read_arrow(
 
     Args:
         sources: a file; a folder of them, of which each is of the split that its name begins with
-            (``train-00000-of-00002.parquet``); or a folder of `Dataset.save_to_disk` or
+            (``train-00000-of-00002.parquet``), or else of that of its nearest folder that is called
+            as one (``train/0000.parquet``); or a folder of `Dataset.save_to_disk` or
             `DatasetDict.save_to_disk`.
-        image, label: columns; None takes the first of `IMAGES`, of the usual names of labels.
+        image, label: columns; None takes the first of `IMAGES`, of the usual names of labels; of
+            these one of names, if there is one, and a note names the others.
         observation, group: columns, if any.
 
     Raises:
         RuntimeError: pyarrow is not there. FileNotFoundError: no such file, or none in a folder.
-        ValueError: a column that is not there (those that are get named), or that holds no image.
+        ValueError: a column that is not there (those that are get named), that holds no image, or
+            that holds lists for labels.
     """
     try:
         import pyarrow as pa
@@ -53,7 +56,8 @@ def read_arrow(
     files = [each for split, path in sources for each in _files(split, path)]
     for split, file, features in files:
         try:
-            yield from _rows(file, split, features, (image, label, observation, group))
+            wanted = (image, label, observation, group)
+            yield from _rows(file, split, features, wanted, notes)
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             notes.broken.append((file.name, f"breaks off, or is damaged: {reason}"))
@@ -80,7 +84,7 @@ def _files(split: str | None, path: Path) -> list[Found]:
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise FileNotFoundError(f"{path} has no file of {' or '.join(SUFFIXES)}")
-    return [(split or _by_name(file), file, features) for file in files]
+    return [(split or split_of_file(file, path), file, features) for file in files]
 
 
 def _description(file: Path) -> dict[str, Any]:
@@ -91,14 +95,19 @@ def _description(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _by_name(file: Path) -> str | None:
-    return split_of(re.split(r"[-_.]", file.name)[0])
-
-
 def _rows(
-    file: Path, split: str | None, features: dict[str, Any], wanted: Sequence[str | None]
+    file: Path,
+    split: str | None,
+    features: dict[str, Any],
+    wanted: tuple[str | None, ...],
+    notes: Notes,
 ) -> Iterator[Record]:
     schema, batches = _opened(file)
+    if wanted[1] is None:
+        label, others = _label_of(schema, features)
+        wanted = (wanted[0], label, *wanted[2:])
+        if others and (line := unused_labels(file.name, others)) not in notes.said:
+            notes.say(line)
     options = ("--image-column", "--label-column", "--observation-column", "--group-column")
     usual: tuple[tuple[str, ...], ...] = (IMAGES, LABELS, (), ())
     columns = [
@@ -130,7 +139,7 @@ def _opened(file: Path) -> tuple[Any, Iterator[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if file.suffix == ".parquet":
+    if file.suffix in PARQUET:
         parquet = pq.ParquetFile(file)
         return parquet.schema_arrow, parquet.iter_batches(batch_size=ROWS)
     source = pa.memory_map(str(file))
@@ -158,9 +167,34 @@ def _class_names(schema: Any, features: dict[str, Any], column: str) -> list[str
     return None
 
 
+def _label_of(schema: Any, features: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """The column of `LABELS` to take where there are several, and the others."""
+    import pyarrow.types as types
+
+    lower = [name.casefold() for name in schema.names]
+    known = [schema.names[lower.index(each)] for each in LABELS if lower.count(each) == 1]
+    if len(known) < 2:
+        return None, []
+
+    def number(column: str) -> bool:
+        kind = schema.field(column).type
+        plain = types.is_integer(kind) or types.is_floating(kind)
+        return plain and _class_names(schema, features, column) is None
+
+    best = min(known, key=number)
+    return best, [each for each in known if each != best]
+
+
 def _label(value: Any, names: list[str] | None, row: str) -> str | None:
+    if isinstance(value, list | dict):
+        kind = "lists" if isinstance(value, list) else "structs"
+        raise ValueError(f"{row}: label holds {kind}; expected one class an image")
     if value is None or value == -1 or value != value:  # NaN
         return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
             there = counted(len(names), "class name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from oltr_ext._words import counted
 from oltr_ext.data.importing.content import Look, Seen, keep_bytes, key_of, look_at
 from oltr_ext.data.importing.deal import Item, Share, deal, deal_open, drawn
 from oltr_ext.data.importing.outcome import SEEN, finish, open_folder, table
-from oltr_ext.data.importing.records import Notes, Record, tidy
+from oltr_ext.data.importing.records import NO_CLASS, Notes, Record, tidy
 from oltr_ext.data.lists import TABLE
 from oltr_ext.data.samplers import batch_for
 
@@ -128,7 +129,7 @@ def import_records(
                 _admit(entry, made)
         made.left_out += [(name, f"unreadable: {reason}") for name, reason in notes.broken]
         made.entries = _without_copies(made)
-        _settle(made)
+        _settle(made, None if root is None else base)
         made.words = describe(made)
         _write(made, base, about)
     return made
@@ -158,7 +159,8 @@ def _looked_at(
             key, path = None, ""
             if look.problem is None:
                 path = keep_bytes(out / IMAGES, content, look)
-        label = sys.intern(tidy(record.label or ""))
+        label = tidy(record.label or "")
+        label = "" if label == NO_CLASS else sys.intern(label)
         return Entry(replace(record, content=b""), path, look, label), key
 
     with tqdm(desc="images", unit="image", disable=None, leave=False) as bar:
@@ -223,14 +225,23 @@ def _without_copies(made: Imported) -> list[Entry]:
     return kept
 
 
-def _settle(made: Imported) -> None:
-    """Classes, splits, counts."""
+def _looked_in(made: Imported, base: Path | None) -> str:
+    """Where files are, if none of them is there."""
+    gone = f"unreadable: {os.strerror(errno.ENOENT)}"
+    if base is None or not made.left_out or any(why != gone for _, why in made.left_out):
+        return ""
+    return f"\nlooked in {base}: --root says where they are"
+
+
+def _settle(made: Imported, base: Path | None) -> None:
+    """Classes, splits, counts; `base` is where files were looked for."""
     plan, entries = made.plan, made.entries
     if not entries:
         some = "; ".join(f"{name}: {why}" for name, why in made.left_out[:3])
         raise ValueError(
             f"there is no image that can be read and has a class{f' ({some})' if some else ''}"
-            + "".join(f"; {line}" for line in made.notes.lines())
+            + _looked_in(made, base)
+            + "".join(f"\n{line}" for line in (*made.notes.said, *made.notes.lines()))
         )
     out = deal_open(_to_hold_out(sorted({entry.label for entry in entries}), plan), plan.seed)
     known = [entry for entry in entries if entry.label not in out]

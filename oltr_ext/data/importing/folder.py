@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from oltr_ext.data.decode import image_endings
-from oltr_ext.data.importing.records import Notes, Record, split_of
+from oltr_ext.data.importing.records import Notes, Record, some, split_of
 
 __all__ = ["CLASS_BY", "read_folder"]
 
@@ -52,6 +52,15 @@ def read_folder(
         raise ValueError(f"cannot read {root}: {error.strerror}") from None
     splits = {split_of(name) for name in tops}
     as_splits = given and bool(tops) and None not in splits and {"train"} < splits
+    if given and None in splits and "train" in splits:
+        named = sorted(name for name in tops if split_of(name))
+        # train alone, with images in it, is a class beside car and bus
+        if len(named) > 1 or (not observations and _nested(root / named[0])):
+            others = some(sorted(tops.difference(named)))
+            taken = "not taken for splits" if class_by == "leaf" else "taken for classes"
+            theirs = f"folder{'s' * (len(named) > 1)} {', '.join(named)}"
+            verb = "are" if len(named) > 1 else "is"
+            notes.say(f"PROBLEM: {theirs} {verb} {taken}, for {others} is no split")
     for file in _walk(root, notes, follow_links, ()):
         parts = file.relative_to(root).parts
         name = os.path.join(*parts)
@@ -66,6 +75,13 @@ def read_folder(
         label = {"top": inside[0], "leaf": inside[-1], "path": "/".join(inside)}[class_by]
         seen = "/".join(inside) if observations and len(inside) > 1 else None
         yield Record(name, label, file, observation=seen, split=split)
+
+
+def _nested(folder: Path) -> bool:
+    try:
+        return any(_visible(entry) and entry.is_dir() for entry in os.scandir(folder))
+    except OSError:  # which the walk tells of
+        return False
 
 
 def _walk(

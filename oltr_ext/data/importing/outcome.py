@@ -24,6 +24,9 @@ def open_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
     """See that a folder is ours to write to: missing, empty, or of the same import. A block that
     fails before its first image leaves no trace.
 
+    An unfinished import of the same `source` may go on otherwise, as after a mistyped column: what
+    it keeps of images is named by them.
+
     Raises:
         ValueError: it holds something else.
     """
@@ -33,11 +36,10 @@ def open_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     if (out / BEGUN).is_file():  # what was looked at is good for any plan
-        begun = _about(out / BEGUN) or {}
-        if {**begun, "plan": None} != {**about, "plan": None}:
+        if _kept(_about(out / BEGUN) or {}) != _kept(about):
             raise ValueError(
-                f"{out} holds the unfinished import of something else: choose another folder for "
-                "--out"
+                f"{out} holds the unfinished import of something else: remove it, or choose "
+                "another folder for --out"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty: choose another folder for --out")
@@ -49,6 +51,13 @@ def open_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
             if [path.name for path in out.iterdir()] == [BEGUN]:
                 (out / BEGUN).unlink()
             raise
+
+
+def _kept(about: Mapping[str, Any]) -> Any:
+    """What decides which images a folder gets."""
+    if "source" in about:
+        return about.get("read"), about["source"]
+    return {**about, "plan": None}
 
 
 def _about(file: Path) -> Any:

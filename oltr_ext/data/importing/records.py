@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GIVEN_SPLITS", "Notes", "Record", "split_of", "tidy"]
+__all__ = [
+    "GIVEN_SPLITS",
+    "NO_CLASS",
+    "Notes",
+    "Record",
+    "some",
+    "split_of",
+    "split_of_file",
+    "tidy",
+]
 
 GIVEN_SPLITS = {
     "train": "train",
@@ -22,6 +32,9 @@ GIVEN_SPLITS = {
 }
 """How sources call their splits."""
 
+NO_CLASS = "-1"
+"""As a label, of lists and of every source: the image is of no known class."""
+
 EXAMPLES = 3
 
 
@@ -31,7 +44,7 @@ class Record:
 
     Args:
         name: what the source calls it, for whoever reads the report.
-        label: name of its class; None where the source has none for it.
+        label: name of its class; None or `NO_CLASS` where the source has none for it.
         content: its file, which stays where it is; or its bytes, which are kept.
         observation: images of one observation are judged as one, and stay in one split.
         group: what else stays in one split, such as a place, a person or a film.
@@ -79,6 +92,18 @@ def tidy(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def some(items: Iterable[str], most: int = 5) -> str:
+    """The first few, in a line."""
+    named = list(items)
+    return ", ".join(map(tidy, named[:most])) + (", ..." if len(named) > most else "")
+
+
 def split_of(text: str) -> str | None:
     """train, val or test of a source's own word; None for any other."""
     return GIVEN_SPLITS.get(text.strip().lower())
+
+
+def split_of_file(file: Path, folder: Path) -> str | None:
+    """By the first word of its name, else by the nearest folder within `folder` that says one."""
+    words = (re.split(r"[-_.]", file.name)[0], *reversed(file.relative_to(folder).parts[:-1]))
+    return next((split for split in map(split_of, words) if split), None)

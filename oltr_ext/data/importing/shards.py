@@ -13,17 +13,18 @@ from typing import Any
 
 from oltr_ext.data.decode import image_endings
 from oltr_ext.data.importing.coco import Source
-from oltr_ext.data.importing.records import Notes, Record
+from oltr_ext.data.importing.records import NO_CLASS, Notes, Record, some, split_of_file
 
 __all__ = ["read_shards"]
 
 LABELS = ("cls", "label", "txt", "json")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST = 1 << 30
 BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
 
 
 def read_shards(
-    files: Sequence[Source],
+    sources: Sequence[Source],
     notes: Notes,
     *,
     label: str | None = None,
@@ -34,21 +35,26 @@ def read_shards(
 ) -> Iterator[Record]:
     """A record for each sample that has an image, shard by shard.
 
-    A shard that breaks off gives what it holds until there, and is named.
+    A shard that breaks off gives what it holds until there, and is named. What the first sample
+    without a class has is said.
 
     Args:
+        sources: a shard, or a folder of them, each of the split that `split_of_file` says.
         label: suffix of the member that has the class; None takes the first of `LABELS`.
         label_key: of a member in JSON.
         observation, group: keys of the member in JSON.
         names: of classes that are numbers from 0.
 
     Raises:
-        FileNotFoundError: no such shard. ValueError: a number beyond the names.
+        FileNotFoundError: no such shard, or none in a folder.
+        ValueError: a number beyond the names.
     """
     suffixes = {suffix[1:] for suffix in image_endings()}
-    missing = [str(file) for _, file in files if not file.is_file()]
+    missing = [str(path) for _, path in sources if not path.exists()]
     if missing:
         raise FileNotFoundError(f"no file {', '.join(missing)}")
+    files = [each for split, path in sources for each in _shards(split, path)]
+    lacking = None
     for split, file in files:
         for key, parts in _samples(file, notes):
             images = [part for part in parts if part.rpartition(".")[2] in suffixes]
@@ -59,7 +65,11 @@ def read_shards(
                 continue
             about = _json(parts.get("json"), notes, name)
             word = _label(parts, about, label, label_key)
-            if word is not None and names is not None:
+            if word is None and lacking is None:
+                inside = f", in its JSON {some(about)}" if about else ""
+                lacking = f"{name} has no class: there are {some(parts)}{inside}"
+                notes.say(f"{lacking}: see --label-part and --label-key")
+            if names is not None and word is not None and word != NO_CLASS:
                 if not word.isdecimal() or int(word) >= len(names):
                     raise ValueError(
                         f"{name}: expected a class from 0 to {len(names) - 1}, got {word}"
@@ -68,6 +78,15 @@ def read_shards(
             told = [about.get(k) if k else None for k in (observation, group)]
             seen, other = (None if value is None else str(value) for value in told)
             yield Record(f"{name}.{images[0]}", word, parts[images[0]], seen, other, split)
+
+
+def _shards(split: str | None, path: Path) -> list[Source]:
+    if not path.is_dir():
+        return [(split, path)]
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(TARS) and file.is_file())
+    if not files:
+        raise FileNotFoundError(f"{path} has no file of {', '.join(TARS)}")
+    return [(split or split_of_file(file, path), file) for file in files]
 
 
 def _samples(file: Path, notes: Notes) -> Iterator[tuple[str, dict[str, bytes]]]:

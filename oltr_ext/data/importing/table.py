@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from oltr_ext._tables import mark_of, opened
 from oltr_ext.data.importing.records import Notes, Record, split_of
 
-__all__ = ["LABELS", "PATHS", "column_of", "read_table"]
+__all__ = ["LABELS", "PATHS", "column_of", "read_table", "unused_labels"]
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 LABELS = ("class", "class_name", "label", "category", "species", "scientific_name", "name")
-"""Columns that are taken unless another is named: the first of these that is there. A label may be
-a number of what another column names."""
+"""Columns that are taken unless another is named: the first of these that is there; of labels the
+first that tells classes apart by name."""
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?", re.ASCII)
 
 
 def read_table(
@@ -35,7 +38,8 @@ def read_table(
     Args:
         file: UTF-8, with or without a BOM; its first row names the columns.
         root: what paths are relative to; None is the file's folder.
-        path, label: columns; None takes the first of `PATHS`, of `LABELS`.
+        path, label: columns; None takes the first of `PATHS`, and of `LABELS` the first that has
+            several values, not all of them numbers, else of several; a note names the others.
         observation: column; None takes one of that name. group, split: columns, if any; of those
             of these names that are not taken, a note is made.
         suffix: put after each path, for tables of names without one: ``.jpg``.
@@ -50,6 +54,10 @@ def read_table(
         with opened(file) as lines:
             rows = csv.reader(lines, delimiter=delimiter or mark_of(lines), strict=True)
             head = [name.strip() for name in next(rows, [])]
+            if label is None:
+                label, others = _label_of(file, head, rows.dialect.delimiter)
+                if others:
+                    notes.say(unused_labels(file.name, others))
             where = {
                 "path": column_of(head, path, PATHS, "--path-column", str(file)),
                 "label": column_of(head, label, LABELS, "--label-column", str(file)),
@@ -81,6 +89,31 @@ def read_table(
         raise ValueError(f"{file}:{rows.line_num}: {error}") from None
 
 
+def _label_of(file: Path, head: Sequence[str], mark: str) -> tuple[str | None, list[str]]:
+    """The column of `LABELS` to take where there are several, and the others."""
+    lower = [name.casefold() for name in head]
+    known = [each for each in LABELS if lower.count(each) == 1]
+    if len(known) < 2:
+        return None, []
+    places = {each: lower.index(each) for each in known}
+    values: dict[str, str] = {}
+    several, named = set[str](), set[str]()
+    with opened(file) as lines, suppress(csv.Error):  # which whoever reads all of it will meet
+        rows = csv.reader(lines, delimiter=mark)
+        next(rows)
+        for row in rows:
+            for each, n in places.items() if len(row) == len(head) else ():
+                value = row[n].strip()
+                if value and value != values.setdefault(each, value):
+                    several.add(each)
+                if value and not NUMBER.fullmatch(value):
+                    named.add(each)
+            if known[0] in several & named:
+                break
+    best = max(known, key=lambda each: (each in several & named, each in several))
+    return head[places[best]], [head[places[each]] for each in known if each != best]
+
+
 def _record(values: dict[str, str], base: Path, suffix: str, line: str) -> Record:
     word = values.get("split", "")
     if word and split_of(word) is None:
@@ -97,6 +130,12 @@ def _record(values: dict[str, str], base: Path, suffix: str, line: str) -> Recor
         values.get("group") or None,
         split_of(word) if word else None,
     )
+
+
+def unused_labels(name: str, others: Sequence[str]) -> str:
+    """What to say of columns of `LABELS` that are not taken."""
+    verb = "is" if len(others) == 1 else "are"
+    return f"{name}: {', '.join(others)} {verb} not used: --label-column {others[0]}"
 
 
 def column_of(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from oltr_ext._words import counted
 from oltr_ext.data.importing.core import LARGE, PARTS, Entry, Imported
 from oltr_ext.data.importing.deal import RULE, half_of_the_images
-from oltr_ext.data.importing.records import tidy
+from oltr_ext.data.importing.records import some, tidy
 
 __all__ = ["describe"]
 
-EXAMPLES = 5
 FEW = 20
+LINE = 100
+"""Characters of a line that names classes."""
 
 
 def describe(made: Imported) -> list[str]:
@@ -37,11 +38,14 @@ def _counts(made: Imported) -> Iterator[str]:
     train = made.counts["train"]
     few = sum(count < FEW for count in train)
     half = half_of_the_images(train)
+    largest = "class holds" if half == 1 else f"{half:,} classes hold"
+    held = f"the largest {largest} half of them, " if len(train) > 1 else ""
     yield (
-        f"tail: {max(train):,} to {min(train):,} training images a class; the largest "
-        f"{'class holds' if half == 1 else f'{half:,} classes hold'} half of them, "
+        f"tail: {max(train):,} to {min(train):,} training images a class; {held}"
         f"{counted(few, 'has', 'have')} fewer than {FEW}"
     )
+    if len(names := f"classes: {some(made.names)}") <= LINE:
+        yield names
     for part, classes in made.opened.items():
         if classes:
             yield (
@@ -60,6 +64,12 @@ def _lacking(made: Imported) -> Iterator[str]:
     for name, spelt in sorted(made.spelt.items()):
         if len(spelt) > 1:
             yield f"one class, spelt in {len(spelt)} ways that look alike: {name}"
+    for name in made.names:
+        if name.casefold() == "unknown":
+            yield (
+                f"a class is called {name}, which answers in text cannot tell from rejection: "
+                f"--open {name} holds it out"
+            )
     folded: dict[str, list[str]] = defaultdict(list)
     for name in made.names:
         folded[name.casefold()].append(name)
@@ -134,9 +144,3 @@ def _rule(made: Imported) -> Iterator[str]:
              if part not in given and share]  # fmt: skip
     if asked:
         yield f"rule ({', '.join(asked)}, seed {plan.seed}): {RULE}"
-
-
-def some(items: Iterable[str] | Sequence[str]) -> str:
-    """The first few."""
-    named = list(items)
-    return ", ".join(map(tidy, named[:EXAMPLES])) + (", ..." if len(named) > EXAMPLES else "")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from oltr_ext import reference
-from oltr_ext.ops.shard import Shard, enter, largest, leave, nearest_of
+from oltr_ext.ops.shard import Shard, enter, largest, leave, nearest_of, unrounded
 from oltr_ext.reference._common import widen
 
 
@@ -35,12 +35,14 @@ def nearest(x: Tensor, memory: Tensor, *, shard: Shard) -> tuple[Tensor, Tensor]
     # a sum of nothing: whoever has no class still takes part in the backward's collective
     distance = wide[:, :0].sum(1) + m.sum() + torch.inf
     index = torch.zeros(len(wide), dtype=torch.int64, device=x.device)
+    exact = distance.detach()
     if shard.size > 0:
         distance, index = reference.nearest_centroid(wide, m)
-    least, found = nearest_of(shard, distance.detach(), index)
+        exact = unrounded(distance.detach(), wide.detach(), m[index].detach())
+    least, found = nearest_of(shard, exact, index)
     here = (found >= shard.start) & (found < shard.stop)
     # the owner's distance has the gradient; its value is what all agreed upon
-    own = torch.where(here, distance - distance.detach(), 0)
+    own = torch.where(here & ~distance.isinf(), distance - distance.detach(), 0)
     return (least + leave(shard, own)).to(x.dtype), found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oltr_ext.ops._register import accumulator, precision
-from oltr_ext.ops.shard import Shard, cast, largest, nearest_of, summed
+from oltr_ext.ops.shard import Shard, cast, largest, nearest_of, summed, unrounded
 
 FLOOR = 1e-30
 """Of distances; small enough to change none, and 1 / it is finite."""
@@ -75,9 +75,7 @@ class Nearest(torch.autograd.Function):
             distance, index = torch.ops.oltr_ext.nearest_centroid(
                 x, memory, precision(x.device.type)
             )
-            if x.dtype in (torch.bfloat16, torch.float16):  # rounded, shards would seem to tie
-                gap = x.float() - memory[index].float()
-                distance = torch.linalg.vector_norm(gap, dim=1)
+            distance = unrounded(distance, x, memory[index])
         else:
             distance = x.new_full((len(x),), torch.inf, dtype=accumulator(x.dtype))
             index = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -136,12 +134,14 @@ class Meta(torch.autograd.Function):
                 memory_grad,
                 how,
             )
+            distance = unrounded(distance, x, memory[index])
         else:
             part = selector = torch.zeros_like(x)
             lse = _no_class(x)
             distance, index = -lse, torch.zeros(len(x), dtype=torch.int64, device=x.device)
         recalled, lse = merged(shard, part, lse)
         distance, found = nearest_of(shard, distance, index)
+        distance = cast(distance, lse.dtype)
         ctx.save_for_backward(
             x, memory, keys, key_bias, selector_weight, recalled, selector, distance, found, lse
         )

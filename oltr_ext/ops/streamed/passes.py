@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oltr_ext.ops import _check
 from oltr_ext.ops._backend import use_native
+from oltr_ext.ops._compile import untraced
 from oltr_ext.ops._register import accumulator
 from oltr_ext.ops.bank import NO_GRADIENT, StreamedBank, together
 from oltr_ext.ops.shard import Shard
@@ -29,12 +30,18 @@ def _plainly(function: Callable[..., Found]) -> Callable[..., Found]:
 
     @wraps(function)
     def call(x: Tensor, *args: Any) -> Found:
+        if torch.compiler.is_compiling():  # files and passes are no graph
+            return apart(x, *args)
+        return run(x, *args)
+
+    def run(x: Tensor, *args: Any) -> Found:
         if not isinstance(x, Tensor) or not _check.autocast_on(x.device.type):
             return function(x, *args)
         bank = next(each for each in args if isinstance(each, StreamedBank))
         with torch.autocast(x.device.type, enabled=False):
             return function(x.to(bank.dtype), *args)
 
+    apart = untraced(run)  # called, it imports the compiler
     return call
 
 
@@ -129,6 +136,34 @@ def cosine_cross_entropy(
     return loss
 
 
+class _Once(torch.autograd.Function):
+    """(gradient, all that it was made of) -> gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *made_of: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            "double backward is not supported over a streamed bank; give the bank as a tensor, "
+            "under oltr_ext.use_backend('reference')"
+        )
+
+
+def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For a gradient of saved features, to which what a pass found is a constant: differentiated
+    again it would be wrong. `once_differentiable` of torch asks of incoming gradients alone."""
+
+    @wraps(backward)
+    def call(ctx: Any, *grads: Any) -> Any:
+        with torch.no_grad():
+            found, *rest = backward(ctx, *grads)
+        return _Once.apply(found, ctx.saved_tensors[0], *grads), *rest
+
+    return call
+
+
 class _Recalled(torch.autograd.Function):
     """(x, state of a pass, banks, key_bias, backend) -> recalled (B, D)."""
 
@@ -142,6 +177,7 @@ class _Recalled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_once
     def backward(ctx: Any, *grads: Any) -> Any:
         x, key_bias, out, lse = ctx.saved_tensors
         grad, total = grads[0].contiguous(), torch.zeros_like(x, dtype=torch.float64)
@@ -191,6 +227,7 @@ class _Logits(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_once
     def backward(ctx: Any, *grads: Any) -> Any:
         (v,) = ctx.saved_tensors
         bank, scale, by = ctx.settings
@@ -243,6 +280,7 @@ class _Entropy(torch.autograd.Function):
         return torch.where(target == ignore_index, 0, lse + parts).to(accumulator(v.dtype))
 
     @staticmethod
+    @_once
     def backward(ctx: Any, *grads: Any) -> Any:
         v, lse = ctx.saved_tensors
         bank, rest, by = ctx.settings

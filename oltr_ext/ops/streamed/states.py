@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oltr_ext.ops.shard import unrounded
+
 
 class Softmax:
     """log of a sum of exponentials (B,), and what is recalled by their shares (B, D)."""
@@ -55,14 +57,7 @@ class Closest:
 
     def take(self, x: Tensor, start: int, block: Tensor, distance: Tensor, index: Tensor) -> None:
         """What a block from class `start` on has."""
-        if x.dtype in (torch.bfloat16, torch.float16):  # rounded, blocks would seem to tie
-            gap = x.float() - block[index].float()
-            distance = torch.linalg.vector_norm(gap, dim=1)
-        distance = distance.double()
-        if x.dtype == torch.float32 and bool(distance.isinf().any()):  # so would beyond its range
-            gap = x.double() - block[index].double()
-            far = torch.linalg.vector_norm(gap, dim=1)
-            distance = torch.where(distance.isinf(), far, distance)
+        distance = unrounded(distance, x, block[index])
         if not self._any:
             self.distance, self.index, self.row = distance, index + start, block[index]
             self._any = True
