@@ -190,7 +190,7 @@ def test_names_that_a_person_gave_stay(trained: Trained, folder: Path, tmp_path:
     assert {row["path"]: row["name"] for row in rows(out)} == kept
     Path(named[0]["path"]).unlink()
     (note,) = discover(trained, folder, out=out).notes
-    assert "1 paths with names" in note and "groups_before.csv" in note
+    assert "1 path with a name is" in note and "groups_before.csv" in note
     del kept[named[0]["path"]]
     assert {row["path"]: row["name"] for row in rows(out)} == kept
     (before,) = rows(out, "groups_before.csv")

@@ -66,9 +66,9 @@ def test_seeds_differ_and_shares_are_spread_over_small_classes():
 @pytest.mark.parametrize(
     ("paths", "labels", "how", "message"),
     [
-        ([], [], 0.5, "got 0 paths and 0 labels"),
-        (["a"], [0, 1], 0.5, "a label for each path, got 1 paths and 2 labels"),
-        (["a", "b"], [0], 0.5, "got 2 paths and 1 labels"),
+        ([], [], 0.5, "got 0 and 0$"),
+        (["a"], [0, 1], 0.5, "a label for each, got 1 and 2$"),
+        (["a", "b"], [0], 0.5, "got 2 and 1$"),
         (["a", "b"], [0, 0], 1.5, r"a share in \(0, 1\) or one_per_class, got 1.5"),
         (["a", "b"], [0, 0], "one", "got 'one'"),
     ],

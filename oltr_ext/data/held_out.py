@@ -38,8 +38,8 @@ def hold_out(
     """
     if not len(paths) == np.size(labels) > 0:
         raise ValueError(
-            f"hold_out: expected a label for each path, got {len(paths)} paths and "
-            f"{np.size(labels)} labels"
+            f"hold_out: expected a path or more and a label for each, got {len(paths)} and "
+            f"{np.size(labels)}"
         )
     if how != "one_per_class" and not (isinstance(how, float) and 0 < how < 1):
         raise ValueError(f"hold_out: how: expected a share in (0, 1) or one_per_class, got {how!r}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oltr_ext._tables import mark_of
+from oltr_ext._words import counted
 from oltr_ext.data import ImageError, read_rgb
 from oltr_ext.report import png_uri, write_groups
 from oltr_ext.serve.inputs import Picture, pil_image
@@ -139,8 +140,9 @@ def _lost(lost: list[str], asked: Iterable[str], found: Discovery, before: Path)
         f"unknown no more{', or cannot be read' if found.bad else ''}": known,
         "not among these images": len(lost) - known,
     }
+    what = "path with a name is", "paths with names are"
     return [
-        f"{count:,} paths with names are {reason}: {before} has them"
+        f"{counted(count, *what)} {reason}: {before} has them"
         for reason, count in why.items()
         if count
     ]
