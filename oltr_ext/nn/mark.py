@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+SMALL = 1 << 20
+"""Bytes that are compared at each call."""
 _steps = 0  # of optimizers, of which fused ones leave no trace in what they write
 
 
@@ -30,8 +32,8 @@ def mark(tensors: Iterable[Tensor], *, trained: bool = False) -> list[Any] | Non
 
 
 def mark_values(tensor: Tensor) -> Any:
-    """`mark` of a small one, but on the CPU, where no device is waited for, by its numbers."""
-    if not tensor.is_cpu:
+    """`mark`, but of a small one on the CPU, where no device is waited for, its numbers."""
+    if not tensor.is_cpu or tensor.nbytes > SMALL:
         return mark([tensor])
     try:
         return tensor.numpy().tobytes()
