@@ -172,15 +172,17 @@ def test_columns_that_are_not_there(tmp_path, capsys):
         (("category", "scientific_name"), "scientific_name", "category is"),
         (("category", "label"), "label", "category is"),
         (("label", "class", "species"), "species", "class, label are"),
+        (("label", "name"), "label", "name is"),
     ],
 )
 def test_of_several_labels_the_one_that_tells_names(tmp_path, capsys, head, taken, others):
-    """A number, or a word that all rows share, says less."""
-    values = {"label": "01", "class": "01", "category": ("bird", "bird")}
+    """A number, or a word that all rows share, says less; one that no two share is no class."""
+    images = [f"photo {n}" for n in range(8)]
+    values = {"label": "01" * 4, "class": "01" * 4, "category": ["bird"] * 8, "name": images}
     rows = []
     for n in range(8):
         put(tmp_path / f"{n}.png", n)
-        rows.append((f"{n}.png", *(values.get(each, ("fox", "owl"))[n % 2] for each in head)))
+        rows.append((f"{n}.png", *(values.get(each, ("fox", "owl") * 4)[n] for each in head)))
     assert run(write(tmp_path / "t.csv", ("path", *head), rows), tmp_path / "set") == 0
     said = capsys.readouterr().out
     assert f"label is {taken}\n" in said

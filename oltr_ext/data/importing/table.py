@@ -39,7 +39,8 @@ def read_table(
         file: UTF-8, with or without a BOM; its first row names the columns.
         root: what paths are relative to; None is the file's folder.
         path, label: columns; None takes the first of `PATHS`, and of `LABELS` the first that has
-            several values, not all of them numbers, else of several; a note names the others.
+            several values, some of them of two images, not all of them numbers, else of several; a
+            note names the others.
         observation: column; None takes one of that name. group, split: columns, if any; of those
             of these names that are not taken, a note is made.
         suffix: put after each path, for tables of names without one: ``.jpg``.
@@ -96,21 +97,28 @@ def _label_of(file: Path, head: Sequence[str], mark: str) -> tuple[str | None, l
     if len(known) < 2:
         return None, []
     places = {each: lower.index(each) for each in known}
-    values: dict[str, str] = {}
-    several, named = set[str](), set[str]()
+    values: dict[str, set[str]] = {each: set() for each in known}
+    several, named, shared = set[str](), set[str](), set[str]()
     with opened(file) as lines, suppress(csv.Error):  # which whoever reads all of it will meet
         rows = csv.reader(lines, delimiter=mark)
         next(rows)
         for row in rows:
             for each, n in places.items() if len(row) == len(head) else ():
                 value = row[n].strip()
-                if value and value != values.setdefault(each, value):
+                if not value:
+                    continue
+                if value in values[each]:
+                    shared.add(each)
+                elif each not in several & shared:
+                    values[each].add(value)
+                if len(values[each]) > 1:
                     several.add(each)
-                if value and not NUMBER.fullmatch(value):
+                if not NUMBER.fullmatch(value):
                     named.add(each)
-            if known[0] in several & named:
+            if known[0] in several & named & shared:
                 break
-    best = max(known, key=lambda each: (each in several & named, each in several))
+    # what no two images share is a name of theirs and not of a class
+    best = max(known, key=lambda each: (each in several & shared, each in several & named))
     return head[places[best]], [head[places[each]] for each in known if each != best]
 
 
