@@ -57,6 +57,7 @@ def test_a_kill_at_any_moment_leaves_the_old_classes_or_the_new(run: Path, run_p
     """A process is killed on each side of each step of the writing, and within the writing."""
     code = f"""
 import os, signal, oltr_ext
+from oltr_ext import _files
 from oltr_ext.engine import checkpoint
 from strangers import rows
 
@@ -75,7 +76,7 @@ def half(path, mode="r", *how, **named):
     file = opened(path, mode, *how, **named)
     return Half(file) if mode == "wb" else file
 points = [("write", checkpoint, die), ("open", checkpoint.Path, half),
-          ("fsync", os, die), ("replace", os, die), ("_sync_folder", checkpoint, die), (None,) * 3]
+          ("fsync", os, die), ("replace", os, die), ("sync_folder", _files, die), (None,) * 3]
 for n, (name, where, what) in enumerate(points):
     model = oltr_ext.load({str(run)!r}, device="cpu")
     before = model.class_names
@@ -95,7 +96,7 @@ for n, (name, where, what) in enumerate(points):
         "open True True False",
         "fsync True True False",
         "replace True True False",
-        "_sync_folder True False True",  # it has its name by then
+        "sync_folder True False True",  # it has its name by then
         "None False False True",  # what a kill left keeps nobody from writing
     ]
     assert [p.name for p in run.glob(".model*")] == []

@@ -35,6 +35,7 @@ LEVEL = {
     "reference": 1,
     "_C": 0,
     "_defaults": 0,
+    "_files": 0,
     "_moved": 0,
     "_pixels": 0,
     "_tables": 0,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from oltr_ext._files import write_whole
 from oltr_ext._words import counted
 from oltr_ext.data.embeddings import (
     MANIFEST,
@@ -155,13 +156,13 @@ def write_embeddings(
                 )
             for file in files:  # of a writing cut short; its length alone says how far that came
                 file.unlink(missing_ok=True)
-            _replace(folder / PARTIAL, manifest.text())
+            write_whole(folder / PARTIAL, manifest.text())
         for name, part in manifest.splits.items():
             header = _header(np.dtype(np.int64), labels[name].shape)
-            _replace(folder / f"{name}_labels.npy", header + labels[name].tobytes())
+            write_whole(folder / f"{name}_labels.npy", header + labels[name].tobytes())
             file = folder / f"{name}_features.npy"
             part.features_crc32 = _write(file, streams[name], np.dtype(dtype), begun)
-        _replace(folder / PARTIAL, manifest.text())
+        write_whole(folder / PARTIAL, manifest.text())
         os.replace(folder / PARTIAL, folder / MANIFEST)
     return folder / MANIFEST
 
@@ -269,9 +270,3 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, description)
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -33,6 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oltr_ext._files import written
+
 __all__ = ["MADE_BY", "SPLITS", "Pack", "cache_folder", "load_pack", "rank", "save_pack"]
 
 SIZE = 32  # S of the package's own
@@ -190,15 +192,9 @@ def save_pack(path: str | Path, pack: Pack) -> None:
 
     Equal packs give equal bytes: the zip entries carry no time.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so a kill leaves one at most
     arrays: dict[str, Any] = {name: np.asarray(getattr(pack, name)) for name in ARRAYS}
-    with temporary.open("wb") as file:
+    with written(Path(path)) as file:
         np.savez(file, about=np.array(pack.about), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def load_pack(name: str) -> Pack:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
 
+from oltr_ext._files import write_whole
 from oltr_ext.desk.desk import Desk
 from oltr_ext.desk.state import JUNK
 
@@ -73,9 +73,7 @@ def export(desk: Desk, out: Path) -> list[Path]:
     (out / MARK).touch()
     (out / LEFT_OUT).unlink(missing_ok=True)
     for name, held in found.items():
-        partial = out / f".{name}.tmp"
-        partial.write_bytes(held)
-        os.replace(partial, out / name)
+        write_whole(out / name, held)
         written.append(out / name)
     return written
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 import warnings
 from pathlib import Path
 
 from PIL import Image
 
+from oltr_ext._files import write_whole
 from oltr_ext.data import ImageError, read_rgb
 from oltr_ext.desk.folder import Folder, NotThereError
 
@@ -43,10 +43,7 @@ class Thumbs:
             return file.read_bytes()
         except FileNotFoundError:
             made = self._made(image, paths, SMALL)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{image}.{threading.get_ident()}.tmp")
-        partial.write_bytes(made)
-        os.replace(partial, file)
+        write_whole(file, made, sync=False, several=True)
         return made
 
     def large(self, image: str, paths: list[str]) -> bytes:

@@ -15,11 +15,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, cast, overload
 
 from safetensors import SafetensorError
 from torch import Tensor
 
+from oltr_ext._files import written
 from oltr_ext.engine import distributed
 from oltr_ext.engine.pieces import from_lead, pieces
 from oltr_ext.engine.tensorfile import TensorFile, checksum, write
@@ -114,19 +115,10 @@ def save(
                 pass
         return
     text = json.dumps({"format": FORMAT, **header})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so a kill leaves one at most
-    with temporary.open("wb") as file:
+    # where there is `before`, it alone holds the state for a moment; load_latest looks there
+    with written(Path(path), before=before) as file:
         # one key only: safetensors keeps no order between keys, and equal runs write equal bytes
-        write(file, tensors, text, KEY, lambda crc: f"{crc:08x} {text}")
-        file.flush()
-        os.fsync(file.fileno())
-    if before is not None and path.exists():
-        # between this line and the next, `before` alone holds the state; load_latest looks there
-        os.replace(path, before)
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+        write(cast(BinaryIO, file), tensors, text, KEY, lambda crc: f"{crc:08x} {text}")
 
 
 def load(path: str | Path, *, beside: Collection[str] = ()) -> Contents:
@@ -348,12 +340,3 @@ def clear(run: Path) -> None:
         events.unlink()
     if board.is_dir() and not any(board.iterdir()):
         board.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and rename is durable enough
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

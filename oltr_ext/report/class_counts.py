@@ -12,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from oltr_ext._files import written
+
 from .style import BLUE, GREEN, MUTED, ORANGE, PURPLE, drawing
 
 STYLE = {"train": (BLUE, "-", 2.0), "val": (PURPLE, "--", 1.2), "test": (GREEN, ":", 1.2)}
@@ -71,8 +73,7 @@ def write_class_counts(
         axes.set(title=title, xlabel="class, by training images", ylabel="images")
         axes.set_xlim(0.5, begin - 0.5)
         axes.legend(ncols=2)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         FigureCanvasAgg(figure)
-        figure.savefig(partial, format="png", dpi=130)
-        os.replace(partial, target)
+        with written(target) as file:
+            figure.savefig(file, format="png", dpi=130)
     return target

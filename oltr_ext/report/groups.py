@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .render import replace, templates
+from oltr_ext._files import write_whole
+
+from .render import templates
 
 __all__ = ["write_groups"]
 
@@ -21,4 +23,5 @@ def write_groups(path: Path, page: Mapping[str, Any]) -> None:
             ``size``, ``sure``, ``nearest`` (names and distances) and ``images``; ``odd``: ``size``
             and ``images``, each of ``path`` and ``uri``, a data URI or None.
     """
-    replace(path, templates().get_template("groups.html").render(page=page))
+    text = templates().get_template("groups.html").render(page=page)
+    write_whole(path, text.encode())

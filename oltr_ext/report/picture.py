@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -15,6 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+
+from oltr_ext._files import write_whole
 
 from .content import CLOSED, LOWER_IS_BETTER, best_of, headline
 from .numbers import format_number
@@ -60,27 +63,24 @@ def write_picture(
     if not results:
         raise ValueError("write_picture: expected at least one MethodResult, got none")
     samples = _mixed(next((r.samples for r in reversed(results) if r.samples), ()), max_samples)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     with drawing():
         figure = _draw(results, samples, title)
         if target.suffix == ".svg":
             with rc_context({"svg.fonttype": "path"}):
-                FigureCanvasSVG(figure).print_svg(partial, metadata=NO_METADATA)
+                FigureCanvasSVG(figure).print_svg(drawn := io.BytesIO(), metadata=NO_METADATA)
         else:
             FigureCanvasAgg(figure)
             for dpi in (150, 110, 80):  # a table of many methods fits at a lower resolution
-                figure.savefig(partial, dpi=dpi, pil_kwargs={"optimize": True})
-                if partial.stat().st_size <= MAX_BYTES:
+                figure.savefig(drawn := io.BytesIO(), dpi=dpi, pil_kwargs={"optimize": True})
+                if len(drawn.getvalue()) <= MAX_BYTES:
                     break
-    size = partial.stat().st_size
+    size = len(drawn.getvalue())
     if size > MAX_BYTES:
-        partial.unlink()
         raise ValueError(
             f"write_picture: the picture takes {size} bytes, more than {MAX_BYTES}; "
             f"show fewer samples than {len(samples)} or write the other format"
         )
-    os.replace(partial, target)
+    write_whole(target, drawn.getvalue())
     return target
 
 

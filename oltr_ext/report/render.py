@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from oltr_ext._files import write_whole
+
 from .content import build
 from .numbers import format_number, look_up
 from .plots import draw_all
@@ -72,8 +74,9 @@ def write_report(
         good=GOOD,
         json_name=side.name,
     )
-    replace(html, page)
-    replace(side, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    said = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(html, page.encode(), several=True)
+    write_whole(side, said.encode(), several=True)
     return ReportFiles(html, side)
 
 
@@ -126,11 +129,3 @@ def gate_strip(strongest: Sequence[Mapping[str, Any]]) -> Markup:
         f'aria-label="the strongest values of the gate, in order of strength">'
         f'<line x1="0" x2="{width}" y1="16" y2="16"/>{"".join(bars)}</svg>'
     )
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file whole, or leave what is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

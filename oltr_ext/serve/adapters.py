@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oltr_ext._files import write_whole
 from oltr_ext.data import network_input
-from oltr_ext.data.importing.content import write_whole
 from oltr_ext.serve.assess import Assessment
 from oltr_ext.serve.model import Model
 from oltr_ext.serve.trained import Trained
@@ -101,7 +101,6 @@ def write_openood(result: Assessment, out: str | Path) -> list[Path]:
     for path, content in files.items():
         if path.exists() and path.read_bytes() != content:
             raise FileExistsError(f"{path} is there and holds other scores: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         write_whole(path, content)
     return list(files)

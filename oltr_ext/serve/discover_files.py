@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from oltr_ext._files import written
 from oltr_ext._tables import mark_of
 from oltr_ext._words import counted
 from oltr_ext.data import ImageError, read_rgb
@@ -151,16 +152,12 @@ def _lost(lost: list[str], asked: Iterable[str], found: Discovery, before: Path)
 def _write_rows(
     path: Path, columns: list[str], rows: Sequence[tuple[str, int, Any, Mapping[str, str]]]
 ) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with written(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow([*COLUMNS[:-1], *columns])
         lines.writerows(
             [*place, *(cells.get(name, "") for name in columns)] for *place, cells in rows
         )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _page(

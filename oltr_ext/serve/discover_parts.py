@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from oltr_ext._files import written
 from oltr_ext.data.decode import image_endings
 from oltr_ext.serve.predict import (
     Picture,
@@ -282,9 +283,7 @@ def _digest(trained: Trained, every: bool) -> str:
 
 
 def _write(file: Path, part: Rejected) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.tmp")
-    with partial.open("wb") as out:
+    with written(file) as out:
         np.savez(
             out,
             seen=part.seen,
@@ -294,9 +293,6 @@ def _write(file: Path, part: Rejected) -> None:
             pixels=part.pixels,
             bad=json.dumps(part.bad),
         )
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(partial, file)
 
 
 def _read(file: Path) -> Rejected | None:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from oltr_ext._files import write_whole
 from oltr_ext._version import __version__
 from oltr_ext._words import counted
-from oltr_ext.data.importing.content import write_whole
 from oltr_ext.engine import checkpoint, enrolment
 from oltr_ext.engine.base import with_base
 from oltr_ext.metrics import json_ready
@@ -119,7 +119,6 @@ def save_pretrained(
         "oltr_ext": header["config"],
     }
     said = json.dumps(json_ready(about), indent=1, ensure_ascii=False) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
     # first what says whose folder it is: after a kill it is written again
     write_whole(folder / CONFIG, said.encode())
     checkpoint.save(folder / checkpoint.MODEL, tensors, header)

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from oltr_ext._files import write_whole
 from oltr_ext._words import counted
-from oltr_ext.data.importing.content import write_whole
 from oltr_ext.data.importing.outcome import finish, open_folder
 
 __all__ = ["OPEN_SETS", "CifarLT", "class_sizes", "kept_images", "write_cifar"]
@@ -207,10 +207,9 @@ def _written(out: Path, part: str, pixels: NDArray[np.uint8], rows: Iterable[int
     for row in tqdm(list(rows), desc=part, unit="image", disable=None, leave=False):
         path = f"images/{part}/{row:05d}.png"
         if not (out / path).exists():
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
             Image.fromarray(pixels[row]).save(buffer, "PNG")
-            write_whole(out / path, buffer.getvalue(), sync=False)
+            write_whole(out / path, buffer.getvalue(), sync=False, several=True)
         paths.append(path)
     return paths
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from oltr_ext._files import write_whole
 from oltr_ext.data.decode import ImageError, read_rgb
 
-__all__ = ["Look", "Seen", "keep_bytes", "look_at", "write_whole"]
+__all__ = ["Look", "Seen", "keep_bytes", "look_at"]
 
 CHUNK = 1 << 20
 WHOLE = 32 << 20
@@ -95,23 +96,8 @@ def keep_bytes(folder: Path, content: bytes, look: Look) -> str:
     path = f"{look.sha256[:2]}/{look.sha256[2:34]}{look.suffix}"
     file = folder / path
     if not (file.is_file() and file.stat().st_size == len(content)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content, sync=False)
+        write_whole(file, content, sync=False, several=True)
     return path
-
-
-def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """At any moment `path` is what it was, or all of `content`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Seen:

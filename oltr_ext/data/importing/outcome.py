@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from oltr_ext._files import write_whole
 from oltr_ext.data.folders import made_folder
-from oltr_ext.data.importing.content import write_whole
 
 __all__ = ["SEEN", "finish", "open_folder", "table"]
 
