@@ -3,6 +3,7 @@
 // what a kernel leaves out shows up.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -40,11 +41,10 @@ class Fenced {
   unsigned char* data() { return all_.data() + before_; }
   bool intact() {
     ASAN_UNPOISON_MEMORY_REGION(all_.data(), all_.size());
-    for (size_t i = 0; i < all_.size(); ++i) {
-      const bool inside = i >= before_ && i < before_ + bytes_;
-      if (!inside && all_[i] != kMark) return false;
-    }
-    return true;
+    const auto marked = [](unsigned char b) { return b == kMark; };
+    const auto first = all_.begin() + static_cast<std::ptrdiff_t>(before_);
+    return std::all_of(all_.begin(), first, marked) &&
+           std::all_of(first + static_cast<std::ptrdiff_t>(bytes_), all_.end(), marked);
   }
 
  private:

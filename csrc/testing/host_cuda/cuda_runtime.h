@@ -49,7 +49,7 @@ struct dim3 {
 namespace host_cuda {
 
 constexpr int kWarp = 32;
-constexpr size_t kStack = 128 * 1024;
+constexpr size_t kStack = 128 * 1024, kLeft = 4096;
 
 // A copy to shared memory that its thread has not waited for yet; `from` null: of zeros.
 struct Copy {
@@ -217,7 +217,8 @@ inline void run_block(Block& b) {
     getcontext(&f.context);
     unsigned char* stack = stacks[static_cast<size_t>(t)].get();
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stack, kStack);  // of frames that were left for good
+    // The frame of `enter`, which is left for good, at the stack's end.
+    __asan_unpoison_memory_region(stack + kStack - kLeft, kLeft);
 #endif
     f.context.uc_stack.ss_sp = stack;
     f.context.uc_stack.ss_size = kStack;
