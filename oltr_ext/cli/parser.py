@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from oltr_ext._version import __version__
-from oltr_ext.cli import classes, commands, desk, importing, service
+from oltr_ext.cli import classes, commands, data, desk, service
 from oltr_ext.cli.arguments import (
     add_config,
     add_device,
@@ -18,7 +19,7 @@ from oltr_ext.cli.arguments import (
     add_set,
     add_stream,
 )
-from oltr_ext.cli.values import expectation, how_many, positive, share
+from oltr_ext.cli.values import expectation, positive, share
 from oltr_ext.config.methods import DEMO
 from oltr_ext.config.paths import expanded, path_of
 
@@ -46,6 +47,24 @@ def make_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, usage=sub.error)
         return sub
 
+    _demo(command)
+    _train(command)
+    _config(command)
+    _eval(command)
+    _predict(command)
+    classes.add_commands(command)
+    service.add_command(command)
+    _discover(command)
+    desk.add_command(command)
+    _export(command)
+    data.add_commands(command, groups)
+    _embed(command)
+    _info(command)
+    _methods(command)
+    return whole
+
+
+def _demo(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "demo",
         commands.run_demo,
@@ -72,6 +91,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--fresh", action="store_true", help="train again what is already there")
     add_set(sub)
 
+
+def _train(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "train",
         commands.run_train,
@@ -106,6 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     again.add_argument("--fresh", action="store_true", help="start again, removing the old run")
 
+
+def _config(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "config",
         commands.run_config,
@@ -116,6 +139,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_method(sub)
     add_set(sub)
 
+
+def _eval(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "eval",
         commands.run_eval,
@@ -170,6 +195,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_stream(sub)
     add_device(sub)
 
+
+def _predict(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "predict",
         commands.run_predict,
@@ -204,9 +231,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_stream(sub)
     add_device(sub)
 
-    classes.add_commands(command)
-    service.add_command(command)
 
+def _discover(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "discover",
         commands.run_discover,
@@ -228,8 +254,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_device(sub)
 
-    desk.add_command(command)
 
+def _export(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "export",
         commands.run_export,
@@ -260,64 +286,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="of the program; default: the model's, .pt2, .aoti.pt2 or .onnx",
     )
 
-    about = "check, pack and make data sets"
-    group = groups.add_parser("data", help=about, description=f"{about.capitalize()}.")
-    parts = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    sub = command(
-        "check",
-        commands.run_data_check,
-        "check a data set of lists: missing and damaged files, counts, duplicates, labels",
-        "  oltr data check my.yaml\n"
-        "  oltr data check imagenet_lt --decode all --set data.root=/data/imagenet "
-        "--set data.lists=/data/ImageNet_LT",
-        within=parts,
-    )
-    add_config(sub)
-    sub.add_argument(
-        "--decode",
-        type=how_many,
-        default=200,
-        metavar="N",
-        help="images of each list to decode, or all; default: %(default)s",
-    )
-    sub.add_argument("--json", action="store_true", help="print JSON")
-    add_set(sub)
 
-    sub = command(
-        "pack",
-        commands.run_data_pack,
-        "put the images of lists into one file, decoded and in their final size: a pack",
-        "  oltr data pack my.yaml\n"
-        "  oltr data pack my.yaml --out mine.npz --set data.image_size=48",
-        within=parts,
-    )
-    add_config(sub)
-    sub.add_argument(
-        "--out", type=path_of, metavar="FILE", help="the pack; default: CONFIG.npz, here"
-    )
-    add_set(sub)
-
-    sub = command(
-        "make",
-        commands.run_data_make,
-        "render a larger data set into the cache ($OLTR_EXT_CACHE, else ~/.cache/oltr_ext)",
-        "  oltr data make glyphs\n  oltr data make icons-large --source iconify-json-2.2.535.tgz",
-        within=parts,
-    )
-    sub.add_argument(
-        "name",
-        metavar="NAME",
-        help="glyphs (two sizes) or icons-large (pip install oltr_ext[data])",
-    )
-    sub.add_argument(
-        "--source",
-        type=path_of,
-        metavar="PATH",
-        help="folder of fonts or .deb files, or tarball of the npm package; default: fetched",
-    )
-
-    importing.add_commands(command, parts)
-
+def _embed(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "embed",
         commands.run_embed,
@@ -345,6 +315,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_set(sub)
     add_device(sub)
 
+
+def _info(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         "info",
         commands.run_info,
@@ -352,10 +324,12 @@ def make_parser() -> argparse.ArgumentParser:
         "  oltr info",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _methods(command: Callable[..., argparse.ArgumentParser]) -> None:
     command(
         "methods",
         commands.run_methods,
         "list the methods on offer, with their papers and what each changes",
         "  oltr methods",
     )
-    return whole
