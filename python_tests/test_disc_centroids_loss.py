@@ -102,6 +102,14 @@ def test_nan_is_not_hidden_by_the_clamp(backend):
         assert ops.disc_centroids_loss(x, target, centroids).isnan()
 
 
+def test_class_means_of_many_rows_that_are_alike():
+    """One float32 sum of them is a hundredth off."""
+    x, target = torch.full((1_000_000, 1), 0.1), torch.zeros(1_000_000, dtype=torch.int64)
+    with use_backend("native"):
+        means = ops.class_means(x, target, 1).means
+    torch.testing.assert_close(means, x[:1], rtol=1e-5, atol=0)
+
+
 @BACKENDS
 def test_class_means_with_empty_classes(backend):
     x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)

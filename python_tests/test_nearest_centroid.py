@@ -37,6 +37,28 @@ def test_near_ties_beyond_the_product_precision():
     torch.testing.assert_close(got.distance.double(), want.values, rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-5])
+@pytest.mark.parametrize("width", [2048, 3 * 64 * 64])
+def test_rows_that_are_nearly_flat_find_themselves(width, noise, precision):
+    """All additions of a product round the same way, so that its error grows with the width."""
+    memory = torch.linspace(0, 1, 80)[:, None] + noise * torch.randn(80, width)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        got = ops.nearest_centroid(memory.clone(), memory)
+        assert torch.equal(got.index, torch.arange(80)) and not got.distance.any()
+        if width > 2048:  # of a square gate
+            return
+        keys, bias, gate = torch.zeros(80, width), torch.zeros(80), torch.zeros(width, width)
+        at = ops.meta_embedding(
+            memory[::20], memory, keys, bias, gate, torch.zeros(width), return_details=True
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert at.nearest.tolist() == [0, 20, 40, 60]
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("classes", [2, 65, 700])
 def test_ties_go_to_the_lower_class(backend, classes):

@@ -125,7 +125,7 @@ struct CosineCrossEntropyBackward {
 };
 
 // attract + repel_weight * clamp(margin - R, 0, 1e6), see cpu/disc_centroids_loss.h.
-struct DiscCentroidsForward {
+struct DiscCentroidsLossForward {
   Sizes size;
   Dtype dtype;
   double margin, repel_weight;
@@ -134,7 +134,7 @@ struct DiscCentroidsForward {
   MutableMatrix loss;  // () acc
   double* sums;  // (1 + 2 D) for the backward: 1 where the repel clamp is open, sums of x and c
 };
-struct DiscCentroidsBackward {
+struct DiscCentroidsLossBackward {
   Sizes size;
   Dtype dtype;
   double repel_weight;
@@ -165,5 +165,15 @@ struct ClassMeansBackward {
   const int64_t* counts;
   MutableMatrix grad_x;
 };
+
+// Every op once: tables of kernels and registrations are made of this list.
+#define OLTR_EACH_OP(OP)                       \
+  OP(MemoryAttention, memory_attention)        \
+  OP(NearestCentroid, nearest_centroid)        \
+  OP(MetaEmbedding, meta_embedding)            \
+  OP(CosineLogits, cosine_logits)              \
+  OP(CosineCrossEntropy, cosine_cross_entropy) \
+  OP(DiscCentroidsLoss, disc_centroids_loss)   \
+  OP(ClassMeans, class_means)
 
 }  // namespace oltr

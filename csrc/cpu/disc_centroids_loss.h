@@ -85,7 +85,8 @@ static double shifted_sums(Matrix m, int64_t n, int64_t D, const double* shift, 
 }
 
 template <class M>
-static void disc_centroids_forward(const DiscCentroidsForward& p, const Parallel& parallel) {
+static void disc_centroids_loss_forward(const DiscCentroidsLossForward& p,
+                                        const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   double *active = p.sums, *sum_x = p.sums + 1, *sum_c = p.sums + 1 + D;
@@ -117,7 +118,8 @@ static void disc_centroids_forward(const DiscCentroidsForward& p, const Parallel
 }
 
 template <class M>
-static void disc_centroids_backward(const DiscCentroidsBackward& p, const Parallel& parallel) {
+static void disc_centroids_loss_backward(const DiscCentroidsLossBackward& p,
+                                         const Parallel& parallel) {
   using T = typename M::Acc;
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   const double *sum_x = p.sums + 1, *sum_c = p.sums + 1 + D;

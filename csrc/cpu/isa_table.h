@@ -97,8 +97,8 @@ OLTR_PRODUCT_ENTRY(CosineLogitsForward, cosine_logits_forward)
 OLTR_PRODUCT_ENTRY(CosineLogitsBackward, cosine_logits_backward)
 OLTR_PRODUCT_ENTRY(CosineCrossEntropyForward, cosine_cross_entropy_forward)
 OLTR_PRODUCT_ENTRY(CosineCrossEntropyBackward, cosine_cross_entropy_backward)
-OLTR_ENTRY(DiscCentroidsForward, disc_centroids_forward)
-OLTR_ENTRY(DiscCentroidsBackward, disc_centroids_backward)
+OLTR_ENTRY(DiscCentroidsLossForward, disc_centroids_loss_forward)
+OLTR_ENTRY(DiscCentroidsLossBackward, disc_centroids_loss_backward)
 OLTR_ENTRY(ClassMeansForward, class_means_forward)
 OLTR_ENTRY(ClassMeansBackward, class_means_backward)
 #undef OLTR_ENTRY
@@ -107,21 +107,9 @@ OLTR_ENTRY(ClassMeansBackward, class_means_backward)
 #undef OLTR_EMBED_ENTRY
 
 constexpr KernelTable make_table(const char* isa) {
-  return {isa,
-          memory_attention_forward_entry,
-          memory_attention_backward_entry,
-          nearest_centroid_forward_entry,
-          nearest_centroid_backward_entry,
-          meta_embedding_forward_entry,
-          meta_embedding_backward_entry,
-          cosine_logits_forward_entry,
-          cosine_logits_backward_entry,
-          cosine_cross_entropy_forward_entry,
-          cosine_cross_entropy_backward_entry,
-          disc_centroids_forward_entry,
-          disc_centroids_backward_entry,
-          class_means_forward_entry,
-          class_means_backward_entry};
+#define OLTR_ENTRIES(Op, op) , op##_forward_entry, op##_backward_entry
+  return {isa OLTR_EACH_OP(OLTR_ENTRIES)};
+#undef OLTR_ENTRIES
 }
 
 }  // namespace OLTR_ISA

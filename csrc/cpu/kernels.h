@@ -11,20 +11,11 @@ namespace oltr {
 
 struct KernelTable {
   const char* isa;
-  void (*memory_attention_forward)(const MemoryAttentionForward&, const Parallel&);
-  void (*memory_attention_backward)(const MemoryAttentionBackward&, const Parallel&);
-  void (*nearest_centroid_forward)(const NearestCentroidForward&, const Parallel&);
-  void (*nearest_centroid_backward)(const NearestCentroidBackward&, const Parallel&);
-  void (*meta_embedding_forward)(const MetaEmbeddingForward&, const Parallel&);
-  void (*meta_embedding_backward)(const MetaEmbeddingBackward&, const Parallel&);
-  void (*cosine_logits_forward)(const CosineLogitsForward&, const Parallel&);
-  void (*cosine_logits_backward)(const CosineLogitsBackward&, const Parallel&);
-  void (*cosine_cross_entropy_forward)(const CosineCrossEntropyForward&, const Parallel&);
-  void (*cosine_cross_entropy_backward)(const CosineCrossEntropyBackward&, const Parallel&);
-  void (*disc_centroids_forward)(const DiscCentroidsForward&, const Parallel&);
-  void (*disc_centroids_backward)(const DiscCentroidsBackward&, const Parallel&);
-  void (*class_means_forward)(const ClassMeansForward&, const Parallel&);
-  void (*class_means_backward)(const ClassMeansBackward&, const Parallel&);
+#define OLTR_KERNELS(Op, op)                                 \
+  void (*op##_forward)(const Op##Forward&, const Parallel&); \
+  void (*op##_backward)(const Op##Backward&, const Parallel&);
+  OLTR_EACH_OP(OLTR_KERNELS)
+#undef OLTR_KERNELS
 };
 
 // One an instruction set; a build holds those of its processor.

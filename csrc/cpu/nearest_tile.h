@@ -39,12 +39,13 @@ struct NearestTile {
   }
 
   // How far rounding can set two scores apart per unit of |x| |c| + |c|^2 / 2: the sums' own error,
-  // and that of rounding numbers, a half bit a plane: 2^-8 a product with one plane, 2^-16 with two
-  // and the smallest of their four products left out. Nothing of it averages out where one
-  // coordinate is far larger than the others.
+  // half a bit an addition, and that of rounding numbers, a half bit a plane: 2^-8 a product with one
+  // plane, 2^-16 with two and the smallest of their four products left out. Nothing of it averages
+  // out where coordinates are alike, for then all additions round the same way, nor where one is far
+  // larger than the others.
   OLTR_INLINE T unit() const {
-    const T root = std::sqrt(static_cast<T>(M::planes * width));
-    const T sum = 4 * std::numeric_limits<T>::epsilon() * (8 + root);
+    const int64_t additions = (M::planes == 1 ? 1 : 3) * width;
+    const T sum = std::numeric_limits<T>::epsilon() * static_cast<T>(32 + additions);
     if (M::group == 1 || memory.dtype == Dtype::kBFloat16) return sum;
     return sum + (M::planes == 1 ? T(1.0 / 120) : T(1.0 / 32000));
   }

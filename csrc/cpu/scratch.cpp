@@ -1,5 +1,6 @@
 #include "cpu/scratch.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -27,6 +28,18 @@ Pool& pool() {
   return *p;
 }
 
+// What a caller sees, from whichever thread.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(size_t bytes) {
+    std::snprintf(text_, sizeof text_, "oltr_ext: cannot allocate %zu bytes of scratch", bytes);
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[80];
+};
+
 size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
@@ -45,7 +58,7 @@ void* scratch_allocate(size_t bytes) {
     }
   }
   void* data = std::aligned_alloc(64, bytes);
-  if (data == nullptr) throw std::bad_alloc();
+  if (data == nullptr) throw OutOfMemory(bytes);
   return data;
 }
 

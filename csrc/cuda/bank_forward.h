@@ -40,14 +40,14 @@ struct Nearest {
   Acc<S> unit;  // of rounding, which may set two scores apart by unit (|x| |c| + |c|^2 / 2)
 };
 
-// How far rounding can set two scores apart: the sums' own error, and that of operands that the
-// product rounds: to bfloat16 by 2^-8 a product, up or down; to TF32, which may cut, by 2^-9 towards
-// zero. Nothing of it averages out where one coordinate is far larger than the others.
+// How far rounding can set two scores apart: the sums' own error, a bit an addition, for tensor cores
+// cut, and that of operands that the product rounds: to bfloat16 by 2^-8 a product, up or down; to
+// TF32, which may cut, by 2^-9 towards zero. Nothing of it averages out where coordinates are alike,
+// for then all additions round the same way, nor where one is far larger than the others.
 template <class S>
 Acc<S> score_error(int64_t width, Precision precision) {
   using T = Acc<S>;
-  const T root = static_cast<T>(sqrt(static_cast<double>(width)));
-  T error = 8 * std::numeric_limits<T>::epsilon() * (8 + root);
+  T error = 2 * std::numeric_limits<T>::epsilon() * static_cast<T>(32 + width);
   if (DtypeOf<S>::value == Dtype::kFloat32 && precision == Precision::kHigh) error += T(1.0 / 512);
   if (DtypeOf<S>::value == Dtype::kFloat32 && precision == Precision::kMedium)
     error += T(1.0 / 120);

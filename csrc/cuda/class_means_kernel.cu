@@ -24,7 +24,8 @@ int64_t slices_of(int64_t classes, int64_t width) {
   return clamp(div_up(4096, classes), 1, div_up(width, kWarp));
 }
 
-// A block's warps take the class's rows in turns; their sums are added in order.
+// A block's warps take the class's rows in turns; their sums are added in order. One sum of many rows
+// that are alike would drift.
 template <class S>
 __global__ void class_means_kernel(const S* x, const int64_t* sorted, const int64_t* order,
                                    int64_t rows, int64_t classes, int64_t width, int64_t slices,
@@ -32,7 +33,8 @@ __global__ void class_means_kernel(const S* x, const int64_t* sorted, const int6
   using T = Acc<S>;
   OLTR_DYNAMIC_SHARED(shared);
   constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
-  T* sums = reinterpret_cast<T*>(shared);  // (kWarps, kWarp)
+  constexpr int64_t kPart = 64 * kWarps;  // rows whose sums then join the others' in double
+  double* sums = reinterpret_cast<double*>(shared);  // (kWarps, kWarp)
   const int64_t c = blockIdx.x / slices, slice = blockIdx.x % slices;
   const int64_t begin = lower_bound(sorted, rows, c);
   const int64_t count = lower_bound(sorted + begin, rows - begin, c + 1);
@@ -40,16 +42,21 @@ __global__ void class_means_kernel(const S* x, const int64_t* sorted, const int6
   const bool valid = rows == 0 || (sorted[0] >= 0 && sorted[rows - 1] < classes);
   for (int64_t first = slice * kWarp; first < width; first += slices * kWarp) {
     const int64_t d = first + lane_index();
-    T sum = 0;
-    OLTR_UNROLL(4)
-    for (int64_t i = warp_index(); i < (d < width ? count : 0); i += kWarps)
-      sum += widen(read(x + read(order + begin + i) * width + d));
+    double sum = 0;
+    for (int64_t part = 0; part < (d < width ? count : 0); part += kPart) {
+      const int64_t end = part + kPart < count ? part + kPart : count;
+      T some = 0;
+      OLTR_UNROLL(4)
+      for (int64_t i = part + warp_index(); i < end; i += kWarps)
+        some += widen(read(x + read(order + begin + i) * width + d));
+      sum += static_cast<double>(some);
+    }
     __syncthreads();
     sums[threadIdx.x] = sum;
     __syncthreads();
     if (warp_index() != 0 || d >= width) continue;
     for (int w = 1; w < kWarps; ++w) sum += sums[w * kWarp + lane_index()];
-    const T mean = count == 0 ? T(0) : sum / static_cast<T>(count);
+    const T mean = count == 0 ? T(0) : static_cast<T>(sum / static_cast<double>(count));
     means[c * width + d] = narrow<S>(valid ? mean : kNan);
   }
   if (slice == 0 && threadIdx.x == 0) counts[c] = count;
@@ -77,7 +84,7 @@ void enqueue(const ClassMeansForward& p, Queue& queue) {
     using S = decltype(s);
     const int64_t slices = slices_of(p.size.classes, p.size.width);
     Launch l = blocks_of(p.size.classes * slices);
-    l.shared_bytes = kThreads * static_cast<int64_t>(sizeof(Acc<S>));
+    l.shared_bytes = kThreads * static_cast<int64_t>(sizeof(double));
     launch(queue, class_means_kernel<S>, l, rows_of<S>(p.x), p.sorted, p.order, p.size.batch,
            p.size.classes, p.size.width, slices, rows_of<S>(p.means), p.counts);
   });

@@ -187,11 +187,11 @@ struct Forward {
 
 }  // namespace
 
-int64_t workspace_bytes(const DiscCentroidsForward& p, Device) {
+int64_t workspace_bytes(const DiscCentroidsLossForward& p, Device) {
   return Forward(Carver(nullptr), p.size).bytes;
 }
 
-void enqueue(const DiscCentroidsForward& p, Queue& queue) {
+void enqueue(const DiscCentroidsLossForward& p, Queue& queue) {
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   if (B == 0) {  // an empty batch asks for nothing
     set_zero(queue, p.loss, 1);
@@ -221,9 +221,9 @@ void enqueue(const DiscCentroidsForward& p, Queue& queue) {
   });
 }
 
-int64_t workspace_bytes(const DiscCentroidsBackward&, Device) { return 0; }
+int64_t workspace_bytes(const DiscCentroidsLossBackward&, Device) { return 0; }
 
-void enqueue(const DiscCentroidsBackward& p, Queue& queue) {
+void enqueue(const DiscCentroidsLossBackward& p, Queue& queue) {
   const int64_t B = p.size.batch, C = p.size.classes, D = p.size.width;
   if (B == 0) return set_zero(queue, p.grad_centroids, C * D);
   with_element(p.dtype, [&](auto s) {

@@ -25,23 +25,12 @@ struct Queue {
   Status error = nullptr;
 };
 
-#define OLTR_CUDA_OP(Params)                               \
-  int64_t workspace_bytes(const Params& p, Device device); \
-  void enqueue(const Params& p, Queue& queue);
-OLTR_CUDA_OP(MemoryAttentionForward)
-OLTR_CUDA_OP(MemoryAttentionBackward)
-OLTR_CUDA_OP(NearestCentroidForward)
-OLTR_CUDA_OP(NearestCentroidBackward)
-OLTR_CUDA_OP(MetaEmbeddingForward)
-OLTR_CUDA_OP(MetaEmbeddingBackward)
-OLTR_CUDA_OP(CosineLogitsForward)
-OLTR_CUDA_OP(CosineLogitsBackward)
-OLTR_CUDA_OP(CosineCrossEntropyForward)
-OLTR_CUDA_OP(CosineCrossEntropyBackward)
-OLTR_CUDA_OP(DiscCentroidsForward)
-OLTR_CUDA_OP(DiscCentroidsBackward)
-OLTR_CUDA_OP(ClassMeansForward)
-OLTR_CUDA_OP(ClassMeansBackward)
+#define OLTR_CUDA_OP(Op, op)                                     \
+  int64_t workspace_bytes(const Op##Forward& p, Device device);  \
+  int64_t workspace_bytes(const Op##Backward& p, Device device); \
+  void enqueue(const Op##Forward& p, Queue& queue);              \
+  void enqueue(const Op##Backward& p, Queue& queue);
+OLTR_EACH_OP(OLTR_CUDA_OP)
 #undef OLTR_CUDA_OP
 
 }  // namespace oltr::cuda

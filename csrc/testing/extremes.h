@@ -115,6 +115,29 @@ inline void expect_nearest_of_mixed_sizes(const KernelTable& table) {
   }
 }
 
+// Rows of one number each, as flat pictures are, among themselves: all additions of a product round
+// the same way.
+inline void expect_nearest_of_flat_rows(const KernelTable& table) {
+  const Sizes size{kSlow ? 12 : 40, 40, kSlow ? 4096 : 12288};
+  Array memory;
+  for (int64_t c = 0; c < size.classes; ++c)
+    memory.insert(memory.end(), static_cast<size_t>(size.width),
+                  static_cast<float>(c * 5) / 255.0f);
+  const Array x(memory.end() - size.batch * size.width, memory.end());
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
+    Storage s(dtype);
+    NearestCentroidForward p{
+        size, dtype, s.in(x), s.in(memory), s.out(size.batch), s.out_index(size.batch)};
+    table.nearest_centroid_forward(p, parallel);
+    const Array distance = read(p.distance, size.batch);
+    SCOPED_TRACE(label(table, dtype, size));
+    for (int64_t b = 0; b < size.batch; ++b) {
+      EXPECT_EQ(p.index[b], size.classes - size.batch + b);
+      EXPECT_EQ(distance[b], 0) << "row " << b;
+    }
+  }
+}
+
 // NaN and infinities as torch.cdist in a wide type followed by min has them.
 inline void expect_nearest_of_nan_and_infinity(const KernelTable& table) {
   const double nan = std::numeric_limits<double>::quiet_NaN();

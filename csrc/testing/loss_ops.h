@@ -171,26 +171,26 @@ class DiscCentroidsLoss : public Op {
 
   Arrays forward(const KernelTable& table, Storage& s) const override {
     Array sums(1 + 2 * D());
-    DiscCentroidsForward p{size,         s.dtype(),       margin(),
-                           kRepel,       s.in(inputs[0]), s.in(inputs[1]),
-                           s.in(target), s.out_acc(1),    sums.data()};
-    table.disc_centroids_forward(p, parallel);
+    DiscCentroidsLossForward p{size,         s.dtype(),       margin(),
+                               kRepel,       s.in(inputs[0]), s.in(inputs[1]),
+                               s.in(target), s.out_acc(1),    sums.data()};
+    table.disc_centroids_loss_forward(p, parallel);
     return {read(p.loss, 1), sums};
   }
   Arrays backward(const KernelTable& table, Storage& s, const Arrays& out,
                   const Arrays& grads) const override {
-    DiscCentroidsBackward p{size,
-                            s.dtype(),
-                            kRepel,
-                            s.in_acc(grads[0]),
-                            out[1].data(),
-                            false,
-                            s.in(inputs[0]),
-                            s.in(inputs[1]),
-                            s.in(target),
-                            s.out(B() * D()),
-                            s.out(C() * D())};
-    table.disc_centroids_backward(p, parallel);
+    DiscCentroidsLossBackward p{size,
+                                s.dtype(),
+                                kRepel,
+                                s.in_acc(grads[0]),
+                                out[1].data(),
+                                false,
+                                s.in(inputs[0]),
+                                s.in(inputs[1]),
+                                s.in(target),
+                                s.out(B() * D()),
+                                s.out(C() * D())};
+    table.disc_centroids_loss_backward(p, parallel);
     return {read(p.grad_x, B() * D()), read(p.grad_centroids, C() * D())};
   }
 };

@@ -25,7 +25,7 @@ void on_host(const Params& p, const Parallel&) {
 }
 
 // On a GPU torch sorts the labels.
-inline void means_on_host(const ClassMeansForward& p, const Parallel& parallel) {
+inline void on_host(const ClassMeansForward& p, const Parallel& parallel) {
   Labels order(static_cast<size_t>(p.size.batch)), sorted(order.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
   std::stable_sort(order.begin(), order.end(),
@@ -34,24 +34,12 @@ inline void means_on_host(const ClassMeansForward& p, const Parallel& parallel) 
   ClassMeansForward grouped = p;
   grouped.sorted = sorted.data();
   grouped.order = order.data();
-  on_host(grouped, parallel);
+  on_host<ClassMeansForward>(grouped, parallel);
 }
 
-inline const KernelTable cuda_kernels{"cuda on the host",
-                                      on_host<MemoryAttentionForward>,
-                                      on_host<MemoryAttentionBackward>,
-                                      on_host<NearestCentroidForward>,
-                                      on_host<NearestCentroidBackward>,
-                                      on_host<MetaEmbeddingForward>,
-                                      on_host<MetaEmbeddingBackward>,
-                                      on_host<CosineLogitsForward>,
-                                      on_host<CosineLogitsBackward>,
-                                      on_host<CosineCrossEntropyForward>,
-                                      on_host<CosineCrossEntropyBackward>,
-                                      on_host<DiscCentroidsForward>,
-                                      on_host<DiscCentroidsBackward>,
-                                      means_on_host,
-                                      on_host<ClassMeansBackward>};
+#define OLTR_ON_HOST(Op, op) , on_host, on_host
+inline const KernelTable cuda_kernels{"cuda on the host" OLTR_EACH_OP(OLTR_ON_HOST)};
+#undef OLTR_ON_HOST
 
 struct Found {
   Array distance, index;

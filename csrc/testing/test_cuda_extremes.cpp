@@ -17,6 +17,7 @@ INSTANTIATE_TEST_SUITE_P(Passes, CudaExtremes,
 
 TEST_P(CudaExtremes, TheNearestClassScales) { expect_nearest_scales(cuda_kernels, {3, 130, 8}); }
 TEST_P(CudaExtremes, OneBankOfAllSizes) { expect_nearest_of_mixed_sizes(cuda_kernels); }
+TEST_P(CudaExtremes, FlatRowsFindThemselves) { expect_nearest_of_flat_rows(cuda_kernels); }
 TEST_P(CudaExtremes, NanAndInfinity) { expect_nearest_of_nan_and_infinity(cuda_kernels); }
 TEST_P(CudaExtremes, TheMetaEmbeddingScales) {
   expect_embedding_of_subnormal_numbers(cuda_kernels);

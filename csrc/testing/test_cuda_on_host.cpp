@@ -152,13 +152,13 @@ TEST(CudaOnHost, LabelsOutOfRangeMakeNan) {
     EXPECT_EQ(std::isnan(read(entropy.loss, 3)[1]), bad != 4);
 
     Array sums(11);
-    DiscCentroidsForward disc{size,       s.dtype(),    10,           1,          s.in(rows),
-                              s.in(bank), s.in(target), s.out_acc(1), sums.data()};
+    DiscCentroidsLossForward disc{size,       s.dtype(),    10,           1,          s.in(rows),
+                                  s.in(bank), s.in(target), s.out_acc(1), sums.data()};
     on_host(disc, parallel);
     EXPECT_TRUE(std::isnan(read(disc.loss, 1)[0]));
 
     ClassMeansForward means{size, s.dtype(), s.in(rows), s.in(target), s.out(20), s.out_index(4)};
-    means_on_host(means, parallel);
+    on_host(means, parallel);
     for (const double v : read(means.means, 20)) EXPECT_TRUE(std::isnan(v));
     EXPECT_TRUE(s.intact());
   }
@@ -193,7 +193,7 @@ TEST(CudaPlan, WorkspaceStaysBoundedAtAnyNumberOfClasses) {
           EXPECT_LE(workspace_of<CosineLogitsBackward>(size, dtype), most);
           EXPECT_LE(workspace_of<CosineCrossEntropyForward>(size, dtype), most);
           EXPECT_LE(workspace_of<CosineCrossEntropyBackward>(size, dtype), most);
-          EXPECT_LE(workspace_of<DiscCentroidsForward>(size, dtype), most);
+          EXPECT_LE(workspace_of<DiscCentroidsLossForward>(size, dtype), most);
         }
       }
     }

@@ -20,6 +20,12 @@ TEST(Extremes, OneBankOfAllSizes) {
   for (const KernelTable* table : tables()) expect_nearest_of_mixed_sizes(*table);
 }
 
+TEST(Extremes, FlatRowsFindThemselves) {
+  thread_count = 2;
+  for (const KernelTable* table : tables())
+    if (!slow(table, {12, 40, 4096})) expect_nearest_of_flat_rows(*table);
+}
+
 TEST(Extremes, NanAndInfinity) {
   for (const KernelTable* table : tables()) expect_nearest_of_nan_and_infinity(*table);
 }

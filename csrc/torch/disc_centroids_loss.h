@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor> disc_centroids_loss(const Tensor& x, const Tensor& ta
   const int64_t B = x.size(0), D = x.size(1), C = centroids.size(0);
   call.at_least_one("class", C);
   const Tensor loss = call.empty_acc({}), sums = call.empty_sums({1 + 2 * D});
-  DiscCentroidsForward p;
+  DiscCentroidsLossForward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
   p.margin = margin;
@@ -33,8 +33,9 @@ std::tuple<Tensor, Tensor> disc_centroids_loss_backward(const Tensor& grad_loss,
                                                         double repel_weight, bool official) {
   Call call("disc_centroids_loss_backward", "x", x);
   const int64_t B = x.size(0), D = x.size(1), C = centroids.size(0);
+  call.at_least_one("class", C);
   const Tensor grad_x = call.empty({B, D}), grad_centroids = call.empty({C, D});
-  DiscCentroidsBackward p;
+  DiscCentroidsLossBackward p;
   p.size = {B, C, D};
   p.dtype = call.dtype();
   p.grad_loss = call.in_acc("grad_loss", grad_loss, {});

@@ -25,44 +25,25 @@ inline Parallel torch_threads() {
 }
 
 struct Cpu {
-#define OLTR_CPU_RUN(Params, kernel)                             \
-  static void run(const char*, const Tensor&, const Params& p) { \
-    kernels().kernel(p, torch_threads());                        \
+#define OLTR_CPU_RUN(Op, op)                                           \
+  static void run(const char*, const Tensor&, const Op##Forward& p) {  \
+    kernels().op##_forward(p, torch_threads());                        \
+  }                                                                    \
+  static void run(const char*, const Tensor&, const Op##Backward& p) { \
+    kernels().op##_backward(p, torch_threads());                       \
   }
-  OLTR_CPU_RUN(MemoryAttentionForward, memory_attention_forward)
-  OLTR_CPU_RUN(MemoryAttentionBackward, memory_attention_backward)
-  OLTR_CPU_RUN(NearestCentroidForward, nearest_centroid_forward)
-  OLTR_CPU_RUN(NearestCentroidBackward, nearest_centroid_backward)
-  OLTR_CPU_RUN(MetaEmbeddingForward, meta_embedding_forward)
-  OLTR_CPU_RUN(MetaEmbeddingBackward, meta_embedding_backward)
-  OLTR_CPU_RUN(CosineLogitsForward, cosine_logits_forward)
-  OLTR_CPU_RUN(CosineLogitsBackward, cosine_logits_backward)
-  OLTR_CPU_RUN(CosineCrossEntropyForward, cosine_cross_entropy_forward)
-  OLTR_CPU_RUN(CosineCrossEntropyBackward, cosine_cross_entropy_backward)
-  OLTR_CPU_RUN(DiscCentroidsForward, disc_centroids_forward)
-  OLTR_CPU_RUN(DiscCentroidsBackward, disc_centroids_backward)
-  OLTR_CPU_RUN(ClassMeansForward, class_means_forward)
-  OLTR_CPU_RUN(ClassMeansBackward, class_means_backward)
+  OLTR_EACH_OP(OLTR_CPU_RUN)
 #undef OLTR_CPU_RUN
 };
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CPU, m) {
-  m.impl("memory_attention", TORCH_BOX(&memory_attention<Cpu>));
-  m.impl("memory_attention_backward", TORCH_BOX(&memory_attention_backward<Cpu>));
-  m.impl("nearest_centroid", TORCH_BOX(&nearest_centroid<Cpu>));
-  m.impl("nearest_centroid_backward", TORCH_BOX(&nearest_centroid_backward<Cpu>));
-  m.impl("meta_embedding", TORCH_BOX(&meta_embedding<Cpu>));
-  m.impl("meta_embedding_backward", TORCH_BOX(&meta_embedding_backward<Cpu>));
-  m.impl("cosine_logits", TORCH_BOX(&cosine_logits<Cpu>));
-  m.impl("cosine_logits_backward", TORCH_BOX(&cosine_logits_backward<Cpu>));
-  m.impl("cosine_cross_entropy", TORCH_BOX(&cosine_cross_entropy<Cpu>));
-  m.impl("cosine_cross_entropy_backward", TORCH_BOX(&cosine_cross_entropy_backward<Cpu>));
-  m.impl("disc_centroids_loss", TORCH_BOX(&disc_centroids_loss<Cpu>));
-  m.impl("disc_centroids_loss_backward", TORCH_BOX(&disc_centroids_loss_backward<Cpu>));
-  m.impl("class_means", TORCH_BOX(&class_means<Cpu>));
-  m.impl("class_means_backward", TORCH_BOX(&class_means_backward<Cpu>));
+#define OLTR_IMPL(Op, op)           \
+  m.impl(#op, TORCH_BOX(&op<Cpu>)); \
+  m.impl(#op "_backward", TORCH_BOX(&op##_backward<Cpu>));
+  OLTR_EACH_OP(OLTR_IMPL)
+#undef OLTR_IMPL
 }
 
 }  // namespace oltr

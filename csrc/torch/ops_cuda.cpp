@@ -74,20 +74,11 @@ struct Cuda {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(oltr_ext, CUDA, m) {
-  m.impl("memory_attention", TORCH_BOX(&memory_attention<Cuda>));
-  m.impl("memory_attention_backward", TORCH_BOX(&memory_attention_backward<Cuda>));
-  m.impl("nearest_centroid", TORCH_BOX(&nearest_centroid<Cuda>));
-  m.impl("nearest_centroid_backward", TORCH_BOX(&nearest_centroid_backward<Cuda>));
-  m.impl("meta_embedding", TORCH_BOX(&meta_embedding<Cuda>));
-  m.impl("meta_embedding_backward", TORCH_BOX(&meta_embedding_backward<Cuda>));
-  m.impl("cosine_logits", TORCH_BOX(&cosine_logits<Cuda>));
-  m.impl("cosine_logits_backward", TORCH_BOX(&cosine_logits_backward<Cuda>));
-  m.impl("cosine_cross_entropy", TORCH_BOX(&cosine_cross_entropy<Cuda>));
-  m.impl("cosine_cross_entropy_backward", TORCH_BOX(&cosine_cross_entropy_backward<Cuda>));
-  m.impl("disc_centroids_loss", TORCH_BOX(&disc_centroids_loss<Cuda>));
-  m.impl("disc_centroids_loss_backward", TORCH_BOX(&disc_centroids_loss_backward<Cuda>));
-  m.impl("class_means", TORCH_BOX(&class_means<Cuda>));
-  m.impl("class_means_backward", TORCH_BOX(&class_means_backward<Cuda>));
+#define OLTR_IMPL(Op, op)            \
+  m.impl(#op, TORCH_BOX(&op<Cuda>)); \
+  m.impl(#op "_backward", TORCH_BOX(&op##_backward<Cuda>));
+  OLTR_EACH_OP(OLTR_IMPL)
+#undef OLTR_IMPL
 }
 
 }  // namespace oltr

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oltr_ext.ops._check import FLOATS
 from oltr_ext.ops.streamed.ahead import on_device, read_ahead
 from oltr_ext.ops.streamed.files import Place, locate
 from oltr_ext.ops.streamed.mapped import forget, leased, mapped
@@ -79,6 +80,11 @@ class StreamedBank:
                     "StreamedBank: expected a tensor (C, D) in host memory and no key, got "
                     f"{tuple(source.shape)} on {source.device} and {key!r}"
                 )
+            if source.dtype not in FLOATS:
+                raise ValueError(
+                    "StreamedBank: expected float32, float64, bfloat16 or float16, got "
+                    f"{source.dtype}"
+                )
             if source.requires_grad:
                 raise ValueError(f"StreamedBank: {NO_GRADIENT}: detach the tensor")
             self._tensor = source.contiguous()
@@ -138,8 +144,12 @@ class StreamedBank:
         """Rows (K, D) of some classes (K,) int64 in any order, read one by one.
 
         Raises:
-            ValueError: a class below 0 or beyond the bank's last.
+            ValueError: no vector, or a class below 0 or beyond the bank's last.
         """
+        if classes.dim() != 1:
+            raise ValueError(
+                f"StreamedBank.at: expected classes (K,), got shape {tuple(classes.shape)}"
+            )
         if ((classes < 0) | (classes >= len(self))).any():
             raise ValueError(
                 f"StreamedBank.at: expected classes in [0, {len(self)}), got "

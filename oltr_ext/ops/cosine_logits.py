@@ -63,7 +63,9 @@ def cosine_logits(
               \frac{v}{\lVert v \rVert} \cdot \frac{w_c}{\lVert w_c \rVert}
 
     Source: cosine classifier of OLTR (Liu et al., CVPR 2019, Eq. 6, with the norms of the released
-    code). A zero ``v`` or a zero ``w_c`` has zero logits and no NaN in value or gradient.
+    code). A zero ``v`` or a zero ``w_c`` has zero logits and no NaN in value or gradient. Lengths
+    whose squares leave the range of float32 (of float64 in float64), above 1.8e19 or below some
+    1e-22, have wrong ones.
 
     Args:
         v: embeddings (B, D); float32, float64, bfloat16 or float16. B may be 0.

@@ -44,6 +44,9 @@ class Shard:
                 f"{self.stop} and {self.total}"
             )
 
+    def __deepcopy__(self, memo: Any) -> Shard:
+        return self  # a process group has no copies
+
     @staticmethod
     def of(total: int, group: dist.ProcessGroup | None = None) -> Shard:
         """This process's part of ``total`` classes, cut as `torch.chunk` and DTensor's ``Shard(0)``
