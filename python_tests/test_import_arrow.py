@@ -92,6 +92,19 @@ def test_parquet_with_its_own_names(tmp_path, capsys):
     assert images(tmp_path / "set", "test") == {encoded(20 + n): NAMES[n % 3] for n in range(6)}
 
 
+def test_each_parquet_file_has_names_of_its_own(tmp_path, capsys):
+    """Which datasets takes from the first: findings/parquet-class-names.sh."""
+    for part, first, names in (("train", 0, NAMES), ("test", 20, ["bee", "fox", "owl"])):
+        label = {"label": {"names": names, "_type": "ClassLabel"}}
+        said = json.dumps({"info": {"features": {**FEATURES, **label}}}).encode()
+        table = rows(first, 6).replace_schema_metadata({b"huggingface": said})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    words = [f"{part}={tmp_path / part}.parquet" for part in ("train", "test")]
+    assert run(tmp_path / "set", *words) == 0
+    test = {encoded(20 + n): ["bee", "fox", "owl"][n % 3] for n in range(6)}
+    assert images(tmp_path / "set", "test") == test
+
+
 def test_plain_bytes_paths_and_labels(tmp_path, capsys):
     put(tmp_path / "x.png", 90)
     table = pa.table(
