@@ -26,14 +26,15 @@ def test_similarity_is_the_cosine_to_the_nearest_row_of_each_class() -> None:
 
 
 def judged(informed: int) -> tuple[Any, ...]:
-    """Logits, similarity, shares, labels, weights; one of the first two knows the label."""
+    """Logits, similarity, shares, labels, weights, how many rows; one of the first two knows the
+    label."""
     draw = np.random.default_rng(0)
     label = np.arange(120) % 6
     both = draw.normal(size=(2, 120, 6))
     both[informed, np.arange(120), label] += 3
     share = torch.arange(1.0, 7, dtype=torch.float64)
     weight = torch.from_numpy(draw.integers(1, 4, 120).astype(float))
-    return *map(torch.from_numpy, both), share / share.sum(), torch.from_numpy(label), weight
+    return *map(torch.from_numpy, both), share / share.sum(), torch.from_numpy(label), weight, 120
 
 
 def test_rows_take_part_only_where_they_know_more() -> None:
@@ -43,14 +44,15 @@ def test_rows_take_part_only_where_they_know_more() -> None:
 
 
 def test_the_blend_is_the_most_likely_one() -> None:
-    logits, similarity, share, label, weight = judged(1)
-    found = Blend.of(logits, similarity, share, label, weight)
+    logits, similarity, share, label, weight, rows = judged(1)
+    found = Blend.of(logits, similarity, share, label, weight, rows)
     worth = (weight / torch.bincount(label, weight)[label]).numpy()
 
     def loss(head: float, rows: float, count: float) -> float:
         answer = (head * logits + rows * similarity + count * share.log()).numpy()
         likely = log_softmax(answer, 1)[np.arange(len(label)), label.numpy()]
-        return float(-(worth @ likely) + (head - 1) ** 2 + rows**2 + count**2)
+        off = (head - 1) ** 2 + rows**2 + count**2  # as much as one row of the 20 of a class
+        return float(-(worth @ likely) + off / 20)
 
     best = (found.head, found.rows, found.count)
     for place in range(3):
@@ -60,11 +62,11 @@ def test_the_blend_is_the_most_likely_one() -> None:
 
 
 def test_weight_does_what_repetition_does() -> None:
-    logits, similarity, share, label, weight = judged(1)
+    logits, similarity, share, label, weight, rows = judged(1)
     again = torch.repeat_interleave(torch.arange(120), weight.long())
     ones = torch.ones(len(again))
-    one = Blend.of(logits, similarity, share, label, weight)
-    two = Blend.of(logits[again], similarity[again], share, label[again], ones)
+    one = Blend.of(logits, similarity, share, label, weight, rows)
+    two = Blend.of(logits[again], similarity[again], share, label[again], ones, rows)
     for name in ("head", "rows", "count"):
         assert getattr(one, name) == pytest.approx(getattr(two, name), abs=1e-6)
 
@@ -91,6 +93,23 @@ def test_classes_of_several_kinds_go_by_their_rows() -> None:
     assert model._blend.rows > 0 and found > 0.95
     model._blend = Blend()
     assert (model.predict(rows) == label).mean() < found - 0.1
+
+
+def test_the_more_rows_are_held_out_the_less_the_head_alone_says() -> None:
+    draw = np.random.default_rng(0)
+
+    def part(number: int) -> tuple[Any, Any]:  # two circles around the same middle
+        label, angle = np.arange(number) % 2, draw.uniform(0, 2 * np.pi, number)
+        rows = (1 + label)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+        return rows + draw.normal(scale=0.1, size=rows.shape), label
+
+    (rows, label), asked = part(1000), part(400)
+    model = OLTRClassifier(random_state=0).fit(rows, label)
+    assert (model.predict(asked[0]) == asked[1]).mean() > 0.95
+    again = OLTRClassifier(random_state=0).fit(rows, label, np.full(len(label), 3.0))
+    twice = OLTRClassifier(random_state=0).fit(np.repeat(rows, 2, 0), np.repeat(label, 2))
+    for other in (again, twice):
+        assert abs(other._blend.rows / model._blend.rows - 1) < 0.1
 
 
 def test_features_are_measured_once_a_training(monkeypatch: pytest.MonkeyPatch) -> None:

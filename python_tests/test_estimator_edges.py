@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from drawn_rows import DATA, KNOWN, STRANGERS, drawn
 from sklearn.exceptions import NotFittedError
 
 from oltr_ext import OLTRClassifier
 from oltr_ext.estimator import classifier
 from oltr_ext.estimator.rows import held_out, kept, shuffled_order
+from oltr_ext.estimator.running import threads
 
 # --- rows that come later -----------------------------------------------------------------------
 
@@ -114,6 +116,62 @@ def test_integers_stay_integers() -> None:
         OLTRClassifier(outlier_label=-1).fit(DATA[0], np.uint64(2**63) + large[DATA[1]])
 
 
+def test_ids_that_floats_do_not_tell_apart_meet_ids_of_another_type() -> None:
+    large = np.uint64(2**60) + np.arange(4, dtype=np.uint64)
+    model = OLTRClassifier(random_state=0).fit(DATA[0], large[DATA[1]])
+    model.calibrate_sets(KNOWN[0], large[KNOWN[1]].astype(np.int64))
+    assert model._judged_y.bincount().tolist() == [50] * 4
+    new, more = np.repeat([2**60 + 50, 2**60 + 60], 5), drawn((5, 5), seed=3, first=8)[0]
+    joined = deepcopy(model).enroll(more, new)
+    trained = deepcopy(model).partial_fit(more, new)
+    named = OLTRClassifier(random_state=0, epochs=1)
+    named.partial_fit(DATA[0], large[DATA[1]], classes=[2**60 + 50, 2**60 + 60])
+    for each in (joined, trained, named):
+        assert each.classes_.tolist() == [*large.tolist(), 2**60 + 50, 2**60 + 60]
+    assert trained._rows.tolist() == [60, 30, 12, 4, 5, 5]
+    with pytest.raises(ValueError, match=f"there were rows of class {2**60 + 50}"):
+        joined.enroll(more, new.astype(np.uint64))
+    assert model.rename(2**60 + 1, -1).classes_.tolist() == [-1, *large[[0, 2, 3]].tolist()]
+
+
+def test_floats_are_no_labels_beside_integers_that_they_do_not_hold() -> None:
+    model = OLTRClassifier(random_state=0).fit(DATA[0], 2**60 + DATA[1])
+    before, more = pickle.dumps(model), drawn((5,), seed=3, first=8)[0]
+    for change in (model.enroll, model.partial_fit, model.calibrate_sets):
+        with pytest.raises(TypeError, match=rf"integers as labels above {2**53} and floats"):
+            change(more, [9.0] * 5)
+    with pytest.raises(TypeError, match="and floats"):
+        model.rename(2**60, 0.5)
+    assert pickle.dumps(model) == before
+    with pytest.raises(TypeError, match="and floats"):
+        OLTRClassifier(outlier_label=2**60 + 1).fit(DATA[0], DATA[1].astype(float))
+    small = OLTRClassifier(random_state=0).fit(*DATA).enroll(more, [9.0] * 5)
+    assert small.classes_.tolist() == [0, 1, 2, 3, 9]
+
+
+def test_an_outlier_label_among_words_that_are_objects_is_a_word() -> None:
+    names = np.array(list("abcd"), object)[DATA[1]]
+    with pytest.raises(TypeError, match=r"the classes' type, str, got -1"):
+        OLTRClassifier(outlier_label=-1).fit(DATA[0], names)
+    model = OLTRClassifier(random_state=0).fit(DATA[0], names).set_params(outlier_label=-1)
+    with pytest.raises(TypeError, match=r"the classes' type, str, got -1"):
+        model.predict(KNOWN[0])
+    assert (model.set_params(outlier_label="?").predict(STRANGERS) == "?").mean() > 0.9
+
+
+@pytest.mark.parametrize("unit", ["D", "ns"])
+def test_an_outlier_label_among_days_is_a_day(unit: str) -> None:
+    days = np.array(["2021-01-01", "2021-01-02"], f"M8[{unit}]")
+    rows, label = DATA[0][30:90], days[DATA[1][30:90]]
+    with pytest.raises(TypeError, match=r"the classes' type, datetime64\[.*\], got -1"):
+        OLTRClassifier(outlier_label=-1).fit(rows, label)
+    with pytest.raises(ValueError, match="is one of the classes"):
+        OLTRClassifier(outlier_label=days[1]).fit(rows, label)
+    never = np.datetime64("1970-01-01", unit)
+    model = OLTRClassifier(outlier_label=never, random_state=0).fit(rows, label)
+    assert (model.predict(STRANGERS) == never).mean() > 0.9
+
+
 def test_an_outlier_label_is_one_label() -> None:
     with pytest.raises(TypeError, match=r"outlier_label: .* int64, got \[-1\]"):
         OLTRClassifier(outlier_label=[-1]).fit(*DATA)
@@ -153,6 +211,14 @@ def test_strangers_from_far_away_have_a_score(dtype: Any) -> None:
     assert (model.predict(far) == -1).all() and np.isfinite(model.predict_proba(far)).all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce")  # scikit-learn's sum
+def test_features_whose_distances_are_no_numbers_are_told() -> None:
+    rows = DATA[0].copy()
+    rows[:60], rows[60:90] = 1.7e308, -1.7e308
+    with pytest.raises(ValueError, match=r"X: .* from -1\.7e\+308 to 1\.7e\+308"):
+        OLTRClassifier(random_state=0).fit(rows, DATA[1])
+
+
 def test_a_constant_feature_says_nothing_whatever_its_mean_rounds_to() -> None:
     rows, label = np.full((30, 3), 0.1), np.arange(30) % 2
     model = OLTRClassifier(random_state=0).fit(rows, label)
@@ -178,6 +244,8 @@ def test_weights_of_any_unit() -> None:
     ]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+    with pytest.raises(ValueError, match=r"sample_weight: expected weights up to 1e\+280, got 1e"):
+        OLTRClassifier().fit(rows, DATA[1], np.full(len(rows), 1e307))
     least = np.where(DATA[1] == 3, 1e-60, 1.0)
     assert np.isfinite(OLTRClassifier().fit(rows, DATA[1], least).predict_proba(KNOWN[0])).all()
 
@@ -194,6 +262,13 @@ def test_a_weight_does_what_repetition_does() -> None:
     assert weighted.offset_ == pytest.approx(repeated.offset_, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_that_may_only_be_read() -> None:
+    weight = np.ones(len(DATA[0]))
+    weight.flags.writeable = False  # as pandas hands its columns out
+    OLTRClassifier(epochs=1, random_state=0).fit(*DATA, weight)
+
+
 # --- which rows it takes ------------------------------------------------------------------------
 
 
@@ -203,6 +278,15 @@ def test_seeds_choose_independently_of_one_another() -> None:
     shared = [int((a & b).sum()) for n, a in enumerate(chosen) for b in chosen[:n]]
     assert {int(each.sum()) for each in chosen} == {50}
     assert 4 < np.mean(shared) < 6 and max(shared) < 20  # a tenth of 50, as of any two draws
+
+
+def test_how_many_are_held_out_goes_by_distinct_rows() -> None:
+    order = np.random.default_rng(0).permutation(1000).astype(np.uint64)
+    label = np.arange(1000) % 2
+    once, often = held_out(order, label, 2), held_out(np.tile(order, 50), np.tile(label, 50), 2)
+    assert once.sum() == 100 and (often == np.tile(once, 50)).all()
+    many = np.arange(60_000, dtype=np.uint64)
+    assert held_out(many, (many % 3).astype(np.int64), 3).sum() == pytest.approx(4096, abs=3)
 
 
 @pytest.mark.parametrize("most", [1, 7, 100, 1999, 4000])
@@ -222,7 +306,7 @@ def test_answers_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     names = ("predict", "predict_proba", "decision_function", "score_samples")
     whole = [getattr(model, name)(KNOWN[0]) for name in names]
     monkeypatch.setattr("oltr_ext.estimator.classifier.LOGITS", 4 * 7)
-    monkeypatch.setattr("oltr_ext.estimator.classifier.PIECE", 7)
+    monkeypatch.setattr("oltr_ext.estimator.rejecting.PIECE", 7)
     monkeypatch.setattr("oltr_ext.estimator.scaling.PIECE", 7)
     for name, answer in zip(names, whole, strict=True):
         np.testing.assert_allclose(getattr(model, name)(KNOWN[0]), answer, rtol=1e-9)
@@ -246,6 +330,36 @@ def test_threads_and_copies_answer_alike() -> None:
         each.partial_fit(*drawn((5,), seed=3, first=9))
     np.testing.assert_array_equal(*[each.predict_proba(KNOWN[0]) for each in copies])
     np.testing.assert_array_equal(model.score_samples(KNOWN[0]), expected)
+
+
+def test_processors_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    for jobs, used in ((-1, 3), (-2, 2), (-9, 1), (2, 2)):
+        with threads(jobs):
+            assert torch.get_num_threads() == used
+    model = OLTRClassifier(epochs=1, random_state=0).fit(*DATA).set_params(n_jobs=0)
+    with pytest.raises(ValueError, match="n_jobs: expected None or an integer other than 0, got 0"):
+        model.predict(KNOWN[0])
+
+
+def test_a_prior_that_is_set_later_holds_from_the_next_partial_fit() -> None:
+    first, more = [each[:90] for each in DATA], [each[90:] for each in DATA]
+    model = OLTRClassifier(random_state=0, epochs=4).fit(*first)
+    kept = deepcopy(model).partial_fit(*more)
+    assert float(kept.head_.prior_share) == 0
+    model.set_params(test_prior=0.7).partial_fit(*more)
+    anew = OLTRClassifier(random_state=0, epochs=4, test_prior=0.7).fit(*DATA)
+    assert float(model.head_.prior_share) == pytest.approx(0.7)
+    assert model.offset_ == pytest.approx(anew.offset_)  # measured under the prior that is expected
+    np.testing.assert_allclose(model.predict_proba(KNOWN[0]), anew.predict_proba(KNOWN[0]))
+    alone = OLTRClassifier(random_state=0, epochs=4).fit(DATA[0][:60], DATA[1][:60])
+    alone.set_params(test_prior=0.7).partial_fit(*more)
+    assert float(alone.head_.prior_share) == pytest.approx(0.7)
+    single = OLTRClassifier(random_state=0, epochs=4, test_prior=0.7)
+    single.fit(DATA[0].astype(np.float32), DATA[1])
+    pairs = len(single._pairs)
+    single.partial_fit(KNOWN[0].astype(np.float32), KNOWN[1])  # 0.7 of float32 is no other prior
+    assert len(single._pairs) == pairs + 200
 
 
 def test_the_bar_ends_where_it_should(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,33 @@ def test_renaming_moves_a_label_and_nothing_else(model):
     assert set(words.predict(KNOWN[0][50:100])) == {"a longer name"}
 
 
+def test_a_class_that_is_called_as_strangers_are_may_be_renamed():
+    names = np.array(["unknown", "b", "c", "d"])
+    model = OLTRClassifier(random_state=0).fit(DATA[0], names[DATA[1]])
+    model.set_params(outlier_label="unknown")
+    with pytest.raises(ValueError, match="'unknown' is one of the classes"):
+        model.rename("b", "moss")
+    model.rename("unknown", "moss")
+    assert model.classes_.tolist() == ["b", "c", "d", "moss"]
+    assert (model.predict(KNOWN[0][:50]) == "moss").mean() > 0.8
+    assert (model.predict(ASKED) == "unknown").mean() > 0.9
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_new_rows_count_as_old_ones_whatever_those_weigh(unit):
+    found = []
+    for weight in (1.0, unit):
+        model = OLTRClassifier(random_state=0, test_prior=1.0).fit(
+            *DATA, np.full(len(DATA[0]), weight)
+        )
+        model.enroll(NEW, NEW_Y)
+        found.append((model.head_.class_prior, model._total / weight, model.predict_proba(ASKED)))
+        more = model.partial_fit(*DATA, sample_weight=np.full(len(DATA[0]), weight))
+        found[-1] += (more.predict_proba(ASKED),)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
+
+
 def test_it_goes_on_afterwards(model):
     model.enroll(NEW, NEW_Y)
     again = pickle.loads(pickle.dumps(model))
@@ -133,6 +160,9 @@ def test_what_cannot_be_leaves_all_as_it_was(model):
         model.remove(5)
     with pytest.raises(ValueError, match="rename: 3 is a class already"):
         model.rename(0, 3)
+    for no_name in (float("nan"), None, [7]):
+        with pytest.raises(ValueError, match="rename: expected one label, got"):
+            model.rename(0, no_name)
     assert pickle.dumps(model) == before
     alone = OLTRClassifier().fit(DATA[0][:9], DATA[1][:9])
     with pytest.raises(ValueError, match="expected a model of two classes or more, got one"):

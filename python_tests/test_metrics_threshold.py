@@ -107,6 +107,10 @@ def test_known_recall_by_hand() -> None:
     assert calibrate_threshold([0.5, 0.5, 0.5, 0.9], value=0.25) == 0.9
     assert calibrate_threshold([0.5, 0.5, 0.5, 0.9], value=0.3) == 0.5  # ties stay together
     assert keep_fraction(np.array([3.0, 1, 2]), 0.5, np.array([1.0, 3, 2])) == 2  # half of 6
+    for count in range(2, 100):  # weights that sum to 1 round, and keep what the rows would
+        scores, alike = np.arange(float(count)), np.full(count, 1 / count)
+        for share in (0.6, 0.8, 0.9, 0.95):
+            assert keep_fraction(scores, share, alike) == keep_fraction(scores, share)
 
 
 def test_of_equally_good_thresholds_the_lowest() -> None:

@@ -47,19 +47,25 @@ class Blend:
     count: float = 0.0
 
     @staticmethod
-    def of(logits: Tensor, similarity: Tensor, share: Tensor, y: Tensor, weight: Tensor) -> Blend:
+    def of(
+        logits: Tensor, similarity: Tensor, share: Tensor, y: Tensor, weight: Tensor, rows: int
+    ) -> Blend:
         """The most likely one by held-out rows, all their classes as likely. Without rows, unless
         that is worse by more than the standard error of the difference between classes.
 
         Args:
             logits, similarity: (N, C) of held-out rows, whose labels and weights (N,) these are.
             share: (C,) of each class in training.
+            rows: how many of the held-out ones are distinct.
         """
         one, two = logits.double().numpy(), similarity.double().numpy()
         three, label = np.log(share.numpy()), y.numpy()
         worth = weight.double().numpy()
         worth = worth / np.bincount(label, worth)[label]
         at = np.arange(len(label)), label
+        # A class counts 1, whatever its rows: START says as much as one row of them, so that the
+        # more are held out the less it says.
+        fade = len(np.unique(label)) / rows
 
         def loss(part: Floats) -> Floats:
             return -log_softmax(part[0] * one + part[1] * two + part[2] * three, 1)[at]
@@ -71,11 +77,11 @@ class Blend:
             over[at] -= 1
             over *= worth[:, None]
             slope = np.array([(over * one).sum(), (over * two).sum(), (over.sum(0) * three).sum()])
-            off = part - START  # as much as a class would say against leaving the head alone
-            return float(each @ worth + off @ off), slope + 2 * off
+            off = part - START
+            return float(each @ worth + fade * off @ off), slope + 2 * fade * off
 
-        def most_likely(rows: float | None) -> Floats:
-            bounds = [(0, None), (0, rows), (None, None)]
+        def most_likely(most: float | None) -> Floats:
+            bounds = [(0, None), (0, most), (None, None)]
             answer = minimize(judged, START, jac=True, method="L-BFGS-B", bounds=bounds)
             return np.asarray(answer.x)
 
@@ -95,3 +101,4 @@ class Blend:
 
 
 START = np.array([1.0, 0.0, 0.0])
+"""The head alone."""

@@ -15,23 +15,26 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from oltr_ext import ops
 from oltr_ext.estimator.blending import Blend, class_similarity, judges
-from oltr_ext.estimator.checks import answer_dtype, check_parameters, checked_rows, sorted_classes
+from oltr_ext.estimator.checks import (
+    answer_dtype,
+    check_parameters,
+    checked_rows,
+    of_one_dtype,
+    sorted_classes,
+)
 from oltr_ext.estimator.joining import Joins
+from oltr_ext.estimator.rejecting import Rejects
 from oltr_ext.estimator.rows import held_out, kept, shuffled_order
 from oltr_ext.estimator.running import bar, threads, whole_or_not
 from oltr_ext.estimator.scaling import Scaling
 from oltr_ext.estimator.sets import PredictsSets
 from oltr_ext.estimator.training import LEAST, Plan, class_statistics, extended, started, train
-from oltr_ext.metrics.threshold import keep_fraction
 from oltr_ext.nn import OLTRHead
 from oltr_ext.nn.heads import LOGITS
 
 __all__ = ["OLTRClassifier"]
 
-PIECE = 8192
-"""Rows whose directions are held at a time."""
 NEVER = -1e4
 """Logit of a class that no row was given of; those of the head lie within 16 and its prior."""
 FIRST = 0.5
@@ -39,14 +42,14 @@ FIRST = 0.5
 so that what calibrates is like what answers. Also those of `partial_fit`."""
 
 
-class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
+class OLTRClassifier(Joins, PredictsSets, Rejects, ClassifierMixin, BaseEstimator):
     """Rare classes as well as common ones, and on request an outlier label for everything else.
 
     A memory head (`oltr_ext.nn.OLTRHead`) on features as they are, but for their mean and length:
     it starts at the class means and learns on natural batches under the class prior. A tenth of
-    the distinct rows of each class, at least one of a class that has two, calibrate the rejection
-    before they are trained on, and say how much the nearest training row of each class is worth
-    beside the head.
+    the distinct rows of each class, or of more than 40,960 a share that makes 4,096, at least one
+    of a class that has two, calibrate the rejection before they are trained on, and say how much
+    the nearest training row of each class is worth beside the head.
 
     Parameters
     ----------
@@ -68,8 +71,8 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
     random_state : int, RandomState or None, default=None
         Orders the batches and chooses what calibrates.
     n_jobs : int or None, default=None
-        Threads, set in torch for the time of a call; None: as torch is set, -1: all processors.
-        Answers do not depend on it.
+        Threads, set in torch for the time of a call; None: as torch is set, -1: all processors that
+        the process may use. Answers do not depend on it.
     verbose : bool, default=False
         Shows a progress bar.
 
@@ -161,7 +164,8 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         new rows with the bank's. New rows of classes known before them are scored first, and move
         `offset_`; rows that the bank has do not. Mean and length of the features stay those of the
         first call. Where there was one class, or no class had a row to spare and new rows of them
-        are few, all is learned anew from the bank and the new rows.
+        are few, or `test_prior` was set otherwise, all is learned anew from the bank and the new
+        rows.
 
         Parameters
         ----------
@@ -181,7 +185,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
             return self._fit(sorted_classes(named), rows, labels, weight)
         together = sorted_classes([self.classes_, *named])
         self._check_outlier_label(together)
-        before = self.classes_[self.seen_]
+        _, before, labels = of_one_dtype([together, self.classes_[self.seen_], labels])
         fresh = np.setdiff1d(labels, before)
         self.classes_ = together
         self.seen_ = np.searchsorted(together, np.concatenate([before, fresh]))
@@ -216,13 +220,6 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         found[:, self.seen_] = logits.double().numpy()
         return found[:, 1] - found[:, 0] if len(self.classes_) == 2 else found
 
-    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """(N,), higher for known classes: the head's largest logit less distance to the nearest
-        training row's direction, each in deviations of the rows that calibrated it."""
-        x = self._asked(X)
-        with threads(self.n_jobs):
-            return self._score(self._best(x)[0], self._nearness(x))
-
     # --- beneath ------------------------------------------------------------------------------
 
     def _check_outlier_label(self, classes: NDArray[Any]) -> None:
@@ -234,7 +231,7 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
     ) -> Any:
         self._check_outlier_label(classes)
         seen, target = np.unique(labels, return_inverse=True)
-        self.classes_, self.seen_ = classes, np.searchsorted(classes, seen)
+        self.classes_, self.seen_ = classes, np.searchsorted(classes, seen.astype(classes.dtype))
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         order = shuffled_order(rows, self._seed)
         self._learn("fit", rows, torch.from_numpy(target), weight, order)
@@ -284,6 +281,8 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         worth = torch.cat([share[self._bank_y], weight])
         asked = (y.numpy() < known) & ~np.isin(order, self._bank_order)  # not trained on yet
         anew = known == 1 < len(names)  # one class does not go by what many do
+        # What calibrated it was measured under the prior that was expected.
+        anew |= not math.isclose(self._expected(), float(self.head_.prior_share), rel_tol=1e-6)
         if self.offset_ == -math.inf:
             self._pairs = self._pairs[:0]
             anew |= bool(asked.sum() < held_out(orders, both_y.numpy(), len(names)).sum())
@@ -318,11 +317,14 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
             train(self.head_, both, both_y, worth, plan, generator, tick=tick)
             self._keep(both, both_y, orders)
 
+    def _expected(self) -> float:
+        """Share of the prior of training that answers go by."""
+        return 0.0 if self.test_prior == "balanced" else float(self.test_prior)
+
     def _start(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         self._means, self._total = class_statistics(x, y, weight, len(self.seen_))
         self._rows = y.bincount(minlength=len(self.seen_))
-        share = 0.0 if self.test_prior == "balanced" else float(self.test_prior)
-        self.head_ = started(self._means, self._total, x.dtype, share)
+        self.head_ = started(self._means, self._total, x.dtype, self._expected())
 
     def _keep(self, x: Tensor, y: Tensor, order: NDArray[np.uint64]) -> None:
         places = kept(order, y.numpy(), len(self.seen_), self.bank_size)
@@ -342,7 +344,8 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
             x, y, weight = x[some], y[some], weight[some]
             logits = self.head_.classifier.cosnorm_classifier(self.head_.outputs(x).embedding)
             similarity = class_similarity(x, self._bank, self._bank_y)
-            self._blend = Blend.of(logits, similarity, self._share(), y, weight)
+            distinct = len(np.unique(order[some.numpy()]))
+            self._blend = Blend.of(logits, similarity, self._share(), y, weight, distinct)
 
     def _share(self) -> Tensor:
         """(C,) of the weight seen, by class."""
@@ -369,32 +372,3 @@ class OLTRClassifier(Joins, PredictsSets, ClassifierMixin, BaseEstimator):
         """Largest logit of the head (N,) float64 for scaled rows, and whose the answer is, (N,)."""
         best = [(head.amax(1), answer.argmax(1)) for head, answer in self._pieces(x)]
         return torch.cat([b[0] for b in best]).double(), torch.cat([b[1] for b in best])
-
-    def _nearness(self, x: Tensor) -> Tensor:
-        """(N,) float64 distance to the nearest direction of the bank with its sign turned; where
-        there is one class, whose mean is the origin, to the nearest row."""
-
-        def seen(rows: Tensor) -> Tensor:
-            return rows if len(self.seen_) == 1 else F.normalize(rows)
-
-        bank = seen(self._bank)
-        each = [ops.nearest_centroid(seen(rows), bank).distance for rows in x.split(PIECE)]
-        return -torch.cat(each).double()
-
-    def _pair(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(N, 3) what rows are judged by, and how much each row counts."""
-        return torch.stack([self._best(x)[0], self._nearness(x), weight.double()], 1)
-
-    def _settle(self, calibrated: bool) -> None:
-        pairs, share = self._pairs[:, :2], self._pairs[:, 2:] / self._pairs[:, 2].sum()
-        self._location = (share * pairs).sum(0)
-        spread = (share * (pairs - self._location).square()).sum(0).sqrt()
-        self._spread = torch.where(spread > 1e-9, spread, torch.ones_like(spread))
-        if len(self.seen_) == 1:
-            self._spread[0] = math.inf  # a logit says nothing where there is no other
-        low = keep_fraction(self._score(*pairs.T), self.known_recall, share[:, 0].numpy())
-        self.offset_ = low if calibrated else -math.inf
-
-    def _score(self, largest: Tensor, nearness: Tensor) -> NDArray[np.float64]:
-        pair = torch.stack([largest, nearness], 1)
-        return np.asarray(((pair - self._location) / self._spread).sum(1).numpy())

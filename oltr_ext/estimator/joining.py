@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from oltr_ext.estimator.checks import checked_rows, sorted_classes
+from oltr_ext.estimator.checks import checked_rows, of_one_dtype, sorted_classes
 from oltr_ext.estimator.rows import shuffled_order
 from oltr_ext.estimator.running import threads, whole_or_not
 from oltr_ext.estimator.scaling import Scaling
@@ -44,8 +44,8 @@ class Joins:
     def enroll(self, X: ArrayLike, y: ArrayLike) -> Any:
         """Let new classes join from a few rows of each, without training: see `Head.enroll`.
 
-        What was learned stays, `offset_` and what it was found by too. `partial_fit` trains, and
-        takes rows of classes that are there.
+        What was learned stays, `offset_` and what it was found by too. A row counts as much as one
+        did so far on average. `partial_fit` trains, and takes rows of classes that are there.
 
         Raises
         ------
@@ -54,7 +54,8 @@ class Joins:
         """
         check_is_fitted(self)
         rows, labels, weight = checked_rows(self, X, y, None, reset=False)
-        before = self.classes_[self.seen_]
+        together = sorted_classes([self.classes_, labels])
+        before, labels = of_one_dtype([self.classes_[self.seen_], labels])
         there = np.intersect1d(labels, before).tolist()
         if there:
             raise ValueError(
@@ -64,8 +65,8 @@ class Joins:
             raise ValueError(
                 "enroll: expected a model of two classes or more, got one; partial_fit learns anew"
             )
-        together = sorted_classes([self.classes_, labels])
         self._check_outlier_label(together)
+        weight *= float(self._total.sum() / self._rows.sum())
         fresh, which = np.unique(labels, return_inverse=True)
         first, x, y_new = len(before), self._scaling(rows), torch.from_numpy(which)
         means, total = class_statistics(x, y_new, weight, len(fresh))
@@ -93,19 +94,20 @@ class Joins:
 
         Raises
         ------
-        ValueError : no class of that name, or another one of the new name. TypeError : a label of
-            another type.
+        ValueError : no class of that name, another one of the new name, or no name. TypeError : a
+            label of another type.
         """
         check_is_fitted(self)
-        self._place("rename", old)
+        place = self._place("rename", old)
+        if np.ndim(new) > 0 or new is None or new != new:
+            raise ValueError(f"rename: expected one label, got {new!r}")
         if new in self.classes_.tolist():
             raise ValueError(f"rename: {new!r} is a class already")
-        together = sorted_classes([self.classes_, np.asarray([new])])
+        together = sorted_classes([np.delete(self.classes_, place), np.asarray([new])])
         self._check_outlier_label(together)
-        before = self.classes_[self.seen_].astype(together.dtype)
-        before[before == old] = new
-        self.classes_ = together[together != old]
-        self.seen_ = np.searchsorted(self.classes_, before)
+        names = self.classes_.astype(together.dtype)
+        names[place] = new
+        self.classes_, self.seen_ = together, np.searchsorted(together, names[self.seen_])
         return self
 
     @whole_or_not

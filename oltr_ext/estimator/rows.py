@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 SHARE = 0.1
 """Of the distinct rows of a class that are held out, one at least."""
 MOST = 4096
-"""Rows held out in all, but for one a class."""
+"""Distinct rows held out in all, but for one a class."""
 
 
 def shuffled_order(rows: NDArray[Any], seed: int) -> NDArray[np.uint64]:
@@ -35,10 +35,10 @@ def held_out(order: NDArray[np.uint64], target: Ints, classes: int) -> NDArray[n
     Equal rows of a class go together, so that none is trained on in one copy and judged in another,
     and a weight does what repetition does.
     """
-    share = min(1.0, MOST / max(1.0, SHARE * len(target)))
+    groups = [(each, np.unique(order[each])) for each in _by_class(target, classes)]
+    share = min(1.0, MOST / max(1.0, SHARE * sum(len(distinct) for _, distinct in groups)))
     chosen = np.zeros(len(target), np.bool_)
-    for members in _by_class(target, classes):
-        distinct = np.unique(order[members])
+    for members, distinct in groups:
         if len(distinct) > 1:
             number = max(1, round(SHARE * share * len(distinct)))
             chosen[members] = np.isin(order[members], distinct[:number])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+import joblib
 import torch
 from tqdm import tqdm
 
 from oltr_ext._defaults import own_defaults
+from oltr_ext.estimator.checks import check_jobs
 
 __all__ = ["bar", "threads", "whole_or_not"]
 
@@ -21,12 +22,13 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 @contextmanager
 def threads(jobs: Any) -> Iterator[None]:
     """That many in torch, all but some where negative, as scikit-learn's n_jobs; None: as it is.
-    And `own_defaults`."""
+    And `own_defaults`. Raises ValueError for 0."""
+    check_jobs(jobs)  # it may have been set since `fit`
     with own_defaults():
         if jobs is None:
             yield
             return
-        before, processors = torch.get_num_threads(), os.cpu_count() or 1
+        before, processors = torch.get_num_threads(), joblib.cpu_count()
         torch.set_num_threads(int(jobs) if jobs > 0 else max(1, processors + 1 + int(jobs)))
         try:
             yield

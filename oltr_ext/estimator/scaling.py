@@ -33,7 +33,11 @@ class Scaling:
 
     @staticmethod
     def of(rows: NDArray[Any], weight: NDArray[np.float64]) -> Scaling:
-        """From rows (N, D) of positive weights (N,), as small or large as their dtype holds."""
+        """From rows (N, D) of positive weights (N,), as small or large as their dtype holds.
+
+        Raises:
+            ValueError: float64 does not hold how far they are apart.
+        """
         share = weight / weight.max()
         share /= share.sum()
         pieces = [slice(at, at + PIECE) for at in range(0, len(rows), PIECE)]
@@ -41,9 +45,15 @@ class Scaling:
         for at in pieces:
             mean += (rows[at].astype(np.float64) * share[at, None]).sum(0)
         mean = mean.clip(rows.min(0), rows.max(0))  # of a constant feature, that very number
-        largest = max(float(np.abs(rows[at] - mean).max()) for at in pieces)
+        with np.errstate(over="ignore"):
+            largest = max(float(np.abs(rows[at] - mean).max()) for at in pieces)
         if largest == 0:
             return Scaling(mean, 1.0, rows.dtype)
+        if largest * math.sqrt(rows.shape[1]) == math.inf:
+            raise ValueError(
+                f"OLTRClassifier: X: expected features whose distances float64 holds, got some "
+                f"from {rows.min():g} to {rows.max():g}"
+            )
         square = sum(
             float((np.square((rows[at] - mean) / largest).sum(1) * share[at]).sum())
             for at in pieces

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 from torch import Tensor
 
+from oltr_ext.estimator.checks import of_one_dtype
 from oltr_ext.estimator.running import threads, whole_or_not
 from oltr_ext.metrics import SHOT_NAMES, PredictionSets, fitting_bounds, shot_groups
 from oltr_ext.nn import OLTRHead
@@ -91,12 +92,13 @@ class PredictsSets:
 
         Raises
         ------
-        ValueError : a label that no training row had.
+        ValueError : a label that no training row had. TypeError : one of a type that does not go
+            with the classes'.
         """
         x = self._asked(X)
         labels = column_or_1d(y)
         check_consistent_length(x, labels)
-        known = self.classes_[self.seen_]
+        known, labels = of_one_dtype([self.classes_[self.seen_], labels])
         strange = np.setdiff1d(labels, known)
         if len(strange):
             raise ValueError(

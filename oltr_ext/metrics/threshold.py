@@ -20,7 +20,9 @@ def keep_fraction(
     order = np.argsort(score_known)
     worth = np.ones(len(order)) if weight is None else weight[order]
     accepted = worth[::-1].cumsum()[::-1]
-    return float(score_known[order[np.flatnonzero(accepted / accepted[0] >= fraction)[-1]]])
+    # Sums of weights round: what is short of the share by that alone is enough.
+    enough = accepted >= fraction * accepted[0] * (1 - 1e-12)
+    return float(score_known[order[np.flatnonzero(enough)[-1]]])
 
 
 def calibrate_threshold(
