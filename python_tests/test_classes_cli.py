@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,24 @@ def test_an_image_that_is_in_a_table_twice(
     table.write_text("path,name\nnew/fifth/0.png,owl\nnew/fifth/1.png,owl\nnew/fifth/0.png,jay\n")
     assert main(asked) == 1
     assert "0.png is owl in line 2 and jay in line 4: expected one" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of UTF-8")
+def test_a_table_of_files_whose_names_are_no_text(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(images / "0.png", os.fsdecode(os.fsencode(images) + b"/\xff.png"))
+    table = tmp_path / "groups.csv"
+    asked = ["enroll", str(run), "--from", str(table), "--json"]
+    table.write_bytes(b"path,name\nnew/fifth/\xff.png,eins\nnew/fifth/\xfe.png,\n")
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 1
+    for content, message in (
+        (b"path,name\nnew/fifth/1.png,K\xe4fer\n", f"{table}:2: the name is not UTF-8 text"),
+        ("path,name\nnew/fifth/1.png,zwei\n".encode("utf-16"), f"{table} is not UTF-8 text"),
+    ):
+        table.write_bytes(content)
+        assert main(asked) == 1 and capsys.readouterr().err == f"oltr: {message}\n"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,18 @@ def test_transparency_lies_on_white(tmp_path):
         np.testing.assert_array_equal(read_rgb(tmp_path / f"{name}.png"), want, err_msg=name)
 
 
+@pytest.mark.parametrize("how", ["P5", "P2"])
+def test_grey_of_sixteen_bits_that_pillow_holds_in_32(tmp_path, how):
+    grey = np.random.default_rng(0).integers(0, 65536, (24, 40), np.uint16)
+    grey[0, :2] = 0, 65535
+    pixels = grey.astype(">u2").tobytes() if how == "P5" else " ".join(map(str, grey.flat)).encode()
+    (tmp_path / "a.pgm").write_bytes(f"{how}\n40 24\n65535\n".encode() + pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.pgm"), (grey >> 8).astype(np.uint8))
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"pixels of 32 bits \(mode I\)"):
+        read_image(tmp_path / "a.tif")
+
+
 def damaged_spider() -> bytes:
     """AttributeError in Pillow: an image of a stack that was never opened."""
     file = io.BytesIO()

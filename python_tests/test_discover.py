@@ -175,6 +175,33 @@ def test_names_and_paths_are_text(trained: Trained, folder: Path, tmp_path: Path
     assert found.bad == []
 
 
+def test_a_carriage_return_ends_no_row(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    out, wild = tmp_path / "out", folder / "a\rb.png"
+    shutil.copy(min(folder.rglob("*.png")), wild)
+    discover(trained, folder, out=out)
+    named = {row["path"]: f"n{number}" for number, row in enumerate(rows(out))}
+    assert str(wild) in named and len(named) == 15
+    written(out, lambda row: {"name": named[row["path"]]})
+    discover(trained, folder, out=out)
+    assert {row["path"]: row["name"] for row in rows(out)} == named
+    lines = (out / "groups.csv").read_bytes().splitlines(keepends=True)
+    assert lines[0] == b"path,group,sure,name\n" and b'"' not in lines[1]  # others are as ever
+
+
+def test_links_to_folders_are_told(
+    trained: Trained, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = folder / "open_t"
+    (asked / "link").symlink_to(folder, target_is_directory=True)
+    line = f"{asked}: 1 link to a folder passed over"
+    for out in (None, tmp_path / "out"):
+        found = discover(trained, asked, out=out)
+        assert found.seen == 10 and line in found.notes
+    assert line in (tmp_path / "out" / "groups.html").read_text()
+    assert main(["predict", str(trained.path.parent), str(asked)]) == 0
+    assert capsys.readouterr().err == f"oltr: {line}\n"
+
+
 def test_names_that_a_person_gave_stay(trained: Trained, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     discover(trained, folder, out=out)

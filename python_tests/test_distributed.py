@@ -158,6 +158,12 @@ def test_the_pieces(tmp_path):
     in_pair(_pieces, tmp_path)
 
 
+def test_one_process_where_nobody_says_how_many(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with distributed.joined():
+        assert distributed.world() == 1 and not dist.is_initialized()
+
+
 # Whole runs.
 
 

@@ -71,6 +71,13 @@ def test_threshold_is_calibrated_stored_and_used(run, name):
     assert result.summary["closed"]["overall"] == pytest.approx(closed)
 
 
+def test_what_overflowed_is_rejected_as_predict_does(run):
+    result = assess(load_trained(run / "oltr", device="cpu"))
+    scores = result.seen.scores[result.trained.threshold["score"]]
+    scores[:2] = np.nan, np.inf
+    assert result.rejected[:2].all() and not result.rejected.all()
+
+
 def test_report_and_table(run, tmp_path):
     results = [assess(load_trained(run / n, device="cpu"), name=n) for n in ("plain", "oltr")]
     files = report(results, tmp_path / "deep" / "report.html", details={"seed": "0"})

@@ -213,6 +213,18 @@ def test_linear_head():
         LinearHead(4, 3, class_prior=torch.tensor([1.0, -1, 1]))
 
 
+@pytest.mark.parametrize("score", ["max_logit", "energy", "max_softmax"])
+def test_a_row_that_overflowed_is_unknown(score):
+    head = LinearHead(2, 3)
+    head.set_threshold(0.0, score)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.tensor([[2.0, 2], [1, 0], [0, 1]]))
+    x = torch.tensor([[1.0, 0], [3e38, 3e38], [torch.nan, 0]])
+    for predict in (head.predict, torch.export.export(Predict(head), (x,)).module()):
+        assert predict(x)[0].tolist() == [0, -1, -1]
+    assert [int(head.predict(row[None])[0]) for row in x] == [0, -1, -1]
+
+
 def test_scores_by_hand():
     logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     distance = torch.tensor([4.0, 0.0], dtype=torch.float64)

@@ -8,6 +8,7 @@ import pytest
 from photos import listed, put
 
 from oltr_ext.cli import main
+from oltr_ext.data.importing.outcome import table as text_of
 
 
 def run(table, out, *more):
@@ -77,6 +78,11 @@ def test_observations_and_groups_stay_together(seen, tmp_path, capsys):
     with (tmp_path / "observation" / "images.csv").open(newline="") as file:
         found = {row["path"]: row["observation"] for row in csv.DictReader(file)}
     assert found == {row[0]: row[2] for row in rows}
+
+
+def test_a_carriage_return_ends_no_row():
+    rows = [["a\rb", 1], ["c", 2.5]]
+    assert text_of(["path", "n"], rows) == 'path,n\n"a\rb",1\nc,2.5\n'
 
 
 def test_tables_as_they_come(tmp_path, capsys):

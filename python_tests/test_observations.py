@@ -19,12 +19,13 @@ from oltr_ext.metrics import calibrate_threshold, read_costs
 from oltr_ext.serve.assess import assess
 from oltr_ext.serve.discover_files import read_given
 from oltr_ext.serve.observations import (
+    _under,
     judge_observations,
     observations_of,
     predict_observations,
     read_observations,
 )
-from oltr_ext.serve.predict import predict_features, predict_images
+from oltr_ext.serve.predict import Prediction, predict_features, predict_images
 from oltr_ext.serve.trained import load_trained
 
 
@@ -233,6 +234,12 @@ def test_the_threshold_of_a_size_is_used(trained, data, monkeypatch):
     judged = judge_observations(result, {path: path.rsplit("_", 1)[0] for path in ids})
     point = judged["scores"][trained.threshold["score"]]["operating_points"]["calibrated"]
     assert point["known_accepted"] == 1 and point["threshold"] is None  # six images each
+
+
+def test_by_another_threshold_too_what_overflowed_is_unknown():
+    confidences = (0.3, 0.1, np.inf, np.nan)
+    seen = [Prediction("a", None, c, "energy", 0.5, "cat", []) for c in confidences]
+    assert [_under(each, 0.2).label for each in seen] == ["cat", None, None, None]
 
 
 @pytest.mark.parametrize("mark", ",;\t|")

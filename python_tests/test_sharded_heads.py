@@ -186,6 +186,57 @@ def _plane():
     _same_bank(parted, whole)
 
 
+def _own_rows():
+    """Layers of a head, called by themselves with other rows in each process."""
+    torch.manual_seed(9)
+    whole = _heads(5, torch.rand(5, dtype=torch.float64) + 0.1)["parts"]  # some lack a centroid
+    parted = shard_classes(copy.deepcopy(whole), init_device_mesh("cpu", (dist.get_world_size(),)))
+    sizes, rank, weight = [2, 4, 0, 5][: dist.get_world_size()], dist.get_rank(), torch.randn(5)
+    x, y = _rows(5, sum(sizes))
+    here = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    calls = {
+        "memory": lambda h, x: h.memory(x),
+        "closest": lambda h, x: h.memory.closest(x, 2),
+        "embed": lambda h, x: h.classifier.embed(x, h.memory.centroids),
+        "logits": lambda h, x: (h.classifier.cosnorm_classifier(x),),
+        "classifier": lambda h, x: h.classifier(x, h.memory.centroids)[:1],
+        "infused": lambda h, x: h.classifier(x, h.memory.centroids)[1],
+    }
+    for name, call in calls.items():
+        for got, want in zip(call(parted, x[here]), call(whole, x), strict=True):
+            _close(got.detach(), want[here].detach(), name)
+    want, got = (h.classifier.cosnorm_classifier for h in (whole, parted))
+    _close(got.loss(x[here], y[here]).detach(), want.loss(x, y).detach(), "loss")
+    for head, rows in ((whole, x), (parted, x[here])):  # as the mean over processes
+        head.zero_grad()
+        share = len(sizes) if head is parted else 1
+        logits = head.classifier(rows, head.memory.centroids)[0]
+        ((logits * weight).square().sum() * share).backward()
+    for (n, p), q in zip(parted.named_parameters(), whole.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), n
+        if q.grad is not None:
+            _close(_local(p.grad), _own(n, p, q.grad, parted.layout.shard), n)
+    _copied(parted, x[here], y[here])
+
+
+def _copied(parted, x, y):
+    """A copy, as for a moving average, has the same processes."""
+    names = ["max_softmax", "nearest_distance"]
+    average = torch.optim.swa_utils.AveragedModel(parted)
+    average.update_parameters(parted)
+    copies, want = (copy.deepcopy(parted), average.module), parted.best(x, 3, names)
+    with torch.no_grad():
+        for p in parted.parameters():
+            _local(p).mul_(1.5)
+    for other in copies:  # which have kept what they had
+        assert other.layout is parted.layout and other.memory.places == parted.memory.places
+        got = other.best(x, 3, names)
+        assert torch.equal(got.logits, want.logits) and torch.equal(got.classes, want.classes)
+        assert all(torch.equal(got.scores[name], want.scores[name]) for name in names)
+        other.load_state_dict(parted.state_dict())
+        _close(other.loss(x, y).detach(), parted.loss(x, y).detach(), "copied")
+
+
 def _same_bank(parted, whole):
     state = whole.state_dict()
     for name, value in parted.state_dict().items():
@@ -329,6 +380,7 @@ def _all(rank, folder, number):
     with group(rank, folder, number):
         _exact(number)
         _memory()
+        _own_rows()
         _born_apart()
         logits_in_parts()
         recalled_alike(init_device_mesh("cpu", (number,)))

@@ -141,8 +141,51 @@ def _overflow():
     return all(torch.equal(_local(p), q) for p, q in zip(head.parameters(), before, strict=True))
 
 
+def _norms(rank, folder):
+    """Of gradients on several meshes: a backbone's by `fully_shard` over all or in replicas, and a
+    head's, whichever comes first."""
+    with group(rank, folder, 4):
+        line = init_device_mesh("cpu", (4,))
+        plane = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "class"))
+        x, y = _data()
+        whole, backbone, here = _head(), _backbone(), slice(rank * 2, rank * 2 + 2)
+        whole.loss(backbone(x), y).backward()
+        params = [*backbone.parameters(), *whole.parameters()]
+        want = torch.nn.utils.clip_grad_norm_(params, 0.5)
+        assert want > 0.5  # it is clipped
+        for of_head, of_backbone in ((plane, line), (line, plane), (plane, plane), (line, line)):
+            for head_first in (False, True):
+                parted = shard_classes(_head(), of_head)
+                shared = fully_shard(_backbone(), mesh=of_backbone)
+                parted.loss(shared(x[here]), y[here]).backward()
+                parts = [shared, parted][:: -1 if head_first else 1]
+                got = clip_grad_norm_((p for part in parts for p in part.parameters()), 0.5)
+                torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
+                for p, q in zip(shared.parameters(), backbone.parameters(), strict=True):
+                    grad = p.grad.full_tensor()
+                    torch.testing.assert_close(grad, q.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_the_norm_is_that_of_all_gradients_whatever_their_meshes(tmp_path):
+    in_processes(4, _norms, tmp_path)
+
+
+def _named():
+    """Parameters with their names are split as others are."""
+    head = shard_classes(_head(), init_device_mesh("cpu", (dist.get_world_size(),)))
+    for given in (head.named_parameters(), [{"params": [*head.named_parameters()], "lr": 1}]):
+        groups = param_groups(given)
+        names = [{name.partition(".")[0] for name, _ in group["params"]} for group in groups]
+        shared = [{hasattr(p, "_local_tensor") for _, p in group["params"]} for group in groups]
+        assert names == [{"classifier"}, {"memory", "classifier"}] and shared == [{False}, {True}]
+        optimizer = torch.optim.SGD(groups, lr=0.1, foreach=True)
+        head.loss(torch.randn(2, WIDTH).double(), torch.tensor([0, 1])).backward()
+        optimizer.step()
+
+
 def _train(rank, folder):
     with group(rank, folder, 2):
+        _named()
         _optimizers()
         _sharded_backbone()
         assert _overflow()

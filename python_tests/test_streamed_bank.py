@@ -260,6 +260,20 @@ def test_larger_than_memory(way, tmp_path, run_python):
     assert "larger than memory" in run_python(code)
 
 
+def test_no_bank_of_a_tensor():
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"StreamedBank: expected float32, .*, got {dtype}"):
+            StreamedBank(torch.zeros(2, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), ()])
+def test_rows_of_what_is_no_vector(shape, tmp_path):
+    np.save(tmp_path / "m.npy", SMALL)
+    for bank in (StreamedBank(tmp_path / "m.npy"), StreamedBank(torch.zeros(2, 3))):
+        with pytest.raises(ValueError, match=r"at: expected classes \(K,\), got shape \("):
+            bank.at(torch.zeros(shape, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("kind", ["file", "tensor", "only"])
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_rows_of_no_class(kind, wrong, tmp_path):

@@ -184,6 +184,25 @@ def test_it_does_not_change(tmp_path):
         stream(_head()[0], lambda name: StreamedBank(torch.zeros(3, WIDTH)))
 
 
+def test_what_writes_or_wants_whole_banks_says_that_they_are_streamed(tmp_path):
+    streamed = _streamed(_head()[0], tmp_path)
+    x, y = torch.rand(2, WIDTH), torch.arange(2)
+    memory, linear = streamed.memory, torch.nn.Linear(WIDTH, CLASSES)
+    for where, call in {
+        "CentroidMemory.update": lambda: memory.update(x, y),
+        "CentroidMemory.initialise_from": lambda: memory.initialise(x, y),
+        "CentroidMemory.save": lambda: memory.save(tmp_path / "memory"),
+        "CentroidMemory.load": lambda: memory.load(tmp_path / "memory"),
+        "OLTRHead.init_from": lambda: streamed.init_from(linear, x, y),
+        "OLTRHead.recall": lambda: streamed.recall(x),
+        "CosineClassifier.start_at": lambda: streamed.classifier.cosnorm_classifier.start_at(x),
+    }.items():
+        said = f"{where}: expected banks in memory, got streamed ones, which are read-only: load"
+        with pytest.raises(ValueError, match=f"^{said}"):
+            call()
+    assert not (tmp_path / "memory").exists()
+
+
 def test_its_loss_has_gradients_of_features_alone(tmp_path):
     head, held = _head()
     streamed = _streamed(head, tmp_path)

@@ -32,7 +32,8 @@ def add_images(sub: argparse.ArgumentParser) -> None:
         nargs="+",
         type=expanded,
         metavar="IMAGE",
-        help="images, folders of them, or .npy files of embeddings (N, D)",
+        help="images, folders of them (links to folders in these are passed over), or .npy files "
+        "of embeddings (N, D)",
     )
 
 

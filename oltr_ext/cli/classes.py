@@ -186,10 +186,12 @@ def _of_folders(folder: Path) -> list[Pair]:
 def _of_table(file: Path) -> list[Pair]:
     """Rows with a name, each image once; a path is meant as it stands, else beside the file."""
     found: dict[str, tuple[Pair, int]] = {}
-    with opened(file) as lines:
+    with opened(file, "surrogateescape") as lines:  # paths are names of files, of any bytes
         table = csv.DictReader(lines, delimiter=mark_of(lines))
         columns = table.fieldnames or []
         if not {"path", "name"} <= set(columns):
+            if not _is_text("".join(columns)):
+                raise ValueError(f"{file} is not UTF-8 text")
             raise ValueError(
                 f"{file}: expected columns path and name, got {', '.join(columns) or 'none'}"
             )
@@ -199,6 +201,8 @@ def _of_table(file: Path) -> list[Pair]:
                 raise ValueError(f"{file}:{table.line_num}: {name} without a path")
             if not name:
                 continue
+            if not _is_text(name):
+                raise ValueError(f"{file}:{table.line_num}: the name is not UTF-8 text")
             path = _there(path, file.parent)
             pair, line = found.setdefault(os.path.abspath(path), ((path, name), table.line_num))
             if pair[1] != name:
@@ -209,6 +213,11 @@ def _of_table(file: Path) -> list[Pair]:
     if not found:
         raise ValueError(f"{file} gives no image a name: fill in its column name")
     return [pair for pair, _ in found.values()]
+
+
+def _is_text(words: str) -> bool:
+    """Whether all of it was UTF-8, in a file read with ``surrogateescape``."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in words)
 
 
 def _there(path: str, folder: Path) -> str:

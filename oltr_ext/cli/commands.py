@@ -118,7 +118,7 @@ def run_eval(args: argparse.Namespace) -> int:
         print(f"oltr: {line}", file=sys.stderr)
     if args.json:
         for each in results:
-            print(json.dumps({"name": each.name, **each.summary}))
+            print(_json({"name": each.name, **each.summary}))
         return 0
     files = report(results, page)
     print(table(results))
@@ -199,7 +199,7 @@ def run_predict(args: argparse.Namespace) -> int:
         answers = predict_images(trained, args.images, nearest=nearest, on_error=on_error)
     for found in answers:
         if args.json:
-            print(json.dumps(dataclasses.asdict(found)))
+            print(_json(dataclasses.asdict(found)))
             continue
         near = ", ".join(f"{name} {value:.3g}" for name, value in found.nearest)
         label = found.label or "unknown"
@@ -213,7 +213,13 @@ def _inside(name: str) -> list[str]:
     """The images of a folder; or the file, by the name it was called by."""
     from oltr_ext.serve.discover_parts import files_of
 
-    return [str(path) for path in files_of([name])] if Path(name).is_dir() else [name]
+    if not Path(name).is_dir():
+        return [name]
+    passed: list[str] = []
+    found = [str(path) for path in files_of([name], passed.append)]
+    for line in passed:
+        print(f"oltr: {line}", file=sys.stderr)
+    return found
 
 
 def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:
@@ -227,13 +233,20 @@ def _predict_sets(args: argparse.Namespace, trained: Trained) -> int:
         pairs = [*zip(found.labels.tolist(), found.probability.tolist(), strict=True)]
         if args.json:
             says = {"path": row.path, "set": pairs, "unknown": found.unknown}
-            print(json.dumps({**says, "alpha": args.set, "method": method}))
+            print(_json({**says, "alpha": args.set, "method": method}))
             continue
         text = ", ".join(f"{name} {p:.3g}" for name, p in pairs) or "no class"
         print(f"{row.path}: {text}{'  (unknown)' if found.unknown else ''}")
     for error in bad:
         print(f"oltr: {one_line(error)}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _json(found: object) -> str:
+    """A line of JSON, which has neither NaN nor infinity: null stands for them."""
+    from oltr_ext.metrics import json_ready
+
+    return json.dumps(json_ready(found), allow_nan=False)
 
 
 def run_discover(args: argparse.Namespace) -> int:

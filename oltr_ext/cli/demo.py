@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from oltr_ext._tables import write_rows
 from oltr_ext._version import __version__
 from oltr_ext._words import counted
 from oltr_ext.config.epochs import one_stage_alone
@@ -104,10 +104,10 @@ def unknown(result: Assessment) -> str:
 
 def _write_unknown(result: Assessment, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("image", "true_name", "open", "confidence", "closed_prediction"))
-        for i in result.rejected.nonzero()[0].tolist():
-            rows.writerow(
+        write_rows(file, [("image", "true_name", "open", "confidence", "closed_prediction")])
+        write_rows(
+            file,
+            (
                 (
                     result.image_id(i),
                     result.true_name(i),
@@ -115,4 +115,6 @@ def _write_unknown(result: Assessment, path: Path) -> None:
                     f"{result.confidence[i]:.6g}",
                     result.class_names[int(result.seen.pred[i])],
                 )
-            )
+                for i in result.rejected.nonzero()[0].tolist()
+            ),
+        )

@@ -43,10 +43,11 @@ def read_image(source: Path | Image.Image) -> Image.Image:
                 image = opened
         if 0 in image.size:
             raise ValueError(f"{image.width} x {image.height} pixels: there is nothing to see")
-        if image.mode in ("I", "F"):
+        deep = image.mode == "I" and image.format == "PPM"  # PGM of 16 bits, in PIL's 32
+        if image.mode in ("I", "F") and not deep:
             raise ValueError(f"pixels of 32 bits (mode {image.mode}); expected 8 or 16")
         image = _upright(image)
-        if image.mode.startswith("I;16"):
+        if deep or image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image
     except Exception as error:

@@ -85,7 +85,7 @@ def joined(timeout: float = 600) -> Iterator[None]:
     Args:
         timeout: seconds for which a process waits for the others.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield
         return
     store, number, processes = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))

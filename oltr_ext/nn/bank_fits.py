@@ -10,7 +10,8 @@ from torch import Tensor
 
 from oltr_ext.nn.gathering import gather_rows
 from oltr_ext.nn.layout import Layout, Sharded, as_shard
-from oltr_ext.nn.memory import COLUMNS, means_over
+from oltr_ext.nn.memory import means_over
+from oltr_ext.nn.parted import COLUMNS
 from oltr_ext.ops import Shard, StreamedBank
 from oltr_ext.ops.bank import blocks_of
 from oltr_ext.ops.shard import summed

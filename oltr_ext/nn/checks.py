@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oltr_ext.ops import StreamedBank
+
 
 def check_sizes(where: str, num_classes: int, feat_dim: int) -> None:
     """Raises ValueError for no class or no feature, where nothing could be answered."""
@@ -37,13 +39,23 @@ def check_labels(where: str, target: Tensor, num_classes: int) -> None:
 
 def check_own(where: str, layer: nn.Module, *names: str) -> None:
     """Raises ValueError where a tensor of a layer is made anew at each reading, as by a
-    parametrization or pruning: what is written into it is lost."""
+    parametrization or pruning: what is written into it is lost; or streamed."""
     for name in names:
+        check_in_memory(where, getattr(layer, name))
         if name not in layer._parameters and name not in layer._buffers:
             raise ValueError(
                 f"{where}: expected {name} to be a parameter of {type(layer).__name__}, got one "
                 "that is made of others: remove the parametrization or pruning first"
             )
+
+
+def check_in_memory(where: str, bank: Any) -> None:
+    """Raises ValueError for a streamed bank in the place of a tensor."""
+    if isinstance(bank, StreamedBank):
+        raise ValueError(
+            f"{where}: expected banks in memory, got streamed ones, which are read-only: load the "
+            "model without streaming it"
+        )
 
 
 def of_width(

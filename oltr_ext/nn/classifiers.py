@@ -62,7 +62,8 @@ class CosineClassifier(ClassRows):
         turns it. A zero row (a class without data) keeps its random start.
 
         Raises:
-            ValueError: directions of another shape, or a layer that is parametrized or pruned.
+            ValueError: directions of another shape, or a layer that is parametrized, pruned or
+                streamed.
         """
         check_own("CosineClassifier.start_at", self, "weight")
         if directions.shape != self.weight.shape:
@@ -83,7 +84,8 @@ class CosineClassifier(ClassRows):
 
     def forward(self, v: Tensor) -> Tensor:
         """Embeddings (B, D) to logits (B, C)."""
-        return self.layout.whole(self.columns(v))
+        (logits,) = self.layout.each(lambda rows: (self.layout.whole(self.columns(rows)),), v)
+        return logits
 
     def columns(self, v: Tensor) -> Tensor:
         """Logits of the classes that this process has."""
@@ -92,7 +94,12 @@ class CosineClassifier(ClassRows):
 
     def loss(self, v: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Fused cross-entropy of embeddings (B, D) and labels (B,) int64; options, result and
-        errors are those of :func:`oltr_ext.ops.cosine_cross_entropy`."""
+        errors are those of :func:`oltr_ext.ops.cosine_cross_entropy`. Where processes share the
+        classes, it is that of the rows of all of them."""
+        return self.loss_of_all(*self.layout.rows(v, target), **options)
+
+    def loss_of_all(self, v: Tensor, target: Tensor, **options: Any) -> Tensor:
+        """As `loss`, of rows that all processes which share the classes have."""
         weight, shard = self.layout.own(self.weight), self.layout.shard
         return ops.cosine_cross_entropy(v, weight, target, scale=self.scale, shard=shard, **options)
 
@@ -163,6 +170,15 @@ class MetaEmbedding(ClassRows):
             present: (K,) int64, classes that have a centroid, where not all do. The result is that
                 of a memory of these alone: no other is nearest, and attention recalls no other.
         """
+        parts: MetaEmbeddingDetails = self.layout.each(
+            lambda rows: self._embed_together(rows, memory, present), x
+        )
+        return parts
+
+    def _embed_together(
+        self, x: Tensor, memory: Tensor, present: Tensor | None
+    ) -> MetaEmbeddingDetails:
+        """As `embed`, of rows that all processes which share the classes have."""
         keys, bias = self.fc_hallucinator.weight, self.fc_hallucinator.bias
         if present is None:
             bank = (self.layout.own(part) for part in (memory, keys, bias))

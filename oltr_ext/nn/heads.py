@@ -278,7 +278,7 @@ class Head(Enrolling, ABC):
 
         Returns:
             (label (B,) int64 with -1 for unknown, confidence (B,) float64). The confidence is the
-            value of ``self.score``; a row without a number (NaN) is unknown.
+            value of ``self.score``; a row of which it is NaN or infinity is unknown.
 
         Raises:
             ValueError: features of another number of dimensions.
@@ -329,7 +329,8 @@ class Head(Enrolling, ABC):
     def answer(self, out: HeadOutput) -> tuple[Tensor, Tensor]:
         """As `predict`, from what `outputs` gave."""
         confidence, label = self.score_of(out), out.logits.argmax(dim=1)
-        known = confidence >= self.threshold.to(confidence)
+        # NaN and infinity are of what overflowed
+        known = (confidence >= self.threshold.to(confidence)) & (confidence < torch.inf)
         return torch.where(known, label, torch.full_like(label, -1)), confidence
 
 

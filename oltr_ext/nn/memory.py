@@ -11,18 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.checks import alike, check_features, check_own, check_sizes
+from oltr_ext.nn.checks import alike, check_features, check_in_memory, check_own, check_sizes
 from oltr_ext.nn.layout import WHOLE, ClassRows, Layout
 from oltr_ext.nn.mark import mark_values
-from oltr_ext.nn.parted import weakest_of
-from oltr_ext.ops.bank import blocks_of, rows_of
+from oltr_ext.nn.parted import closest_rows
+from oltr_ext.ops.bank import rows_of
 from oltr_ext.ops.class_means import Means
 from oltr_ext.ops.nearest_centroid import Nearest
 from oltr_ext.ops.shard import Shard, summed
 from oltr_ext.reference._common import wide
-
-COLUMNS = 1 << 13
-"""Rows of a bank that distances are held to at a time."""
 
 
 def means_over(
@@ -188,6 +185,10 @@ class CentroidMemory(ClassRows):
         Raises:
             TypeError, ValueError: as :func:`oltr_ext.ops.nearest_centroid`.
         """
+        found: Nearest = self.layout.each(self._nearest, x)
+        return found
+
+    def _nearest(self, x: Tensor) -> Nearest:
         found = ops.nearest_centroid(x, *self.there(self.centroids), shard=self.places)
         return Nearest(found.distance, self.classes(found.index))
 
@@ -207,22 +208,12 @@ class CentroidMemory(ClassRows):
         check_features("CentroidMemory.closest", x, self.feat_dim)
         if count < 0:
             raise ValueError(f"CentroidMemory.closest: expected count of at least 0, got {count}")
+        found: Nearest = self.layout.each(lambda rows: self._closest(rows, count), x)
+        return found
+
+    def _closest(self, x: Tensor, count: int) -> Nearest:
         (memory,) = self.there(self.centroids)
-        # By differences: close to a centroid, the products of the default cancel. In float64, where
-        # there is one: it holds the square of every float32.
-        mode = "donot_use_mm_for_euclid_dist"
-        exact = torch.float32 if x.device.type == "mps" else torch.float64
-        wider = x.to(exact)
-        values, indices = [wider.new_empty(len(x), 0)], []
-        with blocks_of(memory, COLUMNS) as blocks:
-            for start, block in blocks:
-                distance = torch.cdist(wider, block.to(exact), compute_mode=mode)
-                near, at = weakest_of(distance, count)
-                values.append(near)
-                indices.append(at + start)
-        near = torch.cat(values, dim=1)
-        value, order = weakest_of(near, count)
-        index = torch.cat([torch.empty_like(order[:, :0]), *indices], dim=1).gather(1, order)
+        value, index = closest_rows(x, memory, count)
         index = index if self.present is None else self.present[index]
         value, classes = self.layout.smallest(value, index, count)
         return Nearest(value.to(wide(x).dtype), classes)
@@ -255,7 +246,8 @@ class CentroidMemory(ClassRows):
                 memory should hold the features that training and testing will see.
 
         Raises:
-            ValueError: the loader gave no features, or features of another shape or not finite.
+            ValueError: the loader gave no features, or features of another shape or not finite; or
+                centroids that are parametrized, pruned or streamed.
             TypeError, RuntimeError: as :meth:`initialise`.
         """
         check_own("CentroidMemory.initialise_from", self, "centroids")
@@ -279,9 +271,10 @@ class CentroidMemory(ClassRows):
         time takes the mean itself. Waits for the device, to see that the features are finite.
 
         Raises:
-            ValueError: momentum outside [0, 1], features of another shape or not finite, or other
-                numbers of features and labels. TypeError: labels that are not int64. RuntimeError:
-                a label out of range. The memory then stays as it is.
+            ValueError: momentum outside [0, 1], features of another shape or not finite, other
+                numbers of features and labels, or centroids that are parametrized, pruned or
+                streamed. TypeError: labels that are not int64. RuntimeError: a label out of range.
+                The memory then stays as it is.
         """
         check_own("CentroidMemory.update", self, "centroids")
         if not 0 <= momentum <= 1:
@@ -314,7 +307,7 @@ class CentroidMemory(ClassRows):
         `torch.distributed.checkpoint`.
 
         Raises:
-            ValueError: processes share the classes.
+            ValueError: processes share the classes, or centroids are streamed.
         """
         self._check_whole("save")
         tensors = {"centroids": self.centroids.detach().contiguous(), "counts": self.counts}
@@ -325,8 +318,8 @@ class CentroidMemory(ClassRows):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is damaged, or holds a memory of another shape, or processes share
-                the classes.
+            ValueError: the file is damaged, or holds a memory of another shape, processes share
+                the classes, or centroids are streamed.
         """
         self._check_whole("load")
         if not Path(path).is_file():
@@ -359,6 +352,7 @@ class CentroidMemory(ClassRows):
         self._find_present()
 
     def _check_whole(self, what: str) -> None:
+        check_in_memory(f"CentroidMemory.{what}", self.centroids)
         if self.layout.shard is not None:
             raise ValueError(
                 f"CentroidMemory.{what}: expected all classes here, got {self.layout.shard.size} "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oltr_ext import ops
-from oltr_ext.nn.checks import check_own
+from oltr_ext.nn.checks import check_in_memory, check_own
 from oltr_ext.nn.classifiers import MetaEmbeddingClassifier
 from oltr_ext.nn.enroll import ClassTensor
 from oltr_ext.nn.heads import Gather, HeadOutput, PriorHead, alone
@@ -158,11 +158,7 @@ class OLTRHead(PriorHead):
 
     def _class_tensors(self, what: str) -> list[ClassTensor]:
         keys = self.classifier.fc_hallucinator
-        if self.streamed:
-            raise ValueError(
-                f"OLTRHead.{what}: expected banks in memory, got streamed ones, which are "
-                "read-only: load the model without streaming it"
-            )
+        check_in_memory(f"OLTRHead.{what}", self.memory.centroids)
         if what != "load_state_dict" and not self.memory.counts.any():
             raise ValueError(
                 f"OLTRHead.{what}: expected a memory that has counted its classes' images "
@@ -227,7 +223,12 @@ class OLTRHead(PriorHead):
         self.memory.refresh()
 
     def recall(self, features: Tensor) -> Tensor:
-        """(B, C) how much of each class the memory recalls: the attention itself, for reports."""
+        """(B, C) how much of each class the memory recalls: the attention itself, for reports.
+
+        Raises:
+            ValueError: streamed banks, of which `most_recalled` tells the largest.
+        """
+        check_in_memory("OLTRHead.recall", self.classifier.fc_hallucinator.weight)
         (match,) = self.layout.each(lambda x: (self.layout.whole(self._match(x)),), features)
         return torch.softmax(match, dim=1)
 
@@ -276,7 +277,7 @@ class OLTRHead(PriorHead):
         x, y = self.layout.rows(features, target)
         parts = self._embed_anew(x)
         prior = None if self.class_prior is None else self.layout.raw(self.class_prior)
-        loss = self.classifier.cosnorm_classifier.loss(
+        loss = self.classifier.cosnorm_classifier.loss_of_all(
             parts.embedding,
             y,
             class_prior=prior,
@@ -329,7 +330,7 @@ class OLTRHead(PriorHead):
 
         Raises:
             ValueError: an unknown choice, a linear layer of another shape, or a layer to be written
-                that is parametrized or pruned.
+                that is parametrized, pruned or streamed.
         """
         for name, value, choices in (
             ("classifier", classifier, ("random", "means")),

@@ -14,12 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from oltr_ext.nn.gathering import gather_rows
+from oltr_ext.ops.bank import StreamedBank, blocks_of
 from oltr_ext.ops.shard import Shard, summed
 
-__all__ = ["PartedLogits", "SharedLogits", "strongest_of", "weakest_of"]
+__all__ = ["PartedLogits", "SharedLogits", "closest_rows", "strongest_of", "weakest_of"]
 
 BLOCK = 1 << 22
 """Logits of a block, at most: 32 MB of float64."""
+COLUMNS = 1 << 13
+"""Rows of a bank that distances are held to at a time."""
 
 
 class Seen(NamedTuple):
@@ -225,3 +228,25 @@ def weakest_of(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """As `strongest_of`, the smallest: of equals the one that comes first, NaN last."""
     at = strongest_of(torch.where(z.isnan(), -torch.inf, -z), count)[1]
     return z.gather(1, at), at
+
+
+def closest_rows(x: Tensor, rows: Tensor | StreamedBank, count: int) -> tuple[Tensor, Tensor]:
+    """Distances (B, K), smallest first, of x (B, D) to the closest of rows (N, D), and which these
+    are (B, K), K being ``min(count, N)``; of equals the row that comes first.
+
+    Holds B x `COLUMNS` distances, whatever N.
+    """
+    # By differences: close to a row, the products of the default cancel. In float64, where there is
+    # one: it holds the square of every float32.
+    mode = "donot_use_mm_for_euclid_dist"
+    exact = torch.float32 if x.device.type == "mps" else torch.float64
+    wider = x.to(exact)
+    values, indices = [wider.new_empty(len(x), 0)], []
+    with blocks_of(rows, COLUMNS) as blocks:
+        for start, block in blocks:
+            distance = torch.cdist(wider, block.to(exact), compute_mode=mode)
+            near, at = weakest_of(distance, count)
+            values.append(near)
+            indices.append(at + start)
+    value, order = weakest_of(torch.cat(values, dim=1), count)
+    return value, torch.cat([torch.empty_like(order[:, :0]), *indices], dim=1).gather(1, order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from oltr_ext.nn.layout import is_dtensor
-from oltr_ext.ops.shard import Shard, summed
 
 Group = dict[str, Any]
 
 
-def param_groups(parameters: Iterable[Tensor] | Iterable[Group]) -> list[Group]:
+def param_groups(
+    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group],
+) -> list[Group]:
     """Groups for an optimizer, each of DTensors alone or of plain tensors alone.
 
     ``foreach`` (torch's default on CUDA) and ``fused`` work on the tensors of a group at once, and
@@ -23,7 +25,8 @@ def param_groups(parameters: Iterable[Tensor] | Iterable[Group]) -> list[Group]:
     takes no DTensors at all; Adam and AdamW do.
 
     Args:
-        parameters: as an optimizer takes them: parameters, or groups, whose options both parts get.
+        parameters: as an optimizer takes them: parameters, named or not, or groups, whose options
+            both parts get.
 
     Raises:
         TypeError: a tensor, parameters beside groups, or a group without ``params``.
@@ -36,9 +39,10 @@ def param_groups(parameters: Iterable[Tensor] | Iterable[Group]) -> list[Group]:
     found = []
     for group in groups or [{"params": given}]:
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        parts: dict[bool, list[Tensor]] = {False: [], True: []}
+        parts: dict[bool, list[Any]] = {False: [], True: []}
         for parameter in params:
-            parts[is_dtensor(parameter)].append(parameter)
+            own = parameter[1] if isinstance(parameter, tuple) else parameter
+            parts[is_dtensor(own)].append(parameter)
         found += [{**group, "params": part} for part in parts.values() if part]
     return found
 
@@ -48,8 +52,9 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
     """As `torch.nn.utils.clip_grad_norm_` for the 2-norm, which fails on parameters of which some
     are DTensors: gradients together are no longer than ``max_norm``, here and in other processes.
 
-    Call it in every process. Gradients of plain tensors count once: they are the same in all that
-    share the classes, once they are averaged.
+    Call it in every process, with the parameters in one order. Gradients of plain tensors count
+    once: they are the same in all that share the classes, once they are averaged. Those of DTensors
+    may be of several meshes, as of `fully_shard` over all processes and of a head over some.
 
     Returns:
         The norm before, the same in all processes. Where a gradient is not finite, neither is it,
@@ -59,15 +64,21 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
     grads: list[Any] = [p.grad for p in given if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    apart = [g for g in grads if is_dtensor(g)]
-    plain, local = [g for g in grads if not is_dtensor(g)], [g._local_tensor for g in apart]
+    plain = [g for g in grads if not is_dtensor(g)]
+    apart: dict[Any, list[Tensor]] = {}
+    for grad in grads:
+        if is_dtensor(grad):  # cut along some dimensions of its mesh, alike along the others
+            cut = tuple(d for d, p in enumerate(grad.placements) if not p.is_replicate())
+            apart.setdefault((grad.device_mesh, cut), []).append(grad._local_tensor)
     square = _square(plain, grads[0].device)
-    if apart:
-        mesh = apart[0].device_mesh
-        square += summed(Shard.of(mesh.size(), mesh.get_group()), _square(local, square.device))
+    for (mesh, cut), local in apart.items():
+        part = _square(local, square.device)
+        for dimension in cut:
+            dist.all_reduce(part, group=mesh.get_group(dimension))
+        square += part
     norm = square.sqrt()
     share = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch has it
-    for grad in (*plain, *local):
+    for grad in (*plain, *chain(*apart.values())):
         grad.mul_(share.to(grad.dtype))
     return norm.to(grads[0].dtype)
 

@@ -73,7 +73,9 @@ class Assessment:
 
     @property
     def rejected(self) -> NDArray[np.bool_]:
-        return np.asarray(self.confidence < self.trained.threshold["value"])
+        """(N,) as `Head.answer` decides: what is no finite number is too."""
+        known = self.confidence >= self.trained.threshold["value"]
+        return ~(known & (self.confidence < np.inf))
 
     def true_name(self, index: int) -> str:
         target = int(self.seen.target[index])
@@ -285,8 +287,10 @@ def report(
 
 def check_free(path: str | Path) -> None:
     """Raises FileExistsError where a report in `path` would write over what is no report of ours:
-    the page, or the JSON beside it."""
+    the page, or the JSON beside it; or where a file is in place of its folder."""
     page = Path(path)
+    if page.parent.is_file():
+        raise FileExistsError(f"{page.parent} is a file; expected a folder")
     side = page.with_suffix(".json")
     try:
         said = json.loads(side.read_text(encoding="utf-8"))

@@ -137,13 +137,17 @@ def discover(
         )
     known = known_classes(trained)
     bad: list[str] = []
-    parts = _parts(inputs, bad)
+    passed: list[str] = []
+    parts = _parts(inputs, bad, passed)
     if out is None:
-        return _discover(trained, parts, bad, known, None, nearest, least)[0]
+        found = _discover(trained, parts, bad, known, None, nearest, least)[0]
+        found.notes += passed
+        return found
     out = Path(out)
     with locked(out, "a discovery", say):
         given = files.read_given(out)
         found, pictures = _discover(trained, parts, bad, known, out, nearest, least)
+        found.notes += passed
         asked = (part.path(n) for part in parts for n in range(len(part)))
         found.notes += files.write(out, found, pictures, given, trained, asked)
     return found
@@ -185,13 +189,13 @@ def _discover(
     return found, lambda index: _picture(*where[index])
 
 
-def _parts(inputs: Any, bad: list[str]) -> list[Part]:
-    """What may be asked, in parts."""
+def _parts(inputs: Any, bad: list[str], passed: list[str]) -> list[Part]:
+    """What may be asked, in parts; and what cannot be read or was passed over, in lines."""
     _, images = taken(inputs, "discover", "files, images or features")
     if isinstance(images, np.ndarray):
         return list(split([], bad.append, rows=images))
     if all(isinstance(each, str | Path) for each in images):
-        images = list(files_of(images))  # type: ignore[arg-type]
+        images = list(files_of(images, passed.append))  # type: ignore[arg-type]
     return list(split(images, bad.append))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oltr_ext._files import written
-from oltr_ext._tables import mark_of
+from oltr_ext._tables import mark_of, write_rows
 from oltr_ext._words import counted
 from oltr_ext.data import ImageError, read_rgb
 from oltr_ext.report import png_uri, write_groups
@@ -153,10 +153,9 @@ def _write_rows(
     path: Path, columns: list[str], rows: Sequence[tuple[str, int, Any, Mapping[str, str]]]
 ) -> None:
     with written(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow([*COLUMNS[:-1], *columns])
-        lines.writerows(
-            [*place, *(cells.get(name, "") for name in columns)] for *place, cells in rows
+        write_rows(file, [[*COLUMNS[:-1], *columns]])
+        write_rows(
+            file, ([*place, *(cells.get(name, "") for name in columns)] for *place, cells in rows)
         )
 
 

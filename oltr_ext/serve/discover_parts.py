@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from oltr_ext._files import written
+from oltr_ext._words import counted
 from oltr_ext.data.decode import image_endings
 from oltr_ext.serve.predict import (
     Picture,
@@ -92,10 +93,15 @@ class Rejected:
     bad: list[str]
 
 
-def files_of(paths: Iterable[str | Path]) -> list[Path]:
+def files_of(
+    paths: Iterable[str | Path], note: Callable[[str], object] = lambda _: None
+) -> list[Path]:
     """Files, and for each folder the images below it by their endings, in order; each once.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over, and links to folders, which may lead round in circles.
+
+    Args:
+        note: gets a line for each folder in which links were passed over.
 
     Raises:
         ValueError: a folder without an image.
@@ -107,15 +113,20 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
             found[path] = None
             continue
         inside: list[Path] = []
+        links = 0
         for folder, folders, files in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += sum(Path(folder, name).is_symlink() for name in folders)
             inside += [
                 Path(folder, name)
                 for name in sorted(files)
                 if not name.startswith(".") and Path(name).suffix.lower() in endings
             ]
+        passed = f"{counted(links, 'link to a folder', 'links to folders')} passed over"
         if not inside:
-            raise ValueError(f"no image in the folder {path}")
+            raise ValueError(f"no image in the folder {path}{f'; {passed}' if links else ''}")
+        if links:
+            note(f"{path}: {passed}")
         found.update(dict.fromkeys(inside))
     return list(found)
 

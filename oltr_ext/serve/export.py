@@ -67,8 +67,8 @@ def export(
         say: gets what the target needs, in words.
 
     Raises:
-        ValueError: a model on another device or with streamed banks, a file of another name than
-            .pt2 or .onnx, or what the format cannot carry.
+        ValueError: a model on another device or with streamed banks, a folder, a file of another
+            name than .pt2 or .onnx, or what the format cannot carry.
         RuntimeError: what the format needs here is not installed.
     """
     path = Path(path)
@@ -77,6 +77,8 @@ def export(
     if trained.device.type != "cpu":
         raise ValueError(f"export: expected a model on the CPU, got one on {trained.device}")
     trained.check_in_memory("export")
+    if path.is_dir():
+        raise ValueError(f"export: expected a file, {path} is a folder")
     if path.suffix != SUFFIX[format]:
         raise ValueError(f"export: expected a file named {SUFFIX[format]}, got {path}")
     if format == "onnx":

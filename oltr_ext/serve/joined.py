@@ -34,7 +34,8 @@ def of_the_enrolled(
 ) -> dict[str, Any]:
     """How the classes that joined do: on the test images that bear their names, and on others."""
     known = len(splits.class_names)
-    accepted = seen.scores[trained.threshold["score"]] >= trained.threshold["value"]
+    confidence = seen.scores[trained.threshold["score"]]
+    accepted = (confidence >= trained.threshold["value"]) & (confidence < np.inf)
     taken = accepted & (seen.pred >= known) & ~aside
     names = [""] * len(splits.test) + (splits.open_names or [])
     id_of = {name: trained.roster.id_of(name) for name in trained.enrolment.joined}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -232,7 +233,7 @@ def _under(found: Prediction, threshold: float) -> Prediction:
     """The same answer by another threshold."""
     if threshold == found.threshold:
         return found
-    label = found.closed if found.confidence >= threshold else None
+    label = found.closed if threshold <= found.confidence < math.inf else None
     return replace(found, label=label, threshold=threshold)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oltr_ext._files import write_whole
+from oltr_ext._tables import write_rows
 from oltr_ext.data.folders import made_folder
 
 __all__ = ["SEEN", "finish", "open_folder", "table"]
@@ -95,7 +95,6 @@ def finish(folder: Path, about: Mapping[str, Any], files: Mapping[str, str]) -> 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    write_rows(text, [columns])
+    write_rows(text, rows)
     return text.getvalue()
