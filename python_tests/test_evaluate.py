@@ -72,7 +72,7 @@ def test_threshold_is_calibrated_stored_and_used(run, name):
 
 
 def test_what_overflowed_is_rejected_as_predict_does(run):
-    result = assess(load_trained(run / "oltr", device="cpu"))
+    result = assess(load_trained(run / "oltr", device="cpu"), name="oltr")
     scores = result.seen.scores[result.trained.threshold["score"]]
     scores[:2] = np.nan, np.inf
     assert result.rejected[:2].all() and not result.rejected.all()
