@@ -29,6 +29,8 @@ BEAT = 2.0
 """Seconds between two notes, or fewer: a twentieth of what processes wait for each other."""
 SILENT = 3
 """Beats without a new note, after which a process is silent."""
+HELPERS = ("oltr_ext._", "oltr_ext.engine.distributed")
+"""Modules that say nothing of what a process was doing: who called them does."""
 
 Note = Mapping[str, Any]
 T = TypeVar("T")
@@ -170,7 +172,7 @@ def _where() -> dict[str, Any]:
         f"{module.removeprefix('oltr_ext.')}.{frame.f_code.co_name}"
         for frame in frames
         if (module := _module(frame)).startswith("oltr_ext.")
-        and not module.startswith(("oltr_ext.engine.distributed", __name__))
+        and not module.startswith((*HELPERS, __name__))
         and not frame.f_code.co_name.startswith("<")
     )
     return {"at": next(names, "the start"), "waits": any(map(_meets, frames))}
