@@ -39,12 +39,14 @@ struct NearestTile {
   }
 
   // How far rounding can set two scores apart per unit of |x| |c| + |c|^2 / 2: the sums' own error,
-  // half a bit an addition, and that of rounding numbers, a half bit a plane: 2^-8 a product with one
-  // plane, 2^-16 with two and the smallest of their four products left out. Nothing of it averages
-  // out where coordinates are alike, for then all additions round the same way, nor where one is far
-  // larger than the others.
+  // half a bit for each of the additions that a product passes through (those of a piece, then one a
+  // piece; a lane of |c|^2 has fewer), and that of rounding numbers, a half bit a plane: 2^-8 a
+  // product with one plane, 2^-16 with two and the smallest of their four products left out. Nothing
+  // of it averages out where coordinates are alike, for then all additions round the same way, nor
+  // where one is far larger than the others.
   OLTR_INLINE T unit() const {
-    const int64_t additions = (M::planes == 1 ? 1 : 3) * width;
+    const int64_t pieces = (M::planes == 1 ? 1 : 3) * div_up(width, M::piece);
+    const int64_t additions = (width < M::piece ? width : M::piece) + pieces + width / Lanes<T>::n;
     const T sum = std::numeric_limits<T>::epsilon() * static_cast<T>(32 + additions);
     if (M::group == 1 || memory.dtype == Dtype::kBFloat16) return sum;
     return sum + (M::planes == 1 ? T(1.0 / 120) : T(1.0 / 32000));

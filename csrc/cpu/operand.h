@@ -5,6 +5,7 @@
 //
 // A multiplier M says
 //   group, planes        numbers in a word; words whose sum a number is
+//   piece                how many numbers are summed by themselves before they are added to others
 //   panel                how many columns of a right operand, or of scores, lie together; 0: all
 //   depth_unit, row_unit what the summed index (in words) and the left operand's rows are padded to
 //   out_rows             how many rows of the bank's gradients go out at a time; 0: a whole tile's
@@ -51,6 +52,8 @@ struct Ahead {
   const char* end = nullptr;
 };
 
+constexpr int64_t kPiece = 256;  // words, of products that lanes sum: see product.h
+
 struct NoSession {
   OLTR_INLINE NoSession() {}
 };
@@ -61,6 +64,7 @@ struct Exact {
   using Acc = T;
   using Session = NoSession;
   static constexpr int group = 1, planes = 1;
+  static constexpr int64_t piece = group * kPiece;
   static constexpr Acc headroom = 0;
   static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_rows = 0, recall_tiles = 1;
   static constexpr Cut cut{};
@@ -89,6 +93,7 @@ struct Exact {
 struct Pairs : PairWords {
   using Session = NoSession;
   static constexpr int planes = 1;
+  static constexpr int64_t piece = group * kPiece;
   static constexpr Acc headroom = 0;
   static constexpr int64_t panel = 0, depth_unit = 1, row_unit = 1, out_rows = 0, recall_tiles = 1;
   static constexpr Cut cut{};

@@ -9,6 +9,9 @@
 // loads and six broadcasts for 24 multiplications, so the multipliers, not the loads, set the pace,
 // and six rows a power of two apart still fit into one set of an 8-way cache. Columns are the outer
 // loop: their panel of B is read once from L2 and then from L1.
+//
+// Sums start anew every kPiece words and are added to C then: a rounding error is one of some
+// hundreds of additions, however long the sum.
 #pragma once
 
 #include "cpu/operand.h"
@@ -40,35 +43,39 @@ OLTR_INLINE void product_tile(const ProductArgs<typename M::Acc>& g, int64_t row
   const T* a = g.a + row * g.a_row;
   const T* b = g.b + column;
   T* c = g.c + row * g.c_row + column;
-  Vec<T> acc[MR][NV];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j)
-      acc[i][j] = g.accumulate ? load<T>(c + i * g.c_row + j * L) : Vec<T>{};
   const bool some = ahead.at < ahead.end;
   const char* next = some ? ahead.at : reinterpret_cast<const char*>(b);
   const int64_t step = some ? 32 : 0;
-  for (int64_t k = 0; k < g.k; ++k) {
-    __builtin_prefetch(next, 0, 2);
-    next += step;
-    Vec<T> row_b[NV];
+  int64_t left = g.k;
+  bool add = g.accumulate;
+  do {
+    Vec<T> acc[MR][NV] = {};
+    for (int64_t k = left < kPiece ? left : kPiece; k > 0; --k) {
+      __builtin_prefetch(next, 0, 2);
+      next += step;
+      Vec<T> row_b[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) row_b[j] = load<T>(b + j * L);
+      for (int j = 0; j < NV; ++j) row_b[j] = load<T>(b + j * L);
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-      const T s = a[i * g.a_row];
+      for (int i = 0; i < MR; ++i) {
+        const T s = a[i * g.a_row];
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) acc[i][j] = M::multiply_add(acc[i][j], s, row_b[j]);
+        for (int j = 0; j < NV; ++j) acc[i][j] = M::multiply_add(acc[i][j], s, row_b[j]);
+      }
+      a += g.a_col;
+      b += g.b_row;
     }
-    a += g.a_col;
-    b += g.b_row;
-  }
-  if (some) ahead.at = next;
 #pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store<T>(c + i * g.c_row + j * L, acc[i][j]);
+      for (int j = 0; j < NV; ++j) {
+        T* to = c + i * g.c_row + j * L;
+        store<T>(to, add ? load<T>(to) + acc[i][j] : acc[i][j]);
+      }
+    left -= kPiece;
+    add = true;
+  } while (left > 0);
+  if (some) ahead.at = next;
 }
 
 template <class M, int NV>
@@ -87,12 +94,12 @@ static void product_columns(const ProductArgs<typename M::Acc>& g, int64_t m, in
 // those of the plain loop, bit by bit.
 template <class M, int NV, class T = typename M::Acc>
 static int64_t product_packed(const ProductArgs<T>& g, int64_t m, int64_t n, Ahead& ahead) {
-  constexpr int64_t L = Lanes<T>::n, kWidth = NV * L, kDepth = 256;  // half of a 32 KB cache
-  alignas(64) T panel[kDepth * kWidth];
+  constexpr int64_t L = Lanes<T>::n, kWidth = NV * L;
+  alignas(64) T panel[kPiece * kWidth];  // half of a 32 KB cache
   const int64_t columns = n / kWidth * kWidth;
-  for (int64_t k0 = 0; k0 < g.k; k0 += kDepth) {
+  for (int64_t k0 = 0; k0 < g.k; k0 += kPiece) {
     ProductArgs<T> part = g;
-    part.k = g.k - k0 < kDepth ? g.k - k0 : kDepth;
+    part.k = g.k - k0 < kPiece ? g.k - k0 : kPiece;
     part.a = g.a + k0 * g.a_col;
     part.b = panel;
     part.b_row = kWidth;

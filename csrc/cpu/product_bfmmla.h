@@ -94,19 +94,7 @@ OLTR_INLINE void bfmmla_tile(const ProductArgs<float>& g, int64_t row, Ahead& ah
   const float* b = g.b;
   float* c = g.c + row * g.c_row;
   const int64_t next_row = MR > 1 ? g.c_row : 0;
-  Vec<float> acc[A::n][2 * NV];  // {C(i, j), C(i, j + 1), C(i + 1, j), C(i + 1, j + 1)}
-#pragma GCC unroll 4
-  for (int i = 0; i < A::n; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      Vec<float> top = {}, bottom = {};
-      if (g.accumulate) {
-        top = load<float>(c + 2 * i * g.c_row + j * L);
-        bottom = load<float>(c + 2 * i * g.c_row + next_row + j * L);
-      }
-      acc[i][2 * j] = low_halves(top, bottom);
-      acc[i][2 * j + 1] = high_halves(top, bottom);
-    }
+  Vec<float> acc[A::n][2 * NV] = {};  // {C(i, j), C(i, j + 1), C(i + 1, j), C(i + 1, j + 1)}
   const bool some = ahead.at < ahead.end;
   const char* next = some ? ahead.at : reinterpret_cast<const char*>(b);
   const int64_t step = some ? 64 : 0;
@@ -136,9 +124,12 @@ OLTR_INLINE void bfmmla_tile(const ProductArgs<float>& g, int64_t row, Ahead& ah
   for (int i = 0; i < A::n; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
+      const auto out = [&](float* to, Vec<float> sum) {
+        store<float>(to, g.accumulate ? load<float>(to) + sum : sum);
+      };
       float* to = c + 2 * i * g.c_row + j * L;
-      store<float>(to, low_halves(acc[i][2 * j], acc[i][2 * j + 1]));
-      if (MR > 1) store<float>(to + next_row, high_halves(acc[i][2 * j], acc[i][2 * j + 1]));
+      out(to, low_halves(acc[i][2 * j], acc[i][2 * j + 1]));
+      if (MR > 1) out(to + next_row, high_halves(acc[i][2 * j], acc[i][2 * j + 1]));
     }
 }
 
@@ -155,14 +146,14 @@ static void bfmmla_columns(const ProductArgs<float>& g, int64_t m, Ahead& ahead)
 template <>
 int64_t product_packed<Pairs, 4, float>(const ProductArgs<float>& g, int64_t m, int64_t n,
                                         Ahead& ahead) {
-  constexpr int64_t L = Lanes<float>::n, kDepth = 256;
+  constexpr int64_t L = Lanes<float>::n;
   static_assert(kPanel == 4 * L);
   if (g.a_row != 1 && g.a_col != 1) return 0;
-  alignas(64) float panel[kDepth * kPanel];
+  alignas(64) float panel[kPiece * kPanel];
   const int64_t columns = n / kPanel * kPanel;
-  for (int64_t k0 = 0; k0 < g.k; k0 += kDepth) {
+  for (int64_t k0 = 0; k0 < g.k; k0 += kPiece) {
     ProductArgs<float> part = g;
-    part.k = g.k - k0 < kDepth ? g.k - k0 : kDepth;
+    part.k = g.k - k0 < kPiece ? g.k - k0 : kPiece;
     part.a = g.a + k0 * g.a_col;
     part.b = panel;
     part.accumulate = g.accumulate || k0 > 0;

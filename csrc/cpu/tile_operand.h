@@ -12,6 +12,7 @@ template <int kPlanes>
 struct Tiled : PairWords {
   using Session = TileSession;
   static constexpr int planes = kPlanes;
+  static constexpr int64_t piece = group * kTile;  // by the instruction itself
   static constexpr float headroom = 8;
   static constexpr int64_t panel = kTile, depth_unit = kTile, row_unit = kTile, out_rows = 32;
   static constexpr int64_t recall_tiles = planes == 1 ? 2 : 1;
