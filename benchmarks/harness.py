@@ -17,6 +17,7 @@ import peak_memory
 import peaks
 import pytest
 import torch
+from awake import REST, WAKE, ready
 from cases import Case, matmul_precision
 from errors import errors
 from machine import watch_others
@@ -24,8 +25,6 @@ from peers import PEERS
 from workloads import WORKLOADS, caller
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 21
-# After its work an OpenMP runtime spins for milliseconds; the next one must not pay for that.
-REST = 0.005
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Settings:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """One call, timed, after a rest."""
-    time.sleep(REST)
+    """One call, timed, with both processors awake."""
+    ready()
     begin = time.perf_counter()
     result = call()
     end = time.perf_counter()
@@ -84,7 +83,7 @@ def interleave(
         call()  # compiles, loads, allocates: all of it before anybody watches
     guess = {name: seconds(call) for name, call in every.items()}
     slow = {n for n, t in guess.items() if n and t > budget / 10 and t > 5 * min(guess.values())}
-    length = sum(t + REST for n, t in guess.items() if n not in slow)
+    length = sum(t + REST + WAKE for n, t in guess.items() if n not in slow)
     length += len(ceilings) * peaks.SECONDS
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(budget / length)))
 
@@ -100,7 +99,7 @@ def interleave(
         for name, call in peers.items():
             if name not in slow:
                 times[name].append(seconds(call))
-        time.sleep(REST)
+        ready()
 
     share = watch_others()
     # The set-up of the warm-up round is timed as well; its numbers are dropped.
