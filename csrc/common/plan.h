@@ -46,8 +46,9 @@ inline Plan make_plan(int64_t B, int64_t C, int64_t D, int64_t accumulator_bytes
   const int64_t groups = div_up(blocks, per_group);
   plan.splits_forward = clamp(div_up(kTasks, groups), 1, clamp(cut.states / state, 1, longest));
   plan.splits_backward = clamp(cut.states / state, 4, 16);
-  const int64_t owners =
-      div_up(C > 0 ? C : 1, cut.least_split / 2);  // their sums are cheaper to merge
+  // Their sums are cheaper to merge; and a small bank is cut in two, if in parts of 64 classes.
+  const int64_t share = clamp(div_up(C, 2), 64, cut.least_split / 2);
+  const int64_t owners = div_up(C > 0 ? C : 1, share);
   if (plan.splits_backward > owners) plan.splits_backward = owners;
   const int64_t forward = plan.splits_forward * state;
   const int64_t backward = (plan.splits_backward + 6) * state;
