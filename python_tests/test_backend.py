@@ -218,3 +218,11 @@ def test_an_unknown_instruction_set_is_told(run_python):
     assert f"expected one of {', '.join(known)}, got 'avx'" in told[0]
     assert told[1] == "OLTRHead oltr_ext.engine"
     assert all(run_python(code, OLTR_EXT_CPU=isa).startswith("[]") for isa in known[-2:])
+
+
+def test_a_compiled_call_has_the_same_bits_each_time():
+    # Compiled sums of torch's own have not: findings/compiled-class-sums.sh
+    rows, labels = torch.randn(20_000, 16), torch.randint(10, (20_000,))
+    means = torch.compile(lambda x: ops.class_means(x, labels, 10)[0] * 2)
+    first = means(rows)
+    assert all(torch.equal(means(rows), first) for _ in range(20))

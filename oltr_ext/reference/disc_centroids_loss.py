@@ -53,7 +53,8 @@ def disc_centroids_loss(
     if official:
         attract = _OfficialAttract.apply(wide, target, c)
     else:
-        attract = (wide - c[target]).square().sum() / (2 * rows)
+        # the gradient of c[target] is summed by threads in any order, on a CPU
+        attract = (wide - c.index_select(0, target)).square().sum() / (2 * rows)
     centre = c.detach().mean(dim=0)  # R does not change by a shift, its rounding error does
     a, b = wide - centre, c - centre
     distances = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.t()

@@ -10,7 +10,7 @@ def nearest_centroid(x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """min_c |x - memory_c| over the whole (B, C) matrix of distances, and its class."""
     wide, m = widen(x, memory)
     index = _nearest(wide.detach(), m.detach())
-    gap = wide - m[index]
+    gap = wide - m.index_select(0, index)  # the gradient of m[index] has other bits each time
     least, most, up = _range(gap.dtype)
     size = gap.detach().abs().amax(dim=1, keepdim=True)
     scale = torch.ones_like(size).masked_fill(size < least, up).masked_fill(size > most, 1 / up)
