@@ -150,27 +150,28 @@ TEST(Bfmmla, SameBitsAsBfdot) {
 TEST(Bfmmla, RoundsToOddAndFlushesSubnormals) {
   if (!cpu_features().neon_bf16) GTEST_SKIP() << "this processor has no bfmmla";
   const struct {
-    double start, x, y, want;
-  } cases[] = {{1, 0x1p-15, 0x1p-15, 1 + 0x1p-23},
-               {1 + 0x1p-23, 0x1p-15, 0x1p-15, 1 + 0x1p-23},
-               {1, -0x1p-15, 0x1p-15, 1 - 0x1p-24},
-               {0, 0x1p-63, 0x1p-63, 0x1p-126},
-               {0, 0x1p-64, 0x1p-63, 0},
-               {0, 0x1p-127, 1, 0},
-               {0x1p-126, 0x1.8p-126, -1, 0}};
+    double start, rest, x, y, want;
+  } cases[] = {{1, 0, 0x1p-15, 0x1p-15, 1 + 0x1p-23},
+               {1, 0x1p-23, 0x1p-15, 0x1p-15, 1 + 0x1p-23},
+               {1, 0, -0x1p-15, 0x1p-15, 1 - 0x1p-24},
+               {0, 0, 0x1p-63, 0x1p-63, 0x1p-126},
+               {0, 0, 0x1p-64, 0x1p-63, 0},
+               {0, 0, 0x1p-127, 1, 0},
+               {0x1p-126, 0, 0x1.8p-126, -1, 0}};
   for (const auto& t : cases) {
-    float a[24] = {}, b[16], got[24 * 16], plain[24 * 16];
-    std::fill_n(b, 16, bits_to_float(pair(t.y, 0)));
-    std::fill_n(a, 24, bits_to_float(pair(t.x, 0)));
-    std::fill_n(got, 24 * 16, static_cast<float>(t.start));
-    std::fill_n(plain, 24 * 16, static_cast<float>(t.start));
-    ProductArgs<float> g{1, a, 1, 24, b, 16, got, 16, true};
+    // start + rest is the first word's product, to which that of the second is added.
+    float a[2 * 24], b[2 * 16], got[24 * 16], plain[24 * 16];
+    std::fill_n(a, 24, bits_to_float(pair(t.start, t.rest)));
+    std::fill_n(a + 24, 24, bits_to_float(pair(t.x, 0)));
+    std::fill_n(b, 16, bits_to_float(pair(1, 1)));
+    std::fill_n(b + 16, 16, bits_to_float(pair(t.y, 0)));
+    ProductArgs<float> g{2, a, 1, 24, b, 16, got, 16, false};
     multiply(g, 24, 16);
     g.c = plain;
     multiply_plainly(g, 24, 16);
     for (int i = 0; i < 24 * 16; ++i) {
-      ASSERT_EQ(got[i], t.want) << t.start << " + " << t.x << " * " << t.y;
-      ASSERT_EQ(plain[i], t.want) << t.start << " + " << t.x << " * " << t.y;
+      ASSERT_EQ(got[i], t.want) << t.start + t.rest << " + " << t.x << " * " << t.y;
+      ASSERT_EQ(plain[i], t.want) << t.start + t.rest << " + " << t.x << " * " << t.y;
     }
   }
 }
